@@ -1,0 +1,67 @@
+# Needs Python 3.11, 3.12 or 3.13 and make; everything else is installed into .venv, from the locks and by their hashes.
+
+VENV = .venv
+UV = $(VENV)/bin/uv
+INSTALL = $(UV) pip install --python $(VENV)/bin/python
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--custom-compile-command "make lock" pyproject.toml --group build
+PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+PYTEST_ARGS =
+LOCK_ARGS =
+
+.PHONY: help run test lock
+
+help:
+	@echo 'make run    serve the scenario of runner.toml; whatever its addresses call "embedded" is started too'
+	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
+	@echo 'make lock   write the locks anew after a change of pyproject.toml (LOCK_ARGS=--upgrade: newest versions)'
+
+run: $(VENV)/.runner
+	$(VENV)/bin/trio-runner run runner.toml
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lock: $(VENV)/.uv
+	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
+	$(COMPILE) --extra embedded $(LOCK_ARGS) --group dev --constraints requirements.lock \
+	    --output-file requirements-dev.lock
+
+$(VENV)/.runner: requirements.lock pyproject.toml $(VENV)/.uv
+	$(INSTALL) --require-hashes --requirements requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runner
+	$(INSTALL) --require-hashes --requirements requirements-dev.lock
+	@touch $@
+
+# A name on the PATH is no interpreter yet (pyenv has shims for versions that are switched off), and Debian's Python has
+# no venv module without its package: ask each candidate. uv comes first, by pip, because it then installs the rest in
+# 2 s where pip takes 15 s.
+$(VENV)/.uv:
+	@seen=; broken=; made=; \
+	for python in $(PYTHONS); do \
+	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	    case $$version in \
+	        3.11|3.12|3.13) ;; \
+	        *) seen="$$seen $$version"; continue ;; \
+	    esac; \
+	    if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	        echo "making $(VENV) with Python $$version ($$python)"; \
+	        "$$python" -m venv --clear $(VENV) || exit 1; \
+	        made=yes; break; \
+	    fi; \
+	    broken="$$broken $$version"; \
+	done; \
+	[ -n "$$made" ] || { \
+	    for version in $$broken; do \
+	        echo "Python $$version has no venv module; on Debian and Ubuntu: apt-get install python$$version-venv" >&2; \
+	    done; \
+	    [ -n "$$broken" ] || echo "Python 3.11, 3.12 or 3.13 is needed; found:$${seen:- none}." \
+	        "If it is not on the PATH: make run PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	}
+	@awk '/^uv==/ {found = 1} found {print} found && !/\\$$/ {exit}' requirements.lock >$(VENV)/uv.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.lock
+	@touch $@

@@ -1,0 +1,134 @@
+"""Fixtures of the end-to-end tests: real servers once for the session; id, topic, config and command line for each test.
+
+The servers are the embedded ones. To run the tests against others, set
+
+- TRIO_RUNNER_TEST_DATABASE to `postgresql://user@host:port/database`, and TRIO_RUNNER_TEST_PASSWORD_FILE to a file that
+  holds the password; the user must be allowed to create a schema and to end its own connections;
+- TRIO_RUNNER_TEST_KAFKA to `host:port[,host:port]`, brokers that create a topic when it is first used.
+
+Scenario ids and topics are new in every session, so nothing has to be cleaned up between two of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from harness import PATIENCE_SECONDS, Cli, Ledger, Servers, as_toml, command, environment, from_toml
+
+# Microseconds since 1970: no two sessions on one database count from the same number.
+_scenario_ids = itertools.count(time.time_ns() // 1000)
+
+
+class WriteConfig(Protocol):
+    """Writes a config file into the test's directory; `scenario={"id": 7}` sets a key, None leaves one out."""
+
+    def __call__(self, name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
+        """Return the file's path."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The session's servers, hosted by a `trio-runner embedded` process that must end well."""
+    directory = tmp_path_factory.mktemp("servers")
+    given: dict[str, dict[str, Any]] = {"runner": {"data_dir": "data"}}
+    if url := os.environ.get("TRIO_RUNNER_TEST_DATABASE"):
+        given["database"] = {"url": url, "password_file": os.environ.get("TRIO_RUNNER_TEST_PASSWORD_FILE", "")}
+    if brokers := os.environ.get("TRIO_RUNNER_TEST_KAFKA"):
+        given["kafka"] = {"brokers": brokers}
+    config = directory / "servers.toml"
+    config.write_text(as_toml(given))
+    with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
+        # In a session of its own: Ctrl-C on the tests must not take the servers away from under them.
+        process = subprocess.Popen(
+            command("embedded", str(config)), stdout=out, stderr=err, env=environment(), start_new_session=True
+        )
+    try:
+        _wait_for_addresses(process, directory)
+        live = given | from_toml((directory / "out").read_text())
+        password_file = live["database"].get("password_file")
+        yield Servers(
+            database_url=live["database"]["url"],
+            password_file=Path(password_file) if password_file else None,
+            brokers=live["kafka"]["brokers"],
+            inference_url=live["inference"]["url"],
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_SECONDS) == 0, (directory / "err").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_addresses(process: subprocess.Popen[bytes], directory: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "# until Ctrl-C" not in (directory / "out").read_text():
+        said = (directory / "out").read_text() + (directory / "err").read_text()
+        assert process.poll() is None, f"the servers did not start: {said}"
+        assert time.monotonic() < deadline, f"the servers did not start in time: {said}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def scenario_id() -> int:
+    """An id that no other test uses."""
+    return next(_scenario_ids)
+
+
+@pytest.fixture
+def new_scenario_id() -> Callable[[], int]:
+    """Further such ids."""
+    return lambda: next(_scenario_ids)
+
+
+@pytest.fixture
+def topic(scenario_id: int) -> str:
+    """A retry topic that no other test uses."""
+    return f"runner.retry.{scenario_id}"
+
+
+@pytest.fixture
+def ledger(servers: Servers) -> Ledger:
+    """The session's database, read raw."""
+    return Ledger(servers)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """The command line, run from the test's directory."""
+    return Cli(tmp_path)
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, servers: Servers, scenario_id: int, topic: str) -> WriteConfig:
+    """Writes configs that name the session's servers, this test's scenario and topic, and what the test adds."""
+    base: dict[str, dict[str, Any]] = {
+        "runner": {"id": "runner_under_test", "data_dir": "data"},
+        "scenario": {"id": scenario_id},
+        "inference": {"url": servers.inference_url},
+        "database": {"url": servers.database_url, "password_file": str(servers.password_file or "")},
+        "kafka": {"brokers": servers.brokers, "retry_topic": topic},
+    }
+
+    def write(name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
+        merged = {
+            section: {
+                key: value
+                for key, value in (base.get(section, {}) | sections.get(section, {})).items()
+                if value is not None
+            }
+            for section in [*base, *(section for section in sections if section not in base)]
+        }
+        path = tmp_path / name
+        path.write_text(as_toml(merged))
+        return path
+
+    return write

@@ -1,0 +1,295 @@
+"""What the end-to-end tests share: live addresses, the command line as a real process, ledger and topic read raw.
+
+Ledger and topic are read with asyncpg and aiokafka themselves and not through the package's own doors, so that a door
+that is wrong both ways does not hide it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiokafka
+import asyncpg
+import psutil
+import trio
+
+import trio_runner
+
+T = TypeVar("T")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PATIENCE_SECONDS = 60.0
+"""Bounds every wait; no test is about how long anything takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Where the session's servers answer."""
+
+    database_url: str
+    password_file: Path | None
+    brokers: str
+    inference_url: str
+
+    @property
+    def password(self) -> str:
+        """The database's password: it must never turn up in any output."""
+        return self.password_file.read_text().strip() if self.password_file else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A process that has ended: exit code (minus the signal), and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    def log(self) -> list[dict[str, Any]]:
+        """The JSON log lines on stderr."""
+        return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
+
+
+class Running:
+    """A `trio-runner` process under way."""
+
+    def __init__(self, process: trio.Process, out: Path, err: Path) -> None:
+        self._process, self._out, self._err = process, out, err
+        self.pid = process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def out(self) -> str:
+        return self._out.read_text()
+
+    def err(self) -> str:
+        return self._err.read_text()
+
+    async def wait(self) -> Finished:
+        """Wait for its end, bounded."""
+        with trio.move_on_after(PATIENCE_SECONDS):
+            code = await self._process.wait()
+            return Finished(code=code, out=self.out(), err=self.err())
+        raise AssertionError(f"still runs after {PATIENCE_SECONDS:g} s:\n{self.out()}\n{self.err()}")
+
+    def decoder(self) -> psutil.Process | None:
+        """The decoder child, if there is one right now."""
+        for child in psutil.Process(self.pid).children():
+            if "trio_runner.decoder" in child.cmdline():
+                return child
+        return None
+
+    def family(self) -> list[psutil.Process]:
+        """Every living process of the session it leads: itself, and what it started or left behind."""
+        return [process for process in psutil.process_iter() if _is_of_session(process, self.pid)]
+
+
+def _is_of_session(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trio_runner", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Children run the package that the tests import, from whatever directory."""
+    paths = [str(Path(trio_runner.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "COLUMNS": "200"}
+
+
+class Cli:
+    """Runs `trio-runner` as its users do; output goes to files, so that no pipe can fill up."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+
+    async def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Finished:
+        """Run to the end."""
+        async with self.started(*arguments, cwd=cwd) as running:
+            return await running.wait()
+
+    @asynccontextmanager
+    async def started(
+        self, *arguments: str | Path, cwd: Path | None = None, program: list[str] | None = None
+    ) -> AsyncIterator[Running]:
+        """Start it (or another `program`); whatever of it still lives when the block ends is killed."""
+        self._count += 1
+        out, err = (self._directory / f"cli-{self._count}.{kind}" for kind in ("out", "err"))
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            process = await trio.lowlevel.open_process(
+                [*(program or command()), *map(str, arguments)],
+                stdin=None,
+                stdout=out_file,
+                stderr=err_file,
+                cwd=cwd or self._directory,
+                env=environment(),
+                start_new_session=True,
+            )
+        running = Running(process, out, err)
+        try:
+            yield running
+        finally:
+            for member in running.family():
+                member.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+class Ledger:
+    """The database, read raw."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    async def query(self, sql: str, *args: object) -> list[dict[str, Any]]:
+        """Rows of one statement; jsonb comes parsed."""
+        return await trio.to_thread.run_sync(lambda: asyncio.run(_query(self._servers, sql, args)))
+
+    async def scenario(self, scenario_id: int) -> dict[str, Any] | None:
+        rows = await self.query("SELECT * FROM scenarios WHERE id = $1", scenario_id)
+        return rows[0] if rows else None
+
+    async def existing(self, scenario_id: int) -> dict[str, Any]:
+        row = await self.scenario(scenario_id)
+        assert row is not None, f"there is no scenario {scenario_id}"
+        return row
+
+    async def predictions(self, scenario_id: int) -> list[dict[str, Any]]:
+        return await self.query(
+            "SELECT * FROM predictions WHERE scenario_id = $1 ORDER BY frame_index", scenario_id
+        )
+
+    async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
+        return await self.query("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
+
+    async def retry_events(self, scenario_id: int) -> list[dict[str, Any]]:
+        return await self.query("SELECT * FROM retry_events WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
+
+    async def check_invariants(self, scenario_id: int) -> None:
+        """What holds for every scenario that no runner works on, whatever happened to the runners before."""
+        scenario = await self.existing(scenario_id)
+        rows = await self.predictions(scenario_id)
+        attempts = {row["epoch"]: row for row in await self.attempts(scenario_id)}
+        deaths = await self.retry_events(scenario_id)
+        assert scenario["instance_id"] is None, "nobody works on it, but it is claimed"
+        assert len(rows) == scenario["frames_stored"]
+        assert (rows[-1]["frame_index"] + 1 if rows else 0) == scenario["next_frame"]
+        epochs = [row["epoch"] for row in rows]
+        assert epochs == sorted(epochs), "an earlier attempt wrote behind a later one"
+        assert len(deaths) == scenario["epoch"] - 1, "each death raises the epoch by one, and nothing else does"
+        assert all(attempt["outcome"] for attempt in attempts.values())
+        for row in rows:
+            attempt = attempts[row["epoch"]]
+            assert attempt["first_frame"] <= row["frame_index"] < attempt["end_frame"], "written after its own death"
+        if scenario["outcome"] == "completed":
+            assert scenario["frames_stored"] == scenario["total_frames"]
+
+
+async def _query(servers: Servers, sql: str, args: tuple[object, ...]) -> list[dict[str, Any]]:
+    connection = await asyncpg.connect(
+        servers.database_url,
+        password=servers.password or None,
+        timeout=PATIENCE_SECONDS,
+        server_settings={"search_path": "trio_runner", "application_name": "the tests"},
+    )
+    try:
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        return [dict(row) for row in await connection.fetch(sql, *args)]
+    finally:
+        await connection.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A record of the retry topic."""
+
+    key: str
+    headers: dict[str, str]
+    body: Any
+    raw: bytes
+
+
+async def read_topic(brokers: str, topic: str) -> list[Event]:
+    """Everything on the topic now, in order of time; nothing where there is no such topic."""
+    return await trio.to_thread.run_sync(lambda: asyncio.run(_read_topic(brokers, topic)))
+
+
+async def _read_topic(brokers: str, topic: str) -> list[Event]:
+    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=brokers, enable_auto_commit=False)
+    records: list[Any] = []
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await consumer.start()
+        try:
+            if topic not in await consumer.topics():
+                return []
+            partitions = [
+                aiokafka.TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
+            ]
+            consumer.assign(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            expected = sum((await consumer.end_offsets(partitions)).values())
+            while len(records) < expected:
+                for batch in (await consumer.getmany(timeout_ms=1000)).values():
+                    records += batch
+        finally:
+            await consumer.stop()
+    records.sort(key=lambda record: record.timestamp)
+    return [
+        Event(
+            key=record.key.decode(),
+            headers={name: value.decode() for name, value in record.headers},
+            body=json.loads(record.value),
+            raw=record.value,
+        )
+        for record in records
+    ]
+
+
+async def until(
+    condition: Callable[[], Awaitable[T]], *, described: str, seconds: float = PATIENCE_SECONDS
+) -> T:
+    """The first true value of `condition`; the test fails where there is none in time."""
+    with trio.move_on_after(seconds):
+        while True:
+            if value := await condition():
+                return value
+            await trio.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {described}")
+
+
+def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Two levels of TOML; strings, numbers and truth values are written in it as in JSON."""
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()) + "\n"
+        for name, keys in sections.items()
+    )
+
+
+def from_toml(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
+
+
+def free_port() -> int:
+    """A port of the loopback on which nobody listens (one that was given out and closed again)."""
+    import socket
+
+    with socket.socket() as reservation:
+        reservation.bind(("127.0.0.1", 0))
+        port: int = reservation.getsockname()[1]
+    return port

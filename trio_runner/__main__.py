@@ -1,0 +1,10 @@
+"""`python -m trio_runner` is the command `trio-runner`."""
+
+from __future__ import annotations
+
+import sys
+
+from trio_runner.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Puts live addresses where the config says `embedded`."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trio_runner.config import EMBEDDED
+from trio_runner.embedded.hosting import Service, open_servers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from trio_runner.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+def embedded_services(config: Config) -> frozenset[Service]:
+    """The services whose address is the word `embedded`."""
+    addresses = {
+        Service.DATABASE: config.database.url,
+        Service.KAFKA: config.kafka.brokers,
+        Service.INFERENCE: config.inference.url,
+    }
+    return frozenset(service for service, address in addresses.items() if address == EMBEDDED)
+
+
+@asynccontextmanager
+async def open_addresses(
+    config: Config,
+    wanted: frozenset[Service] = frozenset(Service),
+    *,
+    published: bool = True,
+    on_wait: Callable[[str], None] = logger.info,
+) -> AsyncIterator[Config]:
+    """A config without the word `embedded` for the `wanted` services, valid inside the block.
+
+    Hosts the embedded servers, or attaches to those that another process hosts; a config of real addresses passes
+    through untouched.
+
+    Raises:
+        ServerError: a server cannot be had; in an exception group where it died later.
+    """
+    services = embedded_services(config) & wanted
+    if not services:
+        yield config
+        return
+    async with open_servers(Path(config.runner.data_dir), services, published=published, on_wait=on_wait) as live:
+        changed: dict[str, dict[str, Any]] = {}
+        if Service.DATABASE in services:
+            changed["database"] = {
+                "url": live.database_url,
+                "password_file": str(live.database_password_file),
+            }
+        if Service.KAFKA in services:
+            changed["kafka"] = {"brokers": live.kafka_brokers}
+        if Service.INFERENCE in services:
+            changed["inference"] = {"url": live.inference_url}
+        yield config.replace(**changed)
+
+
+def is_hosted(data_dir: Path) -> bool:
+    """Whether some process hosts the embedded servers of this data directory right now."""
+    try:
+        with (data_dir / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,68 @@
+"""The bridge to asyncio libraries: a typed call, a bounded close, and the loop they run in.
+
+This is the only file that imports asyncio or trio_asyncio. The rules that its callers live by, because an asyncio task
+sees one edge-triggered cancellation where Trio has a level-triggered scope:
+
+- no Trio scope inside a function that asyncio runs;
+- a whole verb in one call: what a verb acquires it also releases, since the second half of a pair may never run;
+- an asyncio call made in a cancelled scope does not even start, so every clean-up is shielded, and bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import trio
+
+with warnings.catch_warnings():
+    # On 3.12 and 3.13 importing trio_asyncio 0.16 touches asyncio's deprecated child watchers.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import trio_asyncio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LibraryCancelledError(Exception):
+    """The library cancelled its own call: an ordinary error here, since nobody on Trio's side asked for it."""
+
+
+@asynccontextmanager
+async def open_loop() -> AsyncIterator[None]:
+    """Run an asyncio loop inside this Trio task, outermost, so that every client is closed before it.
+
+    Where the task already lives in such a loop, ours or an application's, that one serves.
+    """
+    if trio_asyncio.current_loop.get() is not None:
+        yield
+        return
+    async with trio_asyncio.open_loop():
+        yield
+
+
+async def call(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Await an asyncio-flavoured function from Trio.
+
+    Raises:
+        LibraryCancelledError: the library cancelled itself; a cancellation by a Trio scope stays `trio.Cancelled`.
+    """
+    try:
+        result: T = await trio_asyncio.aio_as_trio(function)(*args, **kwargs)
+    except asyncio.CancelledError as error:
+        raise LibraryCancelledError(f"{getattr(function, '__qualname__', function)} cancelled itself") from error
+    # A library may swallow the one cancellation asyncio delivers; the scope must still see it.
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return result
+
+
+async def close(function: Callable[[], Awaitable[object]], *, seconds: float) -> bool:
+    """Run a clean-up shielded from cancellation, for at most `seconds`; False where it did not end in time."""
+    with trio.move_on_after(seconds, shield=True) as scope:
+        await call(function)
+    return not scope.cancelled_caught

@@ -1,0 +1,206 @@
+"""The command line: verbs, logging, one `trio.run` each, and the only place that decides the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import trio
+from rich.console import Console
+
+from trio_runner import __version__
+from trio_runner.config import ConfigError, load_config
+from trio_runner.logs import set_up_logging
+from trio_runner.model import ErrorClass, ErrorCode, Stage
+from trio_runner.runner import Ending
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trio_runner.config import Config
+    from trio_runner.runner import Outcome
+
+EXIT_OK = 0
+EXIT_USAGE = 64
+EXIT_VIDEO = 65
+EXIT_UNCONFIRMED = 74
+EXIT_CONFIRMED = 75
+EXIT_CONFIG = 78
+EXIT_SUPERSEDED = 79
+
+EPILOG = """\
+exit codes:
+  0   completed, already completed, or drained on request
+  64  wrong usage
+  65  the video is bad; the retry event is confirmed
+  74  failed, and the retry event is NOT confirmed
+  75  failed; the retry event is confirmed
+  78  the config (or what it asks for) cannot be used
+  79  the scenario is another runner's; no event is owed
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the exit code of sysexits.h for wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the process's exit code."""
+    options = _parser().parse_args(arguments)
+    # A closed terminal must not end a runner in the middle of its work.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code: int = options.verb(options)
+    except ConfigError as error:
+        print(f"{getattr(options, 'config', 'config')}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:  # noqa: BLE001 - the last rung: whatever it is, it is said and has an exit code
+        return _explain(error)
+    return code
+
+
+def exit_code(outcome: Outcome | None) -> int:
+    """The exit code for a run's outcome; None: it was stopped before it had begun."""
+    if outcome is None or outcome.ending in (Ending.COMPLETED, Ending.ALREADY_COMPLETED):
+        return EXIT_OK
+    if outcome.ending in (Ending.SUPERSEDED, Ending.REFUSED):
+        return EXIT_SUPERSEDED
+    if not outcome.event_confirmed:
+        return EXIT_UNCONFIRMED
+    if outcome.ending is Ending.DRAINED:
+        return EXIT_OK
+    code = outcome.failure.code if outcome.failure else ErrorCode.INTERNAL
+    bad_video = code.stage is Stage.VIDEO and code.error_class is ErrorClass.PERMANENT
+    return EXIT_VIDEO if bad_video else EXIT_CONFIRMED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trio-runner",
+        description="Reads a video, asks an inference service about its frames, stores the predictions in PostgreSQL.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trio-runner {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+
+    run = _verb(verbs, "run", _run, "process one scenario to its end, or die saying why", epilog=EPILOG)
+    run.add_argument("--scenario", type=int, metavar="ID", help="this scenario in place of [scenario] id")
+    run.add_argument("--video", metavar="PATH", help="this video in place of [video] path")
+    run.add_argument("--inference-url", metavar="URL", help="this service in place of [inference] url")
+    _verb(
+        verbs,
+        "validate",
+        _validate,
+        "check the config and touch nothing; 78 with key, line and remedy if it is bad",
+    )
+    _verb(verbs, "init-db", _init_db, "create or complete the database schema; harmless when it is there")
+    show = _verb(verbs, "show", _show, "what the ledger knows: status, attempts, counts, last error")
+    show.add_argument("scenario", type=int, nargs="?", help="one scenario in detail; all in a table without it")
+    show.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    events = _verb(verbs, "events", _events, "print the retry events on the Kafka topic")
+    events.add_argument("--json", action="store_true", help="one JSON object a line")
+    events.add_argument("--follow", action="store_true", help="go on waiting for new events until Ctrl-C")
+    _verb(
+        verbs,
+        "embedded",
+        _embedded,
+        "host the embedded servers until Ctrl-C and print their addresses as a config",
+    )
+    serve = verbs.add_parser("serve-inference", help="run the embedded inference service by itself")
+    serve.add_argument("--listen", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
+    serve.set_defaults(verb=_serve_inference)
+    return parser
+
+
+def _verb(verbs: Any, name: str, function: Any, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file like runner.toml, where every key is explained")
+    parser.set_defaults(verb=function)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Config:
+    config = load_config(Path(options.config))
+    set_up_logging(config.log)
+    return config
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trio_runner.daemon import serve
+    from trio_runner.display import Terminal
+
+    changed: dict[str, dict[str, Any]] = {}
+    if options.scenario is not None:
+        changed["scenario"] = {"id": options.scenario}
+    if options.video is not None:
+        changed["video"] = {"path": str(Path(options.video).absolute())}
+    if options.inference_url is not None:
+        changed["inference"] = {"url": options.inference_url}
+    config = _load(options).replace(**changed)
+    return exit_code(trio.run(serve, config, Terminal(Console(), options.config)))
+
+
+def _validate(options: argparse.Namespace) -> int:
+    load_config(Path(options.config))
+    print(f"{options.config}: valid")
+    return EXIT_OK
+
+
+def _init_db(options: argparse.Namespace) -> int:
+    from trio_runner.verbs import init_db
+
+    return trio.run(init_db, _load(options), Console())
+
+
+def _show(options: argparse.Namespace) -> int:
+    from trio_runner.verbs import show
+
+    return trio.run(partial(show, as_json=options.json), _load(options), options.scenario, Console())
+
+
+def _events(options: argparse.Namespace) -> int:
+    from trio_runner.verbs import events
+
+    return trio.run(partial(events, as_json=options.json, follow=options.follow), _load(options), Console())
+
+
+def _embedded(options: argparse.Namespace) -> int:
+    from trio_runner.verbs import host_embedded
+
+    return trio.run(host_embedded, _load(options), Console())
+
+
+def _serve_inference(options: argparse.Namespace) -> int:
+    from trio_runner.embedded.inference import serve
+
+    return serve(options.listen)
+
+
+def _explain(error: Exception) -> int:
+    """Say on stderr what ended the process before there was an attempt to report."""
+    from trio_runner.failure import flatten
+
+    failure = flatten(error)
+    if failure.code is ErrorCode.INTERNAL and failure.type != "ServerError":
+        logging.getLogger(__name__).error("%s: %s", failure.type, failure.message, exc_info=error)
+    else:
+        print(failure.message, file=sys.stderr)
+    return EXIT_UNCONFIRMED

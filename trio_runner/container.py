@@ -1,0 +1,99 @@
+"""How long a video file says it is: the length its container declares, compared with the bytes that are there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+_MAX_BOXES = 200_000
+"""Fragmented MP4 has two boxes a fragment; a hostile file could have one for every eight bytes."""
+
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+_EBML_HEADER = b"\x1a\x45\xdf\xa3"
+_EBML_SEGMENT = b"\x18\x53\x80\x67"
+_MAX_VINT_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """What can be said about a file without decoding it.
+
+    `counts_frames` is whether the container holds the number of its frames: MP4 and AVI do; Matroska does not, and what
+    is reported for it is duration × rate, where the duration may be that of a longer audio track.
+    """
+
+    kind: str
+    counts_frames: bool
+    size_bytes: int
+    declared_bytes: int | None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the file ends before its container does."""
+        return self.declared_bytes is not None and self.size_bytes < self.declared_bytes
+
+
+def inspect(fd: int) -> Container:
+    """Look at the outermost structure of the file behind `fd`, whose offset stays where it is."""
+    size = os.fstat(fd).st_size
+    start = os.pread(fd, 64, 0)
+    if start[:4] == _EBML_HEADER:
+        return Container(kind="matroska", counts_frames=False, size_bytes=size, declared_bytes=_ebml_end(start))
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return Container(kind="avi", counts_frames=True, size_bytes=size, declared_bytes=_riff_end(fd, size))
+    if start[4:8] in _FIRST_BOXES:
+        return Container(kind="mp4", counts_frames=True, size_bytes=size, declared_bytes=_boxes_end(fd, size))
+    return Container(kind="unknown", counts_frames=False, size_bytes=size, declared_bytes=None)
+
+
+def _boxes_end(fd: int, size: int) -> int | None:
+    """Where the last top-level box of an ISO base media file ends (ISO/IEC 14496-12 §4.2)."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        if position >= size:
+            return position
+        header = os.pread(fd, 16, position)
+        length, header_bytes = int.from_bytes(header[:4], "big"), 8
+        if length == 1:
+            length, header_bytes = int.from_bytes(header[8:16], "big"), 16
+        # 0 is "to the end of the file"; less than a header is no box, but padding.
+        if length < header_bytes:
+            return None
+        position += length
+    return None
+
+
+def _riff_end(fd: int, size: int) -> int | None:
+    """Where the last RIFF chunk ends; OpenDML files have one for every gigabyte or so."""
+    position = 0
+    while position < size:
+        header = os.pread(fd, 8, position)
+        length = int.from_bytes(header[4:8], "little")
+        # A recorder that was cut off leaves the length 0.
+        if header[:4] != b"RIFF" or length == 0:
+            return position or None
+        position += 8 + length + length % 2
+    return position
+
+
+def _ebml_end(start: bytes) -> int | None:
+    """Where the Segment ends (RFC 8794 §4, RFC 9559 §4.5); None for a live recording, which does not know."""
+    header_size, position = _vint(start, 4)
+    if header_size is None:
+        return None
+    position += header_size
+    if start[position : position + 4] != _EBML_SEGMENT:
+        return None
+    segment_size, position = _vint(start, position + 4)
+    return None if segment_size is None else position + segment_size
+
+
+def _vint(data: bytes, position: int) -> tuple[int | None, int]:
+    """The variable-length integer at `position`, and the position after it; None where it is unknown or absent."""
+    first = data[position] if position < len(data) else 0
+    length = _MAX_VINT_BYTES + 1 - first.bit_length()
+    raw = data[position : position + length]
+    if length > _MAX_VINT_BYTES or len(raw) < length:
+        return None, position
+    value = int.from_bytes(raw, "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), position + length

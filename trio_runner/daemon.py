@@ -1,0 +1,109 @@
+"""The process's composition root: servers, runner, signals, service manager and display around one scenario."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from trio_runner import aio
+from trio_runner.addresses import open_addresses
+from trio_runner.model import ClaimRefusedError
+from trio_runner.runner import Outcome, Runner
+from trio_runner.systemd import Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_runner.config import Config
+
+STALLED_SECONDS: Final = 45.0
+"""No frame read or stored for so long means stalled: longer than any one deadline inside (decoder, inference and
+database 10 s each), so that the one that is at fault speaks first."""
+
+
+class Display(Protocol):
+    """What a person sees of a run."""
+
+    def note(self, text: str) -> None:
+        """One line, now."""
+        ...
+
+    async def watch(self, runner: Runner) -> None:
+        """Show the runner's progress until cancelled."""
+        ...
+
+    async def summarise(self, config: Config, runner: Runner) -> None:
+        """Say how it ended."""
+        ...
+
+
+async def serve(config: Config, display: Display) -> Outcome | None:
+    """Process the configured scenario; the first SIGTERM or SIGINT drains, the second one cancels.
+
+    Returns:
+        How it ended; None when it was told to stop before it had begun.
+
+    Raises:
+        ServerError: an embedded server could not be had, perhaps in an exception group.
+    """
+    notifier = Notifier(os.environ)
+    stopping = trio.CancelScope()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with aio.open_loop(), trio.open_nursery() as helpers:
+            running: list[Runner] = []
+            helpers.start_soon(_obey, signals, running, stopping, notifier)
+            outcome: Outcome | None = None
+            with stopping:
+                async with open_addresses(config, on_wait=display.note) as live:
+                    runner = Runner.from_config(live)
+                    running.append(runner)
+                    outcome = await _process(live, runner, display, notifier)
+                    running.clear()
+                    await display.summarise(live, runner)
+            helpers.cancel_scope.cancel()
+    return outcome
+
+
+async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
+    async with trio.open_nursery() as watchers:
+        watchers.start_soon(display.watch, runner)
+        watchers.start_soon(_tell_manager, runner, notifier)
+        # A refused claim is an outcome like the others, and the display says why.
+        with suppress(ClaimRefusedError):
+            await runner.process_scenario(config.scenario.id)
+        notifier.stopping()
+        watchers.cancel_scope.cancel()
+    return runner.outcome
+
+
+async def _obey(
+    signals: AsyncIterator[int], running: list[Runner], stopping: trio.CancelScope, notifier: Notifier
+) -> None:
+    drained = False
+    async for _ in signals:
+        notifier.stopping()
+        # Before there is a runner, and once it is done (waiting for others that use our servers), nothing is at stake.
+        if not running:
+            stopping.cancel()
+        elif drained:
+            running[0].abort()
+        else:
+            await running[0].stop()
+            drained = True
+
+
+async def _tell_manager(runner: Runner, notifier: Notifier) -> None:
+    """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress."""
+    await runner.claimed.wait()
+    notifier.ready()
+    interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
+    while True:
+        progress = runner.progress
+        if trio.current_time() - progress.last_advance < STALLED_SECONDS:
+            notifier.watchdog()
+        notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
+        await trio.sleep(interval)

@@ -1,0 +1,113 @@
+"""Tells the ledger and then Kafka that an attempt died: shielded, every step bounded, nothing raised on the way."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_runner import retry
+from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, RunnerError, SupersededError
+from trio_runner.store import open_store
+
+if TYPE_CHECKING:
+    from trio_runner.config import Config
+    from trio_runner.model import Failure, Progress
+    from trio_runner.store import Attempt
+
+logger = logging.getLogger(__name__)
+
+RELEASE_SECONDS: Final = 3.0
+"""How long the ledger is given. With 5 for cancelling, 15 for publishing and 2 for the producer's stop, a death takes
+25 s at the worst, below the 45 that a service manager grants."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What became of the news: the claim it was about, whether it was still ours to report, whether Kafka has it."""
+
+    claim: Claim
+    superseded: bool
+    event_confirmed: bool
+
+
+async def report_death(
+    config: Config, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
+) -> Report:
+    """Record the failure and release the claim, then publish the retry event.
+
+    An attempt that died before it could claim claims now, so that this death has an epoch and the ledger a row; where
+    the ledger cannot be reached the event goes out without.
+
+    Raises:
+        ClaimRefusedError, SupersededError: it had not claimed, and the scenario is not this runner's to fail.
+    """
+    obituary = _Obituary(config, attempt, claim, failure, progress)
+    if failure.code is ErrorCode.SUPERSEDED:
+        return Report(claim=obituary.claim, superseded=True, event_confirmed=False)
+    with trio.CancelScope(shield=True):
+        ours = await obituary.record()
+        confirmed = ours and await obituary.publish()
+    return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed)
+
+
+class _Obituary:
+    def __init__(
+        self, config: Config, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
+    ) -> None:
+        self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
+        self._claimed = claim
+
+    @property
+    def claim(self) -> Claim:
+        """The claim this death is about; without one, the epoch the process was started for (0: none)."""
+        return self._claimed or Claim(
+            scenario_id=self._attempt.scenario_id,
+            epoch=self._attempt.epoch,
+            instance_id=self._attempt.instance_id,
+            next_frame=0,
+            frames_stored=0,
+        )
+
+    async def record(self) -> bool:
+        """Tell the ledger, over a connection of its own since the old one may be the error; False: not ours to tell."""
+        ours = True
+        with trio.move_on_after(RELEASE_SECONDS) as scope:
+            try:
+                async with open_store(self._config.database, application_name="trio-runner death") as store:
+                    self._claimed = self._claimed or await store.claim(self._attempt)
+                    ours = await store.fail(
+                        self._claimed,
+                        event_id=self._event().id,
+                        reporter="runner",
+                        error_class=self._failure.code.error_class,
+                        body=retry.encode(self._event()),
+                        retry_after_seconds=self._failure.retry_after_seconds or 0.0,
+                    )
+            except (ClaimRefusedError, SupersededError):
+                raise
+            except RunnerError as error:
+                logger.warning("the ledger does not know of this failure: %s", error)
+        if scope.cancelled_caught:
+            logger.warning("the ledger does not know of this failure: no answer within %g s", RELEASE_SECONDS)
+        return ours
+
+    async def publish(self) -> bool:
+        """Tell Kafka; whether it has acknowledged."""
+        try:
+            await retry.publish(self._config.kafka, self._event())
+        except RunnerError as error:
+            logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
+            return False
+        return True
+
+    def _event(self) -> retry.RetryEvent:
+        return retry.build_event(
+            self._failure,
+            claim=self.claim,
+            runner_id=self._attempt.runner_id,
+            progress=self._progress,
+            reporter="runner",
+        )

@@ -1,0 +1,121 @@
+"""What a person sees: progress while it runs, a summary at the end, and the tables of `show` and `events`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trio_runner.model import RunnerError
+from trio_runner.runner import Ending
+from trio_runner.store import open_store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trio_runner.config import Config
+    from trio_runner.runner import Runner
+
+REFRESH_SECONDS: Final = 0.2
+LINE_SECONDS: Final = 5.0
+
+
+class Terminal:
+    """The display of `trio-runner run`: a bar where stdout is a terminal, plain lines where it is not."""
+
+    def __init__(self, console: Console, config_path: str) -> None:
+        """Write to `console`; `config_path` is named in the commands that the summary suggests."""
+        self._console, self._config_path = console, config_path
+        self._started = 0.0
+
+    def note(self, text: str) -> None:
+        """One line, now."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    async def watch(self, runner: Runner) -> None:
+        """Show the runner's progress until cancelled."""
+        await runner.claimed.wait()
+        self._started = trio.current_time()
+        if self._console.is_terminal:
+            await self._draw_bar(runner)
+        else:
+            while True:
+                await trio.sleep(LINE_SECONDS)
+                self.note(self._line(runner))
+
+    async def summarise(self, config: Config, runner: Runner) -> None:
+        """How it ended, what was found, where it is and how to look at it."""
+        outcome = runner.outcome
+        if outcome is None:
+            return
+        if outcome.ending is Ending.REFUSED and outcome.failure:
+            self.note(f"not claimed: {outcome.failure.message}")
+            return
+        if outcome.ending is Ending.ALREADY_COMPLETED and outcome.failure:
+            self.note(f"{outcome.failure.message}; nothing is left to do.")
+            self.note(f"  see it:        trio-runner show {self._config_path} {config.scenario.id}")
+            self.note(
+                f"  start another: trio-runner run {self._config_path} --scenario {config.scenario.id + 1}"
+                " --video YOUR.mp4"
+            )
+            return
+        progress, seconds = runner.progress, trio.current_time() - self._started
+        self.note(f"scenario {config.scenario.id} {outcome.ending}")
+        if outcome.failure:
+            told = "acknowledged by Kafka" if outcome.event_confirmed else "NOT confirmed by Kafka"
+            self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
+            if outcome.ending is not Ending.SUPERSEDED:
+                self.note(f"  retry event: {told}, topic {config.kafka.retry_topic}")
+        if outcome.claim is None or not self._started:
+            return
+        rate = f"{progress.frames_stored / seconds:.1f} frames/s" if seconds > 0 else ""
+        before = f" ({progress.frames_stored_before} by earlier attempts)" if progress.frames_stored_before else ""
+        self.note(f"  stored:      {progress.frames_stored_before + progress.frames_stored} frames{before}")
+        self.note(f"  took:        {seconds:.1f} s, {rate}")
+        await self._print_labels(config)
+        self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
+        self.note(f"  look at it:  trio-runner show {self._config_path} {config.scenario.id}")
+
+    async def _print_labels(self, config: Config) -> None:
+        try:
+            async with open_store(config.database, application_name="trio-runner summary") as store:
+                labels = await store.label_counts(config.scenario.id)
+        except RunnerError as error:
+            self.note(f"  found:       cannot be read back: {error}")
+            return
+        found = ", ".join(f"{row['label']} in {row['frames']} frames" for row in labels[:8])
+        self.note(f"  found:       {found or 'nothing'}")
+
+    async def _draw_bar(self, runner: Runner) -> None:
+        columns = (
+            TextColumn("scenario {task.fields[scenario]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]} detections"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found=0)
+
+            def update() -> None:
+                progress = runner.progress
+                bar.update(task, total=progress.declared_frames, completed=progress.next_frame)
+                bar.update(task, rate=self._rate(runner), found=sum(progress.detections.values()))
+
+            try:
+                while True:
+                    update()
+                    await trio.sleep(REFRESH_SECONDS)
+            finally:
+                update()
+
+    def _line(self, runner: Runner) -> str:
+        progress = runner.progress
+        return (
+            f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'} · {self._rate(runner):.1f} fps"
+            f" · {sum(progress.detections.values())} detections"
+        )
+
+    def _rate(self, runner: Runner) -> float:
+        return runner.progress.frames_stored / max(trio.current_time() - self._started, 0.001)

@@ -1,0 +1,39 @@
+"""A Kafka broker for one machine: librdkafka's mock cluster, which speaks the real protocol.
+
+It takes idempotent producers and consumer groups, creates a topic when first named, and listens on
+127.0.0.1 on a port that the kernel chooses. Topics are in memory and gone when it ends: the database keeps the
+promises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+
+from trio_runner.leash import tie_to_parent
+
+
+def main() -> None:
+    """Serve until SIGTERM; print `{"port": N}` once the broker answers."""
+    parser = argparse.ArgumentParser(prog="python -m trio_runner.embedded.broker", description=__doc__)
+    parser.add_argument("--tied", action="store_true", help="end when the parent process does")
+    if parser.parse_args().tied:
+        tie_to_parent()
+    # Blocked before librdkafka starts its threads, which inherit that, so that sigwait is the one who gets
+    # it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+
+    # Here, after the leash: this import takes longer than a parent may live.
+    from confluent_kafka import Producer  # noqa: PLC0415
+
+    # The cluster belongs to a client and lives as long as it does (librdkafka, `test.mock.num.brokers`). That
+    # client's own bootstrap address is replaced by the cluster's.
+    client = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "replaced"})
+    (broker,) = client.list_topics(timeout=10).brokers.values()
+    print(json.dumps({"port": broker.port}), flush=True)  # noqa: T201 - the ready line
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main()

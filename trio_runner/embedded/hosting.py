@@ -1,0 +1,143 @@
+"""Opens the servers that a config calls "embedded": the first process on a data directory hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from trio_runner.embedded.child import Child, ServerError, find_package, read_port, serve
+from trio_runner.embedded.data_directory import DataDirectory
+from trio_runner.embedded.postgres import ROLE, start_postgres
+
+__all__ = ["Addresses", "ServerError", "Service", "addresses_as_toml", "open_servers"]
+
+
+class Service(enum.StrEnum):
+    """A server that the runner can bring along; the value is its section of the config."""
+
+    DATABASE = "database"
+    KAFKA = "kafka"
+    INFERENCE = "inference"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the servers asked for answer (None: not asked for), and whether this process is their host."""
+
+    database_url: str | None
+    database_password_file: Path | None
+    kafka_brokers: str | None
+    inference_url: str | None
+    hosted: bool
+    data_dir: Path
+
+
+@contextlib.asynccontextmanager
+async def open_servers(
+    data_dir: Path, services: frozenset[Service], *, published: bool, on_wait: Callable[[str], None]
+) -> AsyncIterator[Addresses]:
+    """Bring up `services` with their state in `data_dir`, or attach to the process that has done so.
+
+    A published host lets other processes attach. On leaving it tells `on_wait` once if some still are, and
+    waits for them; cancelling ends that wait. An unpublished host serves itself only, and who comes
+    meanwhile waits.
+
+    Raises:
+        ServerError: A server cannot be had: its package is missing, it did not start or ended by itself,
+        the host
+            has too few or keeps the directory to itself. From a host it comes in a group, as does whatever
+            the body raises: this opens a nursery.
+    """
+    if not services:
+        yield _addresses(data_dir, {}, hosted=False)
+        return
+    directory = DataDirectory(data_dir)
+    async with directory.entered() as found:
+        if found is None:
+            async with _hosted(directory, services, published=published, on_wait=on_wait) as ports:
+                yield _addresses(directory.path, ports, hosted=True)
+            return
+        ports = found["ports"]
+        if missing := " and no ".join(sorted(services - ports.keys())):
+            raise ServerError(
+                f"process {found['pid']} hosts the servers in {directory.path}, but no {missing} server. "
+                "End that process first, or choose another runner.data_dir"
+            )
+        yield _addresses(directory.path, {name: ports[name] for name in services}, hosted=False)
+
+
+def addresses_as_toml(addresses: Addresses) -> str:
+    """The lines that a config needs to reach these servers as if they were anybody's."""
+    lines = []
+    if addresses.database_url is not None:
+        lines += ["[database]", f"url = {_quoted(addresses.database_url)}"]
+        lines += [f"password_file = {_quoted(str(addresses.database_password_file))}"]
+    if addresses.kafka_brokers is not None:
+        lines += ["[kafka]", f"brokers = {_quoted(addresses.kafka_brokers)}"]
+    if addresses.inference_url is not None:
+        lines += ["[inference]", f"url = {_quoted(addresses.inference_url)}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+@contextlib.asynccontextmanager
+async def _hosted(
+    directory: DataDirectory, services: frozenset[Service], *, published: bool, on_wait: Callable[[str], None]
+) -> AsyncIterator[dict[Service, int]]:
+    ports: dict[Service, int] = {}
+    async with directory.remains() as remains, trio.open_nursery() as nursery:
+
+        async def start(service: Service) -> None:
+            log = directory.new_log(service)
+            if service is Service.DATABASE:
+                ports[service] = await start_postgres(nursery, directory.path, log, remains)
+            else:
+                ports[service] = await nursery.start(serve, _python_child(service, log, remains), read_port)
+
+        async with trio.open_nursery() as starting:
+            for service in services:
+                starting.start_soon(start, service)
+        if published:
+            async with directory.published({"pid": os.getpid(), "ports": ports}, on_wait):
+                yield ports
+        else:
+            yield ports
+        nursery.cancel_scope.cancel()
+
+
+def _python_child(service: Service, log: Path, remains: int) -> Child:
+    arguments: tuple[str, ...]
+    if service is Service.KAFKA:
+        find_package("confluent-kafka", for_the=service, key="kafka.brokers")
+        arguments = ("trio_runner.embedded.broker", "--tied")
+    else:
+        find_package("onnxruntime", for_the=service, key="inference.url")
+        arguments = ("trio_runner.embedded.inference", "--tied", "--listen", "127.0.0.1:0")
+    command = (sys.executable, "-m", *arguments)
+    return Child(name=service, command=command, log=log, remains=remains, environment=os.environ)
+
+
+def _addresses(data_dir: Path, ports: dict[Service, int], *, hosted: bool) -> Addresses:
+    def address(service: Service, form: str) -> str | None:
+        return form.format(f"127.0.0.1:{ports[service]}") if service in ports else None
+
+    return Addresses(
+        database_url=address(Service.DATABASE, f"postgresql://{ROLE}@{{}}/{ROLE}"),
+        database_password_file=data_dir / "postgres-password" if Service.DATABASE in ports else None,
+        kafka_brokers=address(Service.KAFKA, "{}"),
+        inference_url=address(Service.INFERENCE, "http://{}"),
+        hosted=hosted,
+        data_dir=data_dir,
+    )
+
+
+def _quoted(text: str) -> str:
+    # What JSON escapes in a string, TOML escapes in the same way.
+    return json.dumps(text, ensure_ascii=False)

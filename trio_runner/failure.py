@@ -1,0 +1,66 @@
+"""Flattens whatever a run raised into the one Failure that people, ledger and event are told."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+from trio_runner.model import ErrorClass, ErrorCode, Failure, RunnerError
+from trio_runner.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_MESSAGE_CHARACTERS = 2048
+MAX_STACK_FRAMES = 20
+MAX_CAUSES = 4
+
+
+def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Failure:
+    """The first named error of a group (Trio wraps even a single one), the others counted as suppressed.
+
+    An error without a name is a bug: it goes first and is `internal`, with its stack. Stacks name file, line and
+    function of the innermost 20 frames and never a value: locals hold connection parameters.
+    """
+    leaves = list(_leaves(error))
+    first = min(leaves, key=_rank)
+    code = first.code if isinstance(first, RunnerError) else ErrorCode.INTERNAL
+    message = first.message if isinstance(first, RunnerError) else str(first) or type(first).__name__
+    stack = [f"{f.filename}:{f.lineno}:{f.name}" for f in traceback.extract_tb(first.__traceback__)]
+    return Failure(
+        code=code,
+        type=type(first).__name__,
+        message=redact(message, secrets)[:MAX_MESSAGE_CHARACTERS],
+        stack=tuple(redact(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
+        causes=tuple(
+            (type(cause).__name__, redact(str(cause), secrets)[:MAX_MESSAGE_CHARACTERS]) for cause in _causes(first)
+        )[:MAX_CAUSES],
+        suppressed=len(leaves) - 1,
+        retry_after_seconds=first.retry_after_seconds if isinstance(first, RunnerError) else None,
+    )
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def _rank(error: BaseException) -> int:
+    """Superseded decides that nothing is owed; then bugs, then what cannot be retried, then the rest in order."""
+    if not isinstance(error, RunnerError):
+        return 1
+    if error.code is ErrorCode.SUPERSEDED:
+        return 0
+    return 2 if error.code.error_class is ErrorClass.PERMANENT else 3
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = {id(error)}
+    cause = error.__cause__ or error.__context__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,294 @@
+"""The pictures of one video file: opened safely, held to limits, read in order, and judged at their end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+
+from trio_runner.model import ErrorCode, RunnerError, VideoInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trio_runner.config import VideoSection
+    from trio_runner.container import Container
+
+CODECS = {
+    "h264": "h264", "hevc": "hevc", "FMP4": "mpeg4", "MJPG": "mjpeg",
+    "mpg2": "mpeg2video", "VP80": "vp8", "VP90": "vp9", "AV01": "av1",
+}  # fmt: skip
+"""The codecs that are decoded: the code that OpenCV derives from FFmpeg's codec id, and FFmpeg's name."""
+
+CAPTURE_OPTIONS = {
+    # Without these two a playlist, an ffconcat list or a URL in a file called .mp4 makes FFmpeg open what it names.
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
+    # Holds while the file is probed, not for the decoder that OpenCV opens afterwards: CODECS is checked before that
+    # one sees a packet. FFmpeg decodes AV1 with libdav1d.
+    "codec_whitelist": ",".join([*CODECS.values(), "libdav1d"]),
+}
+
+HARMLESS = (
+    "mmco: unref short failure",
+    "co located POCs unavailable",
+    "SEI type",
+    "unable to decode APP fields",
+    "not on whitelist",
+)
+"""What FFmpeg reports as an error although the pictures are whole."""
+
+FAILED_GRABS_AT_END = 1000
+"""OpenCV does not tell the end from a packet that cannot be decoded: so many failures in a row are the end."""
+
+UNSETTLED_FRAMES = 32
+"""A complaint is about a packet; its picture comes out later by up to 16 frames of reordering and 16 of threading."""
+
+MAX_FPS = 1000.0
+"""A rate beyond is FFmpeg's guess from a container that names none, such as a live recording in Matroska."""
+
+MAX_COUNT = 2**53
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+READ_ATTEMPTS = 100_000
+"""Packets of other streams that OpenCV reads past before it gives up on the next picture; its default is 4096."""
+
+STDERR_BYTES = 64 * 1024
+"""Standard error is emptied when it holds more."""
+
+
+def open_file(path: str) -> int:
+    """Open a regular file for reading; raises RunnerError for anything else, and never waits for a FIFO's writer.
+
+    A symbolic link is followed: what counts is what was opened, and that is what FFmpeg reads.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            raise _not_a_file(path, "a socket or a device") from error
+        if error.errno not in MISSING:
+            raise
+        message = f"{path}: cannot be opened: {error.strerror}. Correct video.path, or the file's permissions"
+        raise RunnerError(ErrorCode.VIDEO_MISSING, message) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO"}
+        raise _not_a_file(path, kinds.get(stat.S_IFMT(mode), "a device"))
+    return fd
+
+
+def _not_a_file(path: str, kind: str) -> RunnerError:
+    return RunnerError(ErrorCode.VIDEO_REFUSED, f"{path}: is {kind}, not a file. Correct video.path")
+
+
+class Complaints:
+    """What FFmpeg has written to standard error: the only place where it tells that it concealed damage.
+
+    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and never the decoder.
+    """
+
+    def __init__(self) -> None:
+        self._read_to = os.lseek(2, 0, os.SEEK_CUR)
+
+    def take(self) -> str:
+        """The first complaint since the last call that means damage; empty where there is none."""
+        end = os.lseek(2, 0, os.SEEK_CUR)
+        if end == self._read_to:
+            return ""
+        text = os.pread(2, min(end - self._read_to, STDERR_BYTES), self._read_to).decode(errors="replace")
+        if end > STDERR_BYTES:
+            os.ftruncate(2, 0)
+            end = os.lseek(2, 0, os.SEEK_SET)
+        self._read_to = end
+        for line in text.splitlines():
+            if line and not any(harmless in line for harmless in HARMLESS):
+                # "[h264 @ 0x55846c705300] ...": the address says nothing.
+                return "FFmpeg: " + re.sub(r" @ 0x[0-9a-f]+\]", "]", line).rstrip(" .")
+        return ""
+
+
+def open_capture(
+    fd: int, file: Container, options: VideoSection, complaints: Complaints
+) -> cv2.VideoCapture:
+    """Let OpenCV open the file behind `fd`; raises RunnerError where it cannot."""
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{key};{value}" for key, value in CAPTURE_OPTIONS.items())
+    os.environ["OPENCV_FFMPEG_READ_ATTEMPTS"] = str(READ_ATTEMPTS)
+    cv2.setNumThreads(1)
+    # FFmpeg has threads of its own, one a core unless told otherwise; cv2.setNumThreads does not govern them.
+    threads = [cv2.CAP_PROP_N_THREADS, options.decoder_threads]
+    capture = cv2.VideoCapture(f"/proc/self/fd/{fd}", cv2.CAP_FFMPEG, threads)
+    if not capture.isOpened():
+        if file.cut_short:
+            raise RunnerError(ErrorCode.VIDEO_TRUNCATED, f"{options.path}: {_cut_short(file)}. Copy it again")
+        found = complaints.take() or ("the file is empty" if not file.size_bytes else "no video stream was found")
+        message = f"{options.path}: cannot be read as MP4, Matroska or AVI video: {found}. Give another file"
+        raise RunnerError(ErrorCode.VIDEO_UNREADABLE, message)
+    complaints.take()
+    return capture
+
+
+def _cut_short(file: Container) -> str:
+    if not file.cut_short:
+        return ""
+    return f"cut short: it has {file.size_bytes} of the {file.declared_bytes} bytes its {file.kind} container declares"
+
+
+def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
+    """What the container declares; raises RunnerError where codec, size or rate are not within the limits."""
+    fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1")
+    if fourcc not in CODECS:
+        codecs = ", ".join(sorted(CODECS.values()))
+        message = f"{options.path}: codec {fourcc!r} is not one of {codecs}. Convert the video"
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    fps = fps if 0 < fps <= MAX_FPS else 0.0
+    check_size(width, height, options)
+    if fps > options.limit_fps:
+        message = f"{options.path}: {fps:g} frames a second, over the limit of {options.limit_fps:g}. Raise video.limit_fps"
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+    # The count can be nonsense (-1.8e16 has been seen): it is a thing to compare with, never a bound or a size.
+    declared = int(count) if 0 < count < MAX_COUNT else None
+    duration = declared / fps if declared and fps else None
+    return VideoInfo(
+        codec=CODECS[fourcc],
+        width=width,
+        height=height,
+        fps=fps,
+        declared_frames=declared,
+        duration_seconds=duration,
+    )
+
+
+def check_size(width: int, height: int, options: VideoSection) -> None:
+    """Raise RunnerError for a picture over the limits; the size in the header and that of a picture may differ."""
+    if not (0 < width <= options.limit_width and 0 < height <= options.limit_height):
+        message = (
+            f"{options.path}: pictures of {width} x {height} are not within {options.limit_width} x "
+            f"{options.limit_height}. Raise video.limit_width and video.limit_height, or scale the video down"
+        )
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+
+
+class Footage:
+    """The pictures of one file in order, and the judgement on how they ended."""
+
+    def __init__(
+        self,
+        capture: cv2.VideoCapture,
+        options: VideoSection,
+        info: VideoInfo,
+        file: Container,
+        complaints: Complaints,
+    ) -> None:
+        self.decoded = 0
+        self.skipped_corrupt = 0
+        self._capture, self._options, self._info, self._file = capture, options, info, file
+        self._complaints = complaints
+        self._complaint = ""
+        self._complaint_at = -UNSETTLED_FRAMES
+        self._interval = 1 / info.fps if info.fps else 0.0
+        self._pts = 0.0
+        self._image: Any = None
+
+    def pictures(self) -> Iterator[tuple[int, float]]:
+        """Index and presentation time in seconds of each decoded picture; ends only at the declared end.
+
+        Raises:
+            RunnerError: The video is damaged (unless damage is to be skipped), breaks off, or has no picture at all.
+        """
+        failed = 0
+        while failed < FAILED_GRABS_AT_END:
+            grabbed = self._capture.grab()
+            if complaint := self._complaints.take():
+                self._complaint, self._complaint_at = complaint, self.decoded
+            if not grabbed:
+                failed += 1
+                continue
+            if (failed or complaint) and self._options.on_corrupt == "fail":
+                raise self._broken("is damaged")
+            self.skipped_corrupt += failed + bool(complaint)
+            failed = 0
+            index = self.decoded
+            self._advance()
+            # The picture that comes out while damage is reported is the damaged one, or one that refers to it.
+            if not complaint:
+                yield index, self._pts
+        if self.decoded == 0:
+            self._check_memory()
+            declared = self._info.declared_frames or "none"
+            why = f"; {self._complaint}" if self._complaint else ""
+            message = f"{self._options.path}: no frame could be decoded, {declared} declared{why}. Give another file"
+            raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
+        if not self._reached_end():
+            raise self._broken("breaks off")
+
+    def image(self, *, reuse: bool) -> Any:
+        """The current picture as a BGR array, rotated as the container says; `reuse` overwrites the one before."""
+        retrieved, image = self._capture.retrieve(self._image if reuse else None)
+        if not retrieved:
+            raise self._broken("cannot be converted")
+        self._image = image
+        check_size(image.shape[1], image.shape[0], self._options)
+        return image
+
+    def _advance(self) -> None:
+        # Valid after grab, and measured from the stream's first frame.
+        pts = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, 6)
+        if self.decoded and pts > self._pts:
+            self._interval = pts - self._pts
+        elif self.decoded and pts < self._pts:
+            # Pictures come in the order of presentation. AVI keeps no times, and what is made up for reordered frames
+            # can jump back, at the end to 0.
+            pts = round(self._pts + self._interval, 6)
+        self._pts = pts
+        self.decoded += 1
+
+    def _reached_end(self) -> bool:
+        """Whether all that the container declares was read; count and duration both may lie, so one is enough."""
+        info, file = self._info, self._file
+        if file.counts_frames and info.declared_frames is not None:
+            if self.decoded + self.skipped_corrupt >= info.declared_frames:
+                return True
+            if file.cut_short:
+                return False
+        # The last frame lasts as long as the one before; half a frame more, because duration may be computed from
+        # a count that was rounded.
+        if info.duration_seconds is not None and self._pts + 1.5 * self._interval >= info.duration_seconds:
+            return True
+        # The duration of a Matroska file may be that of its audio. Where it has all its bytes and nobody complained
+        # about the last of them, its end was reached; the same where nothing was declared.
+        silent = not file.cut_short and self.decoded - self._complaint_at > UNSETTLED_FRAMES
+        return silent and (not file.counts_frames or info.duration_seconds is None)
+
+    def _check_memory(self) -> None:
+        """Raise MemoryError where a picture more would not have fitted in; else the video would be blamed for it.
+
+        OpenCV passes a failed allocation of FFmpeg's on as yet another end of the video.
+        """
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        peak = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        picture_bytes = 3 * self._info.width * self._info.height
+        if limit != resource.RLIM_INFINITY and peak and int(peak[1]) * 1024 + picture_bytes > limit:
+            raise MemoryError("the decoder has no room for another picture. Raise video.limit_memory_mib")
+
+    def _broken(self, how: str) -> RunnerError:
+        self._check_memory()
+        info = self._info
+        declared = "an unknown number of frames"
+        if info.declared_frames and info.duration_seconds:
+            declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
+        why = "".join(f"; {part}" for part in (self._complaint, _cut_short(self._file)) if part)
+        remedy = "Copy it again" if self._file.cut_short else 'Give a whole file, or set video.on_corrupt = "skip"'
+        return RunnerError(
+            ErrorCode.VIDEO_TRUNCATED,
+            f"{self._options.path}: {how} after {self.decoded} decoded frames, at {self._pts:.3f} s of {declared}"
+            f"{why}. {remedy}",
+        )

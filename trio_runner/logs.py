@@ -1,0 +1,49 @@
+"""Logging to stderr: lines for people on a terminal, JSON for a journal, secrets in neither."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from trio_runner.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from trio_runner.config import LogSection
+
+
+def set_up_logging(config: LogSection) -> None:
+    """Send every logger of the process to stderr in the configured form; called once, by the command line."""
+    as_json = config.format == "json" or (config.format == "auto" and not sys.stderr.isatty())
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # Tracebacks as plain text: the pretty renderers print local variables, and those hold passwords.
+    last: list[structlog.types.Processor] = (
+        [structlog.processors.format_exc_info, _redacted, structlog.processors.JSONRenderer()]
+        if as_json
+        else [_redacted, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(config.level.upper())
+    # Their INFO is one line per request or per connection; aiokafka's warnings come back in our own errors.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL if config.level != "debug" else logging.DEBUG)
+
+
+def _redacted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}

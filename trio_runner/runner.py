@@ -1,0 +1,273 @@
+"""`Runner`: claims a scenario, works through it, and ends in exactly one outcome."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import uuid
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from trio_runner import aio, retry
+from trio_runner.addresses import open_addresses
+from trio_runner.config import Config
+from trio_runner.death import report_death
+from trio_runner.failure import flatten
+from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.model import (
+    Claim,
+    ClaimRefusedError,
+    ErrorCode,
+    Failure,
+    Progress,
+    RunnerError,
+    ScenarioCompletedError,
+    SupersededError,
+)
+from trio_runner.pipeline import run_pipeline
+from trio_runner.store import Attempt, Store, open_store
+from trio_runner.video import Video, open_video
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+class RunnerDead(Exception):  # noqa: N818 - the public name, which reads as what it says
+    """This runner has ended; make a new one."""
+
+
+class Ending(enum.StrEnum):
+    """The ways a run can end."""
+
+    COMPLETED = "completed"
+    ALREADY_COMPLETED = "already completed"
+    DRAINED = "drained"
+    FAILED = "failed"
+    REFUSED = "refused"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one run ended; `event_confirmed` says that Kafka has acknowledged the retry event."""
+
+    ending: Ending
+    claim: Claim | None
+    failure: Failure | None = None
+    event_confirmed: bool = False
+
+
+class Runner:
+    """Takes one scenario from its video to stored predictions, or says why not and is dead.
+
+        runner = Runner(runner_id="runner_1", video_path="video.mp4", inference_url="http://localhost:8001")
+        await runner.start()
+        success = await runner.process_scenario(scenario_id=1)
+        await runner.stop()
+
+    `async with Runner(...) as runner:` is the same with `start` and `stop` called for you.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner_id: str | None = None,
+        video_path: str | None = None,
+        inference_url: str | None = None,
+        database_url: str | None = None,
+        kafka_brokers: str | None = None,
+        config: Config | None = None,
+    ) -> None:
+        """What is named here replaces what `config` says, and without one the defaults of runner.toml.
+
+        By default the database, the broker and the inference service are embedded ones, and relative paths start
+        from the current directory.
+
+        Raises:
+            ConfigError: a value that the config file could not have either.
+        """
+        named = {
+            "runner": {"id": runner_id},
+            "video": {"path": video_path and str(Path.cwd() / video_path)},
+            "inference": {"url": inference_url},
+            "database": {"url": database_url},
+            "kafka": {"brokers": kafka_brokers},
+        }
+        self._config = (config or Config().with_absolute_paths(Path.cwd())).replace(
+            **{name: {key: value for key, value in keys.items() if value} for name, keys in named.items()}
+        )
+        self._servers = AsyncExitStack()
+        self._instance_id = str(uuid.uuid4())
+        self._drain = trio.Event()
+        self._work = trio.CancelScope()
+        self._dead = False
+        self.claimed = trio.Event()
+        """Set when the scenario is claimed and work begins."""
+        self.claim: Claim | None = None
+        self.progress = Progress()
+        self.outcome: Outcome | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """A runner with every setting of `config`; its scenario is the argument of `process_scenario`."""
+        return cls(config=config)
+
+    async def start(self) -> None:
+        """Check that everything answers: database, broker, inference service, video. Leaves nothing open.
+
+        Raises:
+            RunnerError: the first thing that does not, by its code.
+            RunnerDead: this runner has ended.
+        """
+        self._require_alive()
+        problem: RunnerError | None = None
+        async with aio.open_loop(), open_addresses(self._config) as config:
+            try:
+                async with self._open_doors(config):
+                    pass
+            except RunnerError as error:
+                problem = error
+        # Raised out here, where no nursery wraps it into a group.
+        if problem is not None:
+            raise problem
+
+    async def process_scenario(self, scenario_id: int = 1) -> bool:
+        """Claim the scenario, process its video, store every prediction.
+
+        Returns:
+            True when the video's end was reached and everything is stored; False when it failed or was stopped: then
+            the retry event is out (see `outcome`) and this runner is dead.
+
+        Raises:
+            ClaimRefusedError: the scenario is completed, another video's, given up, or owned by a living runner.
+            RunnerDead: this runner has ended.
+        """
+        self._require_alive()
+        config = self._config.replace(scenario={"id": scenario_id})
+        self.progress = Progress(last_advance=trio.current_time())
+        refusal: ClaimRefusedError | None = None
+        async with aio.open_loop(), open_addresses(config) as live:
+            try:
+                self.outcome = await self._attempt(live)
+            except ClaimRefusedError as error:
+                completed = isinstance(error, ScenarioCompletedError)
+                ending = Ending.ALREADY_COMPLETED if completed else Ending.REFUSED
+                self.outcome = Outcome(ending=ending, claim=None, failure=flatten(error))
+                refusal = error
+        # Raised out here, where no nursery wraps it into a group.
+        if refusal is not None:
+            raise refusal
+        self._dead = self.outcome.ending is not Ending.COMPLETED
+        return not self._dead
+
+    async def stop(self) -> None:
+        """Stop the source, let what is under way be finished (bounded), end; harmless when nothing runs."""
+        await trio.lowlevel.checkpoint()
+        self._drain.set()
+
+    def abort(self) -> None:
+        """Cancel the work at once; the retry event still goes out."""
+        self._work.cancel()
+
+    async def __aenter__(self) -> Self:
+        """Keep embedded servers up for the whole block, and `start`."""
+        self._config = await self._servers.enter_async_context(open_addresses(self._config))
+        try:
+            await self.start()
+        except BaseException as error:
+            await self._servers.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """`stop`, and let the embedded servers go."""
+        self._drain.set()
+        return await self._servers.__aexit__(kind, error, trace)
+
+    def _require_alive(self) -> None:
+        if self._dead or self._drain.is_set():
+            raise RunnerDead("this runner has ended; make a new one")
+
+    @asynccontextmanager
+    async def _open_doors(self, config: Config) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
+        """Everything the work needs, each checked: a runner that could not report a failure does not start."""
+        application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
+        async with (
+            open_store(config.database, application_name=application) as store,
+            open_client(config.inference) as inference,
+        ):
+            if config.database.create_schema:
+                await store.create_schema()
+            await store.check_schema()
+            await retry.check_broker(config.kafka)
+            await inference.check()
+            async with open_video(config.video) as video:
+                yield store, inference, video
+
+    async def _attempt(self, config: Config) -> Outcome:
+        attempt = Attempt(
+            scenario_id=config.scenario.id,
+            epoch=config.scenario.epoch,
+            video_path=config.video.path,
+            runner_id=config.runner.id,
+            instance_id=self._instance_id,
+            max_failures=config.scenario.max_failures,
+        )
+        self.claim = None
+        try:
+            with self._work:
+                async with self._open_doors(config) as (store, inference, video):
+                    self.claim = await store.claim(attempt)
+                    await self._process(config, self.claim, store, inference, video)
+                return Outcome(ending=Ending.COMPLETED, claim=self.claim)
+            failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop at once"))
+        except ClaimRefusedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this runner and must be reported
+            failure = flatten(error)
+        except BaseException:
+            # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on.
+            failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"))
+            await report_death(config, attempt, self.claim, failure, self.progress)
+            self._dead = True
+            raise
+        logger.error("%s: %s", failure.code, failure.message)
+        try:
+            report = await report_death(config, attempt, self.claim, failure, self.progress)
+        except SupersededError as error:
+            return Outcome(ending=Ending.SUPERSEDED, claim=None, failure=flatten(error))
+        drained = failure.code is ErrorCode.INTERRUPTED and not self._work.cancel_called
+        return Outcome(
+            ending=Ending.SUPERSEDED if report.superseded else Ending.DRAINED if drained else Ending.FAILED,
+            claim=report.claim,
+            failure=failure,
+            event_confirmed=report.event_confirmed,
+        )
+
+    async def _process(
+        self, config: Config, claim: Claim, store: Store, inference: InferenceClient, video: Video
+    ) -> None:
+        self.progress.next_frame = claim.next_frame
+        self.progress.frames_stored_before = claim.frames_stored
+        self.progress.declared_frames = video.info.declared_frames
+        self.claimed.set()
+        video.start(claim.next_frame)
+        end = await run_pipeline(
+            video,
+            inference,
+            store,
+            claim=claim,
+            config=config,
+            progress=self.progress,
+            drain=self._drain,
+        )
+        await store.finish(claim, end.selected, config.scenario.on_complete)

@@ -1,0 +1,224 @@
+"""The verbs beside `run`: each opens what it needs, prints, and returns an exit code."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+import trio
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from trio_runner import aio
+from trio_runner.addresses import embedded_services, is_hosted, open_addresses
+from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
+from trio_runner.events import open_topic
+from trio_runner.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from rich.console import Console
+
+    from trio_runner.config import Config
+
+EXIT_OK = 0
+EXIT_NOTHING = 1
+
+
+async def init_db(config: Config, console: Console) -> int:
+    """Apply the schema files that the database lacks."""
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.DATABASE}), published=False) as live,
+        open_store(live.database, application_name="trio-runner init-db") as store,
+    ):
+        applied = await store.create_schema()
+    for name in applied:
+        console.print(f"applied {name}", highlight=False)
+    console.print("the schema is complete", highlight=False)
+    return EXIT_OK
+
+
+async def show(config: Config, scenario_id: int | None, console: Console, *, as_json: bool) -> int:
+    """What the ledger knows about one scenario, or about all; 1 where there is no such scenario."""
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.DATABASE}), published=False) as live,
+        open_store(live.database, application_name="trio-runner show") as store,
+    ):
+        await store.check_schema()
+        scenarios = [row for row in await store.scenarios() if scenario_id in (None, row["id"])]
+        if scenario_id is not None and scenarios:
+            scenarios[0]["attempts"] = await store.attempts(scenario_id)
+            scenarios[0]["found"] = await store.label_counts(scenario_id)
+    if as_json:
+        print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
+    elif scenario_id is None:
+        console.print(_scenario_table(scenarios))
+    elif scenarios:
+        _print_scenario(scenarios[0], console)
+    if scenario_id is not None and not scenarios:
+        console.print(f"there is no scenario {scenario_id}", highlight=False)
+        return EXIT_NOTHING
+    return EXIT_OK
+
+
+async def events(config: Config, console: Console, *, as_json: bool, follow: bool) -> int:
+    """The retry topic; the ledger's record of it where the broker was embedded and is gone."""
+    if Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
+        return await _events_from_ledger(config, console, as_json=as_json)
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.KAFKA})) as live,
+        open_topic(live.kafka) as topic,
+    ):
+        while follow or not await topic.at_end():
+            for record in await topic.read(wait_seconds=1.0):
+                _print_event(record.body, record.headers, console, as_json=as_json)
+    return EXIT_OK
+
+
+async def host_embedded(config: Config, console: Console) -> int:
+    """Host the embedded servers until the first SIGINT or SIGTERM."""
+    services = embedded_services(config)
+    if not services:
+        console.print("nothing to host: every address in this config is a real one", highlight=False)
+        return EXIT_OK
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as hosting:
+                nursery.start_soon(_cancel_on_signal, signals, hosting)
+                async with open_servers(
+                    Path(config.runner.data_dir), services, published=True, on_wait=console.print
+                ) as live:
+                    console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
+                    console.print("# until Ctrl-C", highlight=False)
+                    await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+    return EXIT_OK
+
+
+async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+async def _events_from_ledger(config: Config, console: Console, *, as_json: bool) -> int:
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.DATABASE}), published=False) as live,
+        open_store(live.database, application_name="trio-runner events") as store,
+    ):
+        await store.check_schema()
+        rows = await store.retry_events()
+    if not as_json:
+        console.print(
+            "the embedded broker is not running and keeps nothing; this is the ledger's record of the events:",
+            highlight=False,
+        )
+    for row in rows:
+        _print_event(msgspec.json.decode(row["body"]), {"ce_id": str(row["event_id"])}, console, as_json=as_json)
+    return EXIT_OK
+
+
+def print_json(console: Console, value: Any) -> None:
+    """One JSON document a line; jsonb columns as what they hold."""
+    console.print(msgspec.json.encode(_plain(value)).decode(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: msgspec.json.decode(item) if key in ("last_error", "error") and isinstance(item, str) else _plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _print_event(body: Any, headers: Mapping[str, str], console: Console, *, as_json: bool) -> None:
+    if as_json:
+        print_json(console, {"headers": dict(headers), "body": body})
+        return
+    if not isinstance(body, dict):
+        console.print(f"{headers.get('ce_id', '?')}: not a retry event of this version", highlight=False)
+        return
+    console.print(
+        f"{body.get('timestamp', '')}  scenario {body.get('scenario_id')}  attempt {body.get('epoch')}"
+        f"  {body.get('runner_id', '')}  {body.get('reason', body.get('error'))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _scenario_table(scenarios: list[dict[str, Any]]) -> Table:
+    table = _table("id", "state", "attempt", "frames", "video", "last error")
+    for row in scenarios:
+        table.add_row(
+            str(row["id"]),
+            _state(row),
+            str(row["epoch"]),
+            f"{row['frames_stored']} of {row['total_frames'] or '?'}",
+            Path(row["video_path"]).name,
+            _error_line(row["last_error"]).partition(":")[0],
+        )
+    return table
+
+
+def _print_scenario(row: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"scenario {row['id']}: {_state(row)}\n"
+        f"  video:      {row['video_path']}\n"
+        f"  stored:     {row['frames_stored']} frames, next is frame {row['next_frame']}\n"
+        f"  failures:   {row['failures']} of {row['max_failures']}\n"
+        f"  last error: {_error_line(row['last_error']) or 'none'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    attempts = _table("attempt", "runner", "started", "ended", "frames", "outcome", "error")
+    for attempt in row["attempts"]:
+        attempts.add_row(
+            str(attempt["epoch"]),
+            attempt["runner_id"],
+            _time(attempt["started_at"]),
+            _time(attempt["ended_at"]),
+            f"{attempt['first_frame']} to {'' if attempt['end_frame'] is None else attempt['end_frame']}",
+            attempt["outcome"] or "running",
+            _error_line(attempt["error"]).partition(":")[0],
+        )
+    console.print(attempts)
+    if row["found"]:
+        found = _table("label", "boxes", "frames")
+        for label in row["found"]:
+            found.add_row(label["label"], str(label["boxes"]), str(label["frames"]))
+        console.print(found)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    return ", ".join(filter(None, (row["status"], row["outcome"])))
+
+
+def _error_line(error: str | None) -> str:
+    if not error:
+        return ""
+    told = msgspec.json.decode(error)
+    return f"{told.get('code', '')}: {told.get('message', '')}".rstrip(": ")
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.strftime("%m-%d %H:%M:%S") if moment else ""
