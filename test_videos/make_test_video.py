@@ -87,9 +87,7 @@ SHOTS = (
         (Move("camera.png", Window(218, 148, 391), Window(192, 161, 336)),),
         ("person",),
     ),
-    Shot(
-        "a cup of espresso", 80, (Move("coffee.png", Window(300, 185, 480), Window(330, 175, 460)),), ("cup",)
-    ),
+    Shot("a cup of espresso", 80, (Move("coffee.png", Window(300, 185, 480), Window(330, 175, 460)),), ("cup",)),
     Shot("a rocket at dusk", 75, (Move("rocket.jpg", Window(310, 150, 430), Window(320, 246, 640)),), ()),
     Shot(
         "a cat, zooming in",
@@ -140,9 +138,7 @@ def horse_at_dusk(silhouette: Image) -> Image:
     scene[horizon:] = ground
     scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), 2), np.float32)
 
-    horse = np.asarray(
-        cv2.resize(silhouette, None, fx=size, fy=size, interpolation=cv2.INTER_CUBIC), np.float32
-    )
+    horse = np.asarray(cv2.resize(silhouette, None, fx=size, fy=size, interpolation=cv2.INTER_CUBIC), np.float32)
     top = horizon + 10 - round(hooves * size)
     opaque = np.zeros((height, width, 1), np.float32)
     opaque[top : top + horse.shape[0], left : left + horse.shape[1], 0] = 1 - horse / 255
@@ -170,9 +166,7 @@ def look(still: Image, move: Move, progress: float, width: int) -> Image:
     matrix = np.array(
         [[scale, 0, width / 2 - 0.5 - scale * (x - 0.5)], [0, scale, HEIGHT / 2 - 0.5 - scale * (y - 0.5)]]
     )
-    panel = cv2.warpAffine(
-        still, matrix, (width, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+    panel = cv2.warpAffine(still, matrix, (width, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(panel, np.uint8)
 
 
@@ -207,9 +201,7 @@ def shot_table() -> list[ShotFacts]:
     first = 0
     for shot in SHOTS:
         last = first + shot.frames - 1
-        table.append(
-            ShotFacts(first_frame=first, last_frame=last, title=shot.title, expect=list(shot.expect))
-        )
+        table.append(ShotFacts(first_frame=first, last_frame=last, title=shot.title, expect=list(shot.expect)))
         first = last + 1
     return table
 

@@ -1,7 +1,8 @@
 """Clips made at test time: frames that carry their own number, and files broken in known ways.
 
-The number is painted over the whole picture as 6 × 4 black and white cells: 16 bits of number, highest first, then
-8 bits of checksum. A picture that was turned, mirrored, torn or smeared is as good as always unreadable, not misread.
+The number is painted over the whole picture as 6 × 4 black and white cells: 16 bits of number, highest first,
+then 8 bits of checksum. A picture that was turned, mirrored, torn or smeared is, but for one in 256,
+unreadable rather than misread.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FAST = {
 
 
 def checksum(number: int) -> int:
-    """Return 8 bits that differ for numbers one or two bits apart and for 0 are not 0, so black shows none."""
+    """Return 8 bits that differ for numbers one or two bits apart, and for 0 are not 0: black shows none."""
     return zlib.crc32(number.to_bytes(2)) & 0xFF
 
 
@@ -57,6 +58,8 @@ def read_frame_number(image: Image) -> int:
         ValueError: the picture shows no number, or not upright, or too damaged to be sure of it.
     """
     height, width = image.shape[:2]
+    if width < 4 * COLUMNS or height < 4 * ROWS:
+        raise ValueError(f"{width} × {height} pixels are too few to show a number")
     code = 0
     for row, column in itertools.product(range(ROWS), range(COLUMNS)):
         # The middle half of a cell: its rim is where compression and scaling smear the neighbours in.
@@ -68,7 +71,7 @@ def read_frame_number(image: Image) -> int:
         code = code << 1 | (level >= UNSURE.stop)
     number = code >> 8
     if code & 0xFF != checksum(number):
-        raise ValueError(f"the checksum of {number} is {checksum(number):#04x}, the picture says {code & 0xFF:#04x}")
+        raise ValueError(f"the checksum of {number} is {checksum(number)}, the picture says {code & 0xFF}")
     return number
 
 
@@ -92,7 +95,7 @@ def pixel_coded(
         size: (width, height) as a viewer sees it.
         codec: FFmpeg's name of an encoder.
         pix_fmt: pixel format; None takes the usual one of the codec.
-        pts_ms: presentation times in ms, rising from 0, for a variable frame rate; replaces `frames` and `fps`.
+        pts_ms: presentation times in ms, rising from 0, instead of `frames` and `fps`: a variable frame rate.
         rotation: 90, 180 or 270: the pictures are stored turned, and the display matrix turns them upright.
 
     Returns:
@@ -103,8 +106,8 @@ def pixel_coded(
     else:
         time_base, times = Fraction(1, 1000), list(pts_ms)
     quarter_turns = rotation // 90
-    # The index in front, so that a clip cut short still has it. FFmpeg leaves a stream without packets out of an
-    # ordinary index, but not out of a fragmented file's.
+    # The index in front, so that a clip cut short still has it. FFmpeg leaves a stream without packets out of
+    # an ordinary index, but not out of a fragmented file's.
     options = {"movflags": "+faststart" if times else "+empty_moov"}
     with av.open(str(path), "w", options=options if path.suffix in {".mp4", ".mov"} else {}) as container:
         stream = container.add_stream(codec, rate=fps, options=FAST.get(codec, {}))
@@ -148,7 +151,7 @@ def truncated(path: Path) -> Path:
 
 
 def corrupt(path: Path) -> Path:
-    """Write a clip of 60 frames in which a tenth of the data, just before the middle, has every bit flipped."""
+    """Write a clip of 60 frames with every bit flipped in a tenth of the data, just before its middle."""
     content = bytearray(pixel_coded(path).read_bytes())
     data = max(content.find(b"mdat"), 0)
     middle, length = data + (len(content) - data) // 2, (len(content) - data) // 10
@@ -190,8 +193,8 @@ EMPTY: dict[str, Callable[[Path], Path]] = {
     "audio_only.wav": partial(audio_only, codec="pcm_s16le"),
 }
 
-# Damaged: each opens and gives fewer frames than it promises. OpenCV's `read` answers False at the damage as it does
-# at the end; in the corrupt clip, reading on gives smeared frames and then, from the next key frame, whole ones.
+# Damaged: each opens and gives fewer frames than it promises. OpenCV's `read` answers False at the damage as it
+# does at the end; in the corrupt clip, reading on gives smeared frames and then, from a key frame on, whole ones.
 DAMAGED: dict[str, Callable[[Path], Path]] = {
     "truncated.mp4": truncated,
     "truncated.mkv": truncated,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import clips
 import pytest
 from harness import PATIENCE_SECONDS, Cli, Ledger, Servers, as_toml, command, environment, from_toml
 
@@ -75,6 +76,18 @@ def _wait_for_addresses(process: subprocess.Popen[bytes], directory: Path) -> No
         assert process.poll() is None, f"the servers did not start: {said}"
         assert time.monotonic() < deadline, f"the servers did not start in time: {said}"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 numbered frames of 320 × 240 at 25 a second."""
+    return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=60)
+
+
+@pytest.fixture(scope="session")
+def big_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 numbered frames whose JPEGs, 20 kB each, do not fit into the pipe between decoder and daemon."""
+    return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "big.mp4", frames=120, size=(1280, 720))
 
 
 @pytest.fixture

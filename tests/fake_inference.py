@@ -22,7 +22,7 @@ import cv2
 import h11
 import numpy as np
 import trio
-from clips import read_frame_number
+from clips import Image, read_frame_number
 
 READ_BYTES = 2**16
 HUGE_BYTES = 4 * 2**20
@@ -107,15 +107,18 @@ class Fake:
 
     plan: Plan = never
     delay: Callable[[int], float] = lambda _: 0.0
+    held: Callable[[int], bool] = lambda _: False
     url: str = ""
     numbers: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of each picture received."""
     answered: list[int] = field(default_factory=list)
-    under_way: int = 0
+    under_way: list[int] = field(default_factory=list)
+    """Bytes of each picture received and not yet being answered."""
     most_under_way: int = 0
+    most_bytes_under_way: int = 0
     gate: trio.Event = field(default_factory=trio.Event)
-    """Answers wait for it; set from the start unless the service was opened with `held=True`."""
+    """The answers to the numbers that are `held` wait for it."""
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Answer the requests of one connection until it ends."""
@@ -123,26 +126,30 @@ class Fake:
             try:
                 connection = h11.Connection(h11.SERVER)
                 while (body := await _read_request(connection, stream)) is not None:
-                    self.under_way += 1
-                    self.most_under_way = max(self.most_under_way, self.under_way)
-                    try:
-                        await self._respond(connection, stream, body)
-                    finally:
-                        self.under_way -= 1
+                    await self._respond(connection, stream, body)
                     connection.start_next_cycle()
             except (trio.BrokenResourceError, h11.ProtocolError):
                 # The client went away, or we have cut it off: both are what some tests are about.
                 return
 
     async def _respond(self, connection: h11.Connection, stream: trio.SocketStream, body: bytes) -> None:
-        picture = _picture(body)
+        jpeg = _find_jpeg(body)
+        picture = _decode(jpeg)
         height, width = picture.shape[:2]
         number = read_frame_number(picture)
         fault = self.plan(len(self.numbers), number)
         self.numbers.append(number)
         self.sizes.append((width, height))
-        await trio.sleep(self.delay(number))
-        await self.gate.wait()
+        self.under_way.append(len(jpeg))
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+        self.most_bytes_under_way = max(self.most_bytes_under_way, sum(self.under_way))
+        try:
+            await trio.sleep(self.delay(number))
+            if self.held(number):
+                await self.gate.wait()
+        finally:
+            # Before the answer is sent: whoever has it may ask the next question at once.
+            self.under_way.remove(len(jpeg))
         whole = json.dumps({"predictions": [answer_for(number, width, height)]}).encode()
         match fault:
             case Fault.HANG:
@@ -170,13 +177,11 @@ async def open_fake(
     *,
     plan: Plan = never,
     delay: Callable[[int], float] = lambda _: 0.0,
-    held: bool = False,
+    held: Callable[[int], bool] = lambda _: False,
     port: int = 0,
 ) -> AsyncIterator[Fake]:
-    """The service on a free port (or `port`) of the loopback, in this process; `held`: answers wait for `gate`."""
-    fake = Fake(plan=plan, delay=delay)
-    if not held:
-        fake.gate.set()
+    """The service on a free port (or `port`) of the loopback, in this process."""
+    fake = Fake(plan=plan, delay=delay, held=held)
     async with trio.open_nursery() as nursery:
         listeners: list[trio.SocketListener] = await nursery.start(
             partial(trio.serve_tcp, fake.serve, port, host="127.0.0.1")
@@ -201,12 +206,15 @@ async def _read_request(connection: h11.Connection, stream: trio.SocketStream) -
             return None
 
 
-def _picture(body: bytes) -> np.ndarray[Any, Any]:
-    """The JPEG in a multipart body, found by its own markers (how the body is built is tested elsewhere)."""
-    jpeg = body[body.index(b"\xff\xd8\xff") : body.rindex(b"\xff\xd9") + 2]
+def _find_jpeg(body: bytes) -> bytes:
+    """The JPEG in a multipart body, by its own markers (how the body is built is tested elsewhere)."""
+    return body[body.index(b"\xff\xd8\xff") : body.rindex(b"\xff\xd9") + 2]
+
+
+def _decode(jpeg: bytes) -> Image:
     picture = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None, "the request holds no whole JPEG"
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 async def _send(connection: h11.Connection, stream: trio.SocketStream, event: h11.Event) -> None:

@@ -10,9 +10,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +128,11 @@ class Cli:
 
     @asynccontextmanager
     async def started(
-        self, *arguments: str | Path, cwd: Path | None = None, program: list[str] | None = None
+        self,
+        *arguments: str | Path,
+        cwd: Path | None = None,
+        program: Sequence[str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Running]:
         """Start it (or another `program`); whatever of it still lives when the block ends is killed."""
         self._count += 1
@@ -138,7 +144,7 @@ class Cli:
                 stdout=out_file,
                 stderr=err_file,
                 cwd=cwd or self._directory,
-                env=environment(),
+                env=environment() | (variables or {}),
                 start_new_session=True,
             )
         running = Running(process, out, err)
@@ -149,6 +155,42 @@ class Cli:
                 member.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
+
+
+class ServiceManager:
+    """What systemd is to a unit of `Type=notify`: it is told of states, and remembers them."""
+
+    def __init__(self, name: str) -> None:
+        self.variables = {"NOTIFY_SOCKET": f"@{name}"}
+        """What it puts into a service's environment: an abstract address, since a path may be too long."""
+        self.told: list[str] = []
+        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._name = f"\0{name}"
+
+    async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self._socket:
+            await self._socket.bind(self._name)
+            task_status.started()
+            while True:
+                self.told += (await self._socket.recv(65536)).decode().splitlines()
+
+    async def heard(self, state: str) -> None:
+        """Wait until the service has said `state`, for instance READY=1."""
+
+        async def is_told() -> bool:
+            return state in self.told
+
+        await until(is_told, described=f"{state} in {self.told}")
+
+
+@asynccontextmanager
+async def open_service_manager() -> AsyncIterator[ServiceManager]:
+    """A service manager that listens as long as the block lasts."""
+    async with trio.open_nursery() as nursery:
+        manager = ServiceManager(f"trio-runner-tests-{uuid.uuid4()}")
+        await nursery.start(manager.listen)
+        yield manager
+        nursery.cancel_scope.cancel()
 
 
 class Ledger:
@@ -287,8 +329,6 @@ def from_toml(text: str) -> dict[str, Any]:
 
 def free_port() -> int:
     """A port of the loopback on which nobody listens (one that was given out and closed again)."""
-    import socket
-
     with socket.socket() as reservation:
         reservation.bind(("127.0.0.1", 0))
         port: int = reservation.getsockname()[1]

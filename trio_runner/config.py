@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """In place of an address: the runner brings a real server of its own for it."""
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+FilePath = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+\Z")]
 
 
 class ConfigError(Exception):
@@ -46,7 +47,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     """Who this process is and where it keeps its state."""
 
     id: Name = "runner_1"
-    data_dir: str = ".trio-runner"
+    data_dir: FilePath = ".trio-runner"
     drain_seconds: Seconds = 10.0
 
 
@@ -61,7 +62,7 @@ class ScenarioSection(Section, frozen=True, kw_only=True):
     """Which scenario this process serves."""
 
     id: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 1
-    epoch: NotNegative = 0
+    epoch: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     on_complete: Literal["active", "inactive"] = "active"
     max_failures: Positive = 5
 
@@ -69,10 +70,10 @@ class ScenarioSection(Section, frozen=True, kw_only=True):
 class VideoSection(Section, frozen=True, kw_only=True):
     """Which video, which of its frames, in what form, and within what limits."""
 
-    path: Annotated[str, Meta(min_length=1, max_length=4096)] = "test_videos/test_video.mp4"
+    path: Annotated[FilePath, Meta(min_length=1)] = "test_videos/test_video.mp4"
     stride: Positive = 1
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
-    start_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    start_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0.0
     max_frames: NotNegative = 0
     max_width: Annotated[int, Meta(ge=0, le=16_384)] = 0
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 90
@@ -83,7 +84,7 @@ class VideoSection(Section, frozen=True, kw_only=True):
     limit_width: Annotated[int, Meta(ge=1, le=16_384)] = 4096
     limit_height: Annotated[int, Meta(ge=1, le=16_384)] = 4096
     limit_fps: Annotated[float, Meta(gt=0, le=1000)] = 240.0
-    limit_memory_mib: Annotated[int, Meta(ge=256)] = 2048
+    limit_memory_mib: Annotated[int, Meta(ge=256, le=2**20)] = 2048
 
 
 class InferenceSection(Section, frozen=True, kw_only=True):
@@ -91,7 +92,7 @@ class InferenceSection(Section, frozen=True, kw_only=True):
 
     url: str = EMBEDDED
     protocol: Literal["predict"] = "predict"
-    path: Annotated[str, Meta(pattern=r"^/[^\s?#]*$")] = "/predict"
+    path: Annotated[str, Meta(pattern=r"^/((?![?#])[!-~])*\Z")] = "/predict"
     field: Name = "frame"
     in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
     connect_timeout_seconds: Seconds = 3.0
@@ -102,7 +103,7 @@ class InferenceSection(Section, frozen=True, kw_only=True):
 class PipelineSection(Section, frozen=True, kw_only=True):
     """How much may be under way at once."""
 
-    max_buffered_bytes: Annotated[int, Meta(ge=2**16)] = 32 * 2**20
+    max_buffered_bytes: Annotated[int, Meta(ge=2**16, le=2**40)] = 32 * 2**20
     max_buffered_frames: Positive = 64
 
 
@@ -110,7 +111,7 @@ class DatabaseSection(Section, frozen=True, kw_only=True):
     """The ledger: where it is, and how it is written."""
 
     url: str = EMBEDDED
-    password_file: str = ""
+    password_file: FilePath = ""
     create_schema: bool = True
     connect_timeout_seconds: Seconds = 5.0
     command_timeout_seconds: Seconds = 10.0
@@ -123,7 +124,7 @@ class KafkaSection(Section, frozen=True, kw_only=True):
     """The doorbell: where deaths are announced."""
 
     brokers: Annotated[str, Meta(min_length=1)] = EMBEDDED
-    retry_topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "runner.retry"
+    retry_topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z")] = "runner.retry"
     connect_timeout_seconds: Seconds = 5.0
     publish_timeout_seconds: Seconds = 15.0
 
@@ -177,6 +178,8 @@ def parse_config(text: str, *, base_dir: Path) -> Config:
         raise ConfigError(f"not valid TOML: {error.msg}", line=error.lineno, remedy="Correct the syntax") from error
     except RecursionError as error:
         raise ConfigError("not valid TOML: nested too deeply", remedy="The config has two levels, no more") from error
+    except ValueError as error:
+        raise ConfigError(f"not usable TOML: {error}", remedy="Write shorter numbers") from error
     return _convert(tables, text).with_absolute_paths(base_dir)
 
 
@@ -221,10 +224,7 @@ def _cross_check(config: Config) -> list[tuple[str, str, str]]:
         broken += _check_url("inference.url", config.inference.url, {"http", "https"})
     if config.database.url != EMBEDDED:
         broken += _check_url("database.url", config.database.url, {"postgresql", "postgres"})
-    if config.kafka.brokers != EMBEDDED and not re.fullmatch(
-        r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):\d{1,5}(,(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):\d{1,5})*",
-        config.kafka.brokers,
-    ):
+    if config.kafka.brokers != EMBEDDED and not all(map(_is_host_and_port, config.kafka.brokers.split(","))):
         broken.append(("kafka.brokers", "not a list of host:port", 'Write "host1:9092,host2:9092", or "embedded"'))
     if config.video.stride > 1 and config.video.max_fps > 0:
         broken.append(("video.max_fps", "stride and max_fps are both set", "Choose one way of sampling"))
@@ -239,23 +239,26 @@ def _cross_check(config: Config) -> list[tuple[str, str, str]]:
     return broken
 
 
+def _is_host_and_port(address: str) -> bool:
+    matched = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})", address)
+    return matched is not None and 0 < int(matched[1]) < 2**16
+
+
 def _check_url(key: str, url: str, schemes: set[str]) -> list[tuple[str, str, str]]:
     try:
         parts = urlsplit(url)
         # Reading the port is what makes urlsplit check it.
-        whole = (
-            parts.scheme in schemes
-            and bool(parts.hostname or parts.scheme.startswith("postgres"))
-            and (parts.port is None or parts.port > 0)
-        )
+        port = parts.port
     except ValueError:
-        whole = False
-    if not whole:
-        example = f"{min(schemes)}://host:port"
-        return [(key, "not a usable address", f'Write {example}, or "{EMBEDDED}"')]
-    if parts.password is not None or (key == "inference.url" and parts.username is not None):
-        remedy = "Set database.password_file instead" if key == "database.url" else "Remove the user name and password"
+        parts, port = urlsplit(""), 0
+    http = "http" in schemes
+    if parts.scheme not in schemes or port == 0 or (http and not parts.hostname) or not re.fullmatch(r"[!-~]+", url):
+        return [(key, "not a usable address", f'Write {min(schemes)}://host:port, or "{EMBEDDED}"')]
+    if parts.password is not None or (http and parts.username is not None) or "password=" in parts.query:
+        remedy = "Remove the user name and password" if http else "Set database.password_file instead"
         return [(key, "holds a secret, which would end up in logs", remedy)]
+    if http and (parts.query or parts.fragment):
+        return [(key, "has a query or a fragment", "Write the address alone; the path is inference.path")]
     return []
 
 
@@ -263,7 +266,7 @@ def line_of(text: str, key: str) -> int | None:
     """The 1-based line of `text` on which the dotted `key` is set, or its table begins; None where it is not there."""
     section, _, name = key.rpartition(".")
     current, table_line = "", None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
             current = header[1].strip("\"'")
             if current in (section, key):
@@ -272,4 +275,6 @@ def line_of(text: str, key: str) -> int | None:
             written = assigned[1].replace('"', "").replace("'", "")
             if (current, written) == (section, name) or (not current and written == key):
                 return number
+            if not current and written == section:
+                table_line = number
     return table_line

@@ -1,4 +1,4 @@
-"""How long a video file says it is: the length its container declares, compared with the bytes that are there."""
+"""How long a video file says it is: the bytes that its container declares, and the bytes that are there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MAX_VINT_BYTES = 8
 class Container:
     """What can be said about a file without decoding it.
 
-    `counts_frames` is whether the container holds the number of its frames: MP4 and AVI do; Matroska does not, and what
-    is reported for it is duration × rate, where the duration may be that of a longer audio track.
+    `counts_frames` is whether the container holds the number of its frames: MP4 and AVI do. Matroska does not, and
+    what is reported for it is duration × rate, where the duration may be that of a longer audio track.
     """
 
     kind: str
@@ -38,7 +38,8 @@ def inspect(fd: int) -> Container:
     size = os.fstat(fd).st_size
     start = os.pread(fd, 64, 0)
     if start[:4] == _EBML_HEADER:
-        return Container(kind="matroska", counts_frames=False, size_bytes=size, declared_bytes=_ebml_end(start))
+        declared = _ebml_end(start)
+        return Container(kind="matroska", counts_frames=False, size_bytes=size, declared_bytes=declared)
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
         return Container(kind="avi", counts_frames=True, size_bytes=size, declared_bytes=_riff_end(fd, size))
     if start[4:8] in _FIRST_BOXES:
@@ -89,7 +90,7 @@ def _ebml_end(start: bytes) -> int | None:
 
 
 def _vint(data: bytes, position: int) -> tuple[int | None, int]:
-    """The variable-length integer at `position`, and the position after it; None where it is unknown or absent."""
+    """The variable-length integer at `position`, None where it is unknown, and the position after it."""
     first = data[position] if position < len(data) else 0
     length = _MAX_VINT_BYTES + 1 - first.bit_length()
     raw = data[position : position + length]

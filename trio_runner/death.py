@@ -101,6 +101,7 @@ class _Obituary:
         except RunnerError as error:
             logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
             return False
+        logger.info("retry event %s is acknowledged", self._event().id)
         return True
 
     def _event(self) -> retry.RetryEvent:

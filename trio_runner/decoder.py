@@ -2,9 +2,9 @@
 
     python -m trio_runner.decoder OPTIONS
 
-OPTIONS is the `[video]` section as JSON. Records (module `records`) leave on standard output: first `Opened` or `Fault`;
-then, once a `Start` line has come on standard input, the frames, and `End` or `Fault`. Standard error must be a file that
-can be read back: FFmpeg's complaints are found there. Whatever is not foreseen is a traceback there and exit code 1.
+OPTIONS is the `[video]` section as JSON. Records (module `records`) leave on standard output: first `Opened` or
+`Fault`; then, once a `Start` line has come on standard input, the frames, and `End` or `Fault`. Standard error must be
+a file that can be read back: FFmpeg's complaints are found there. What is not foreseen is a traceback and exit code 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STDERR_LIMIT_BYTES = 2**20
 def main(arguments: list[str]) -> int:
     """Run the child; returns its exit code."""
     tie_to_parent()
-    # From here on standard output is standard error, so that nothing printed by a library ends up among the records.
+    # From here on standard output is standard error: nothing that a library prints ends up among the records.
     out = os.dup(1)
     os.dup2(2, 1)
     options = msgspec.json.decode(arguments[0], type=VideoSection)
@@ -77,7 +77,7 @@ def write(fd: int, record: records.Record, body: Any = b"") -> None:
 
 
 def limit_resources(memory_mib: int) -> None:
-    """Allow `memory_mib` of address space on top of what the imports have taken, and a bounded standard error."""
+    """Allow `memory_mib` of address space on top of what the imports took, and a bounded standard error."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     memory = pages * resource.getpagesize() + memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -87,8 +87,8 @@ def limit_resources(memory_mib: int) -> None:
 class Emitter:
     """Turns pictures into JPEG frames and writes them in order.
 
-    One encoder thread means none: encoding on the decoding thread takes 3 % less processor time than handing over, and
-    lets every picture lie in the same memory.
+    One encoder thread means none: encoding on the decoding thread takes less processor time than handing over (4.4
+    against 4.6 ms a frame of 1280 × 960), and lets every picture lie in the same memory.
     """
 
     def __init__(self, out: int, options: VideoSection) -> None:
@@ -152,7 +152,7 @@ class Emitter:
 
 
 def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_frame: int) -> records.End:
-    """Emit the selected frames from source frame `first_frame` on; raises RunnerError where the video is not whole."""
+    """Emit the selected frames from source frame `first_frame` on; raises RunnerError for a broken video."""
     sampler = Sampler(
         stride=options.stride,
         max_fps=options.max_fps,
@@ -160,9 +160,9 @@ def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_fram
         max_frames=options.max_frames,
     )
     try:
-        for index, pts_seconds in footage.pictures():
+        for index, pts_seconds, whole in footage.pictures():
             # A picture that is not wanted is decoded, because later ones refer to it, but not converted.
-            if sampler.select(index, pts_seconds) and index >= first_frame:
+            if whole and sampler.select(index, pts_seconds) and index >= first_frame:
                 emitter.emit(index, pts_seconds, footage.image(reuse=emitter.immediate))
             else:
                 emitter.pass_over(footage.decoded)
@@ -171,9 +171,11 @@ def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_fram
     finally:
         emitter.finish()
     if sampler.selected == 0:
-        message = f"{options.path}: no frame is as late as video.start_seconds = {options.start_seconds:g}. Lower it"
+        start = f"video.start_seconds = {options.start_seconds:g}"
+        message = f"{options.path}: none of {footage.decoded} frames is as late as {start}. Lower it"
         raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
-    return records.End(decoded=footage.decoded, selected=sampler.selected, skipped_corrupt=footage.skipped_corrupt)
+    skipped = footage.damaged + footage.lost
+    return records.End(decoded=footage.decoded, selected=sampler.selected, skipped_corrupt=skipped)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 from trio_runner.model import ErrorClass, ErrorCode, Failure, RunnerError
 from trio_runner.redact import redact
@@ -30,14 +31,18 @@ def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Fail
     return Failure(
         code=code,
         type=type(first).__name__,
-        message=redact(message, secrets)[:MAX_MESSAGE_CHARACTERS],
-        stack=tuple(redact(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
-        causes=tuple(
-            (type(cause).__name__, redact(str(cause), secrets)[:MAX_MESSAGE_CHARACTERS]) for cause in _causes(first)
-        )[:MAX_CAUSES],
+        message=_sayable(message, secrets),
+        stack=tuple(_sayable(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
+        causes=tuple((type(cause).__name__, _sayable(str(cause), secrets)) for cause in _causes(first))[:MAX_CAUSES],
         suppressed=len(leaves) - 1,
         retry_after_seconds=first.retry_after_seconds if isinstance(first, RunnerError) else None,
     )
+
+
+def _sayable(text: str, secrets: frozenset[str]) -> str:
+    """Bounded, without secrets, and free of what JSON or PostgreSQL refuse; a path may hold any byte."""
+    text = redact(text, secrets)[:MAX_MESSAGE_CHARACTERS]
+    return "".join("\N{REPLACEMENT CHARACTER}" if category(letter) in {"Cc", "Cs"} else letter for letter in text)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

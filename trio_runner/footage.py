@@ -27,11 +27,11 @@ CODECS = {
 """The codecs that are decoded: the code that OpenCV derives from FFmpeg's codec id, and FFmpeg's name."""
 
 CAPTURE_OPTIONS = {
-    # Without these two a playlist, an ffconcat list or a URL in a file called .mp4 makes FFmpeg open what it names.
+    # Without these two a playlist or an ffconcat list that is called .mp4 makes FFmpeg open what it names.
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
-    # Holds while the file is probed, not for the decoder that OpenCV opens afterwards: CODECS is checked before that
-    # one sees a packet. FFmpeg decodes AV1 with libdav1d.
+    # Holds while the file is probed, not for the decoder that OpenCV opens afterwards: CODECS is checked before
+    # that one sees a packet. FFmpeg decodes AV1 with libdav1d.
     "codec_whitelist": ",".join([*CODECS.values(), "libdav1d"]),
 }
 
@@ -45,10 +45,10 @@ HARMLESS = (
 """What FFmpeg reports as an error although the pictures are whole."""
 
 FAILED_GRABS_AT_END = 1000
-"""OpenCV does not tell the end from a packet that cannot be decoded: so many failures in a row are the end."""
+"""OpenCV does not tell the end from a packet that cannot be decoded: so many in a row are the end."""
 
 UNSETTLED_FRAMES = 32
-"""A complaint is about a packet; its picture comes out later by up to 16 frames of reordering and 16 of threading."""
+"""A complaint is about a packet, whose picture comes out up to 16 frames of reordering and 16 of threading later."""
 
 MAX_FPS = 1000.0
 """A rate beyond is FFmpeg's guess from a container that names none, such as a live recording in Matroska."""
@@ -57,14 +57,14 @@ MAX_COUNT = 2**53
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 READ_ATTEMPTS = 100_000
-"""Packets of other streams that OpenCV reads past before it gives up on the next picture; its default is 4096."""
+"""Packets of other streams that OpenCV reads past before it gives up on a picture; its default is 4096."""
 
 STDERR_BYTES = 64 * 1024
 """Standard error is emptied when it holds more."""
 
 
 def open_file(path: str) -> int:
-    """Open a regular file for reading; raises RunnerError for anything else, and never waits for a FIFO's writer.
+    """Open a regular file for reading; raises RunnerError for anything else, and waits for no FIFO's writer.
 
     A symbolic link is followed: what counts is what was opened, and that is what FFmpeg reads.
     """
@@ -91,7 +91,8 @@ def _not_a_file(path: str, kind: str) -> RunnerError:
 class Complaints:
     """What FFmpeg has written to standard error: the only place where it tells that it concealed damage.
 
-    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and never the decoder.
+    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and never the
+    decoder.
     """
 
     def __init__(self) -> None:
@@ -114,9 +115,7 @@ class Complaints:
         return ""
 
 
-def open_capture(
-    fd: int, file: Container, options: VideoSection, complaints: Complaints
-) -> cv2.VideoCapture:
+def open_capture(fd: int, file: Container, options: VideoSection, complaints: Complaints) -> cv2.VideoCapture:
     """Let OpenCV open the file behind `fd`; raises RunnerError where it cannot."""
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{key};{value}" for key, value in CAPTURE_OPTIONS.items())
     os.environ["OPENCV_FFMPEG_READ_ATTEMPTS"] = str(READ_ATTEMPTS)
@@ -152,9 +151,10 @@ def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
     fps = fps if 0 < fps <= MAX_FPS else 0.0
     check_size(width, height, options)
     if fps > options.limit_fps:
-        message = f"{options.path}: {fps:g} frames a second, over the limit of {options.limit_fps:g}. Raise video.limit_fps"
+        rates = f"{fps:g} frames a second, over the limit of {options.limit_fps:g}"
+        message = f"{options.path}: {rates}. Raise video.limit_fps"
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
-    # The count can be nonsense (-1.8e16 has been seen): it is a thing to compare with, never a bound or a size.
+    # The count can be nonsense (-1.8e16 has been seen): it is compared with, and never a bound or a size.
     declared = int(count) if 0 < count < MAX_COUNT else None
     duration = declared / fps if declared and fps else None
     return VideoInfo(
@@ -168,7 +168,7 @@ def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
 
 
 def check_size(width: int, height: int, options: VideoSection) -> None:
-    """Raise RunnerError for a picture over the limits; the size in the header and that of a picture may differ."""
+    """Raise RunnerError for a picture over the limits; each is checked, for it may differ from the header."""
     if not (0 < width <= options.limit_width and 0 < height <= options.limit_height):
         message = (
             f"{options.path}: pictures of {width} x {height} are not within {options.limit_width} x "
@@ -178,7 +178,11 @@ def check_size(width: int, height: int, options: VideoSection) -> None:
 
 
 class Footage:
-    """The pictures of one file in order, and the judgement on how they ended."""
+    """The pictures of one file in order, and the judgement on how they ended.
+
+    `decoded` counts the pictures, `damaged` those among them about which FFmpeg complained, and `lost` the packets that
+    gave none.
+    """
 
     def __init__(
         self,
@@ -188,8 +192,7 @@ class Footage:
         file: Container,
         complaints: Complaints,
     ) -> None:
-        self.decoded = 0
-        self.skipped_corrupt = 0
+        self.decoded = self.damaged = self.lost = 0
         self._capture, self._options, self._info, self._file = capture, options, info, file
         self._complaints = complaints
         self._complaint = ""
@@ -198,11 +201,11 @@ class Footage:
         self._pts = 0.0
         self._image: Any = None
 
-    def pictures(self) -> Iterator[tuple[int, float]]:
-        """Index and presentation time in seconds of each decoded picture; ends only at the declared end.
+    def pictures(self) -> Iterator[tuple[int, float, bool]]:
+        """Index, presentation time in seconds, and wholeness of each decoded picture; ends only at the declared end.
 
         Raises:
-            RunnerError: The video is damaged (unless damage is to be skipped), breaks off, or has no picture at all.
+            RunnerError: The video is damaged (unless that is to be skipped), breaks off, or has no picture.
         """
         failed = 0
         while failed < FAILED_GRABS_AT_END:
@@ -214,13 +217,12 @@ class Footage:
                 continue
             if (failed or complaint) and self._options.on_corrupt == "fail":
                 raise self._broken("is damaged")
-            self.skipped_corrupt += failed + bool(complaint)
+            self.lost += failed
+            self.damaged += bool(complaint)
             failed = 0
-            index = self.decoded
             self._advance()
-            # The picture that comes out while damage is reported is the damaged one, or one that refers to it.
-            if not complaint:
-                yield index, self._pts
+            # The picture that comes out while damage is reported is the damaged one, or a neighbour of it.
+            yield self.decoded - 1, self._pts, not complaint
         if self.decoded == 0:
             self._check_memory()
             declared = self._info.declared_frames or "none"
@@ -255,7 +257,7 @@ class Footage:
         """Whether all that the container declares was read; count and duration both may lie, so one is enough."""
         info, file = self._info, self._file
         if file.counts_frames and info.declared_frames is not None:
-            if self.decoded + self.skipped_corrupt >= info.declared_frames:
+            if self.decoded + self.lost >= info.declared_frames:
                 return True
             if file.cut_short:
                 return False

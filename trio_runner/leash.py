@@ -59,12 +59,11 @@ def drop_to(user: str) -> None:
     0700), where a plain change of user could not even reach the program to run. So CAP_DAC_OVERRIDE stays,
     as an ambient capability, which goes through execve and fork. SECBIT_NO_SETUID_FIXUP keeps it through
     setuid and, as important, makes access(2) count it: PostgreSQL looks for its own files that way. A plain
-    Docker container grants both, unlike a user or mount namespace. Where one is missing, the user changes
-    without.
+    Docker container grants what this takes; a user or mount namespace it would not grant.
 
     Raises:
         LookupError: There is no such user.
-        OSError: This process may not change its user.
+        OSError: This process lacks a capability that this takes.
     """
     if user.isdecimal():
         uid = gid = int(user)
@@ -73,17 +72,13 @@ def drop_to(user: str) -> None:
     else:
         entry = pwd.getpwnam(user)
         uid, gid = entry.pw_uid, entry.pw_gid
-    with contextlib.suppress(OSError):
-        _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
+    _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # With the fix-up off, setuid has kept every capability: what follows is what takes them away.
-    try:
-        _set_capabilities(1 << _CAP_DAC_OVERRIDE)
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
-    except OSError:
-        _set_capabilities(0)
+    # With the fix-up off, setuid has kept every capability: this is what takes them away.
+    _set_capabilities(1 << _CAP_DAC_OVERRIDE)
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
 
 
 def _prctl(option: int, *arguments: int) -> None:
@@ -140,10 +135,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if options.user is not None:
             drop_to(options.user)
         tie_to_parent(options.signal)
-        os.execvp(command[0], command)  # noqa: S606 - the caller's own words, and no shell
+        os.execvp(command[0], command)  # noqa: S606
     except (OSError, LookupError) as error:
         who = "this user" if options.user is None else f"user {options.user}"
-        sys.exit(f"leash: cannot run {command[0]} as {who}: {error}")
+        remedy = "" if options.user is None else ". Only root, with its usual capabilities, can do that"
+        sys.exit(f"leash: cannot run {command[0]} as {who}: {error}{remedy}")
 
 
 if __name__ == "__main__":

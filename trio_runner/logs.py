@@ -40,9 +40,9 @@ def set_up_logging(config: LogSection) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
-    # Their INFO is one line per request or per connection; aiokafka's warnings come back in our own errors.
+    # One INFO line per request. What aiokafka warns of comes back as the cause in our own errors.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL if config.level != "debug" else logging.DEBUG)
+    logging.getLogger("aiokafka").propagate = config.level == "debug"
 
 
 def _redacted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

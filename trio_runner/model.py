@@ -20,7 +20,6 @@ class ErrorClass(enum.StrEnum):
 class Stage(enum.StrEnum):
     """Where in the run a failure arose."""
 
-    CONFIG = "config"
     CLAIM = "claim"
     VIDEO = "video"
     INFERENCE = "inference"
@@ -43,7 +42,6 @@ class ErrorCode(enum.StrEnum):
         member.error_class = error_class
         return member
 
-    CONFIG_INVALID = "config_invalid", Stage.CONFIG, ErrorClass.PERMANENT
     CLAIM_REFUSED = "claim_refused", Stage.CLAIM, ErrorClass.PERMANENT
     SUPERSEDED = "superseded", Stage.CLAIM, ErrorClass.PERMANENT
     VIDEO_MISSING = "video_missing", Stage.VIDEO, ErrorClass.PERMANENT

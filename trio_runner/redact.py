@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 MASK = "***"
-_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:

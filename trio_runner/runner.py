@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import uuid
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -165,6 +165,8 @@ class Runner:
         if refusal is not None:
             raise refusal
         self._dead = self.outcome.ending is not Ending.COMPLETED
+        # A cancel scope serves once, a runner may take another scenario.
+        self._work = trio.CancelScope()
         return not self._dead
 
     async def stop(self) -> None:
@@ -210,8 +212,12 @@ class Runner:
             await store.check_schema()
             await retry.check_broker(config.kafka)
             await inference.check()
-            async with open_video(config.video) as video:
+            async with open_video(config.video, on_passed=self._advance) as video:
                 yield store, inference, video
+
+    def _advance(self, _decoded: int) -> None:
+        """Passing over frames that are stored already is progress too."""
+        self.progress.last_advance = trio.current_time()
 
     async def _attempt(self, config: Config) -> Outcome:
         attempt = Attempt(
@@ -237,8 +243,9 @@ class Runner:
         except BaseException:
             # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on.
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"))
-            await report_death(config, attempt, self.claim, failure, self.progress)
             self._dead = True
+            with suppress(ClaimRefusedError, SupersededError):
+                await report_death(config, attempt, self.claim, failure, self.progress)
             raise
         logger.error("%s: %s", failure.code, failure.message)
         try:

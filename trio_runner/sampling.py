@@ -8,8 +8,8 @@ from dataclasses import dataclass
 TIMESTAMP_SLACK_SECONDS = 0.0006
 """Matroska rounds presentation times to whole milliseconds: a frame due at 33.37 ms is stamped 33 ms.
 
-Every time is moved up by a little more than half a millisecond before it is compared, which is the same as an origin
-that lies earlier by as much: a border is never missed by rounding, and the rate stays what it is.
+Every time is moved up by a little more than half a millisecond before it is compared. That is the same as an
+origin which lies earlier by as much: no border is missed by rounding, and the rate stays what it is.
 """
 
 
@@ -17,13 +17,13 @@ that lies earlier by as much: a border is never missed by rounding, and the rate
 class Sampler:
     """Says of each decoded frame, in order, whether it is selected.
 
-    The answer depends on the frames shown before and on nothing else: an attempt that goes on at frame k shows its
-    sampler the frames before k too, and so selects what the first attempt would have.
+    The answer depends on the frames shown before and on nothing else: an attempt that goes on at frame k shows
+    its sampler the frames before k too, and so selects what the first attempt would have.
 
     Args:
         stride: Every how many source frames one is taken, counted from the first at or after `start_seconds`.
-        max_fps: Time from `start_seconds` on is cut into cells of 1/max_fps seconds; the first frame in each cell is
-            taken. 0 takes all.
+        max_fps: Time from `start_seconds` on is cut into cells of 1/max_fps seconds; the first frame in each cell
+            is taken. 0 takes all.
         start_seconds: Frames that are presented earlier are passed over.
         max_frames: After so many selected frames there are no more; 0 sets no limit.
     """

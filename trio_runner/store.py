@@ -38,7 +38,6 @@ CLOSE_SECONDS = 2.0
 _SCHEMA_LOCK = 0x7472_696F
 _SESSION = {
     "search_path": SCHEMA,
-    "statement_timeout": "10s",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "15s",
     "tcp_keepalives_idle": "30",
@@ -153,6 +152,14 @@ class Store:
         """The attempts of one scenario in order."""
         return await self._fetch_all("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
 
+    async def first_stored_at(self, scenario_id: int) -> float | None:
+        """When its first prediction was stored, in seconds since 1970."""
+        row = await self._fetch_one(
+            "SELECT extract(epoch FROM min(created_at))::float8 AS at FROM predictions WHERE scenario_id = $1",
+            scenario_id,
+        )
+        return row["at"] if row else None
+
     async def label_counts(self, scenario_id: int) -> list[dict[str, Any]]:
         """Label, boxes and frames with at least one such box, most boxes first."""
         return await self._fetch_all(
@@ -236,7 +243,11 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
                 password=password,
                 timeout=config.connect_timeout_seconds,
                 command_timeout=config.command_timeout_seconds,
-                server_settings=_SESSION | {"application_name": application_name[:63]},
+                server_settings=_SESSION
+                | {
+                    "application_name": application_name[:63],
+                    "statement_timeout": str(int(config.command_timeout_seconds * 1000)),
+                },
             )
     except (trio.TooSlowError, TimeoutError) as error:
         raise RunnerError(
@@ -273,8 +284,10 @@ def _named(error: Exception) -> RunnerError:
         return SupersededError(message)
     if state in {"3F000", "42P01", "42883"}:
         code, message = ErrorCode.STORE_SCHEMA, f"{message}; run: trio-runner init-db CONFIG"
-    elif state in {"57014", "55P03"}:
+    elif state in {"57014", "55P03"} or isinstance(error, TimeoutError):
         code, message = ErrorCode.STORE_TIMEOUT, f"PostgreSQL gave up: {message}"
+    elif isinstance(error, asyncpg.DataError):
+        code, message = ErrorCode.STORE_REJECTED, f"a value does not fit its column: {message}"
     elif not isinstance(error, asyncpg.PostgresError) or not state or state[:2] in {"08", "57"}:
         code, message = ErrorCode.STORE_LOST, f"the connection to PostgreSQL was lost: {message}"
     else:

@@ -56,6 +56,7 @@ async def show(config: Config, scenario_id: int | None, console: Console, *, as_
         if scenario_id is not None and scenarios:
             scenarios[0]["attempts"] = await store.attempts(scenario_id)
             scenarios[0]["found"] = await store.label_counts(scenario_id)
+            scenarios[0]["first_stored_at"] = await store.first_stored_at(scenario_id)
     if as_json:
         print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
     elif scenario_id is None:

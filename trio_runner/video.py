@@ -7,18 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from trio_runner import records
-from trio_runner.config import VideoSection
 from trio_runner.model import ErrorCode, Frame, RunnerError, VideoInfo
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from trio_runner.config import VideoSection
+
 START_ALLOWANCE_SECONDS = 20.0
-"""On top of `frame_timeout_seconds`, until the file is open: a cold interpreter and OpenCV on a slow, busy machine."""
+"""On top of `frame_timeout_seconds`, until the file is open: Python and OpenCV start cold on a busy machine."""
 
 END_SECONDS = 3.0
 """How long a child that has been killed, or has closed its pipe, may take to be gone."""
@@ -28,8 +32,16 @@ READ_BYTES = 2**18
 STDERR_TAIL_BYTES = 4096
 STDERR_TAIL_LINES = 6
 
-INHERITED_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "COVERAGE_")
-"""What the child may see of the environment, by prefix: it reads hostile files, so no secret lies within its reach."""
+INHERITED_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "COVERAGE_")
+"""What the child sees of the environment, by prefix: it reads hostile files, so no secret is within its reach."""
+
+CHILD_ENVIRONMENT = {
+    # numpy would start a BLAS thread for every core, and glibc give each thread a heap of its own.
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    # Standard error is searched for FFmpeg's complaints; OpenCV's own warnings add nothing to them.
+    "OPENCV_LOG_LEVEL": "ERROR",
+}
 
 
 class Video:
@@ -61,16 +73,15 @@ class Video:
             record = await self._next(self._options.frame_timeout_seconds)
             match record:
                 case records.FrameHeader():
-                    jpeg = self._child.body
-                    return Frame(**msgspec.structs.asdict(record), jpeg=jpeg)
+                    return Frame(**msgspec.structs.asdict(record), jpeg=self._child.body)
                 case records.End():
                     return record
                 case records.Passed():
                     self._on_passed(record.decoded)
-                case records.Opened():
+                case _:
                     raise _malformed(self._options.path, "it opened the file twice")
 
-    async def _next(self, timeout_seconds: float) -> records.Opened | records.FrameHeader | records.Passed | records.End:
+    async def _next(self, timeout_seconds: float) -> records.Record:
         path = self._options.path
         try:
             with trio.fail_after(timeout_seconds):
@@ -78,7 +89,7 @@ class Video:
         except trio.TooSlowError as error:
             await self._child.kill()
             message = (
-                f"{path}: nothing came from the decoder for {timeout_seconds:g} s. Look whether the file's storage "
+                f"{path}: nothing came from the decoder for {timeout_seconds:g} s. Check that the file's storage "
                 "answers, or raise video.frame_timeout_seconds"
             )
             raise RunnerError(ErrorCode.DECODER_STALLED, message) from error
@@ -95,10 +106,10 @@ class Video:
         tail = self._child.stderr_tail()
         said = f": {tail}" if tail else ""
         if status is not None and status < 0:
-            hint = ", which the kernel also sends when memory runs out" if status == -signal.SIGKILL else ""
+            hint = ", as the kernel does when memory runs out" if status == -signal.SIGKILL else ""
             message = f"{self._options.path}: the decoder was killed by {_signal_name(-status)}{hint}{said}"
             return RunnerError(ErrorCode.DECODER_KILLED, message)
-        how = "closed its pipe and would not end" if status is None else f"ended early with exit code {status}"
+        how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
         return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{said}")
 
 
@@ -112,8 +123,8 @@ async def open_video(
 
     Args:
         options: Which video, which of its frames, within what limits.
-        on_passed: Called now and then, with the number of frames decoded so far, while `receive` waits because none of
-            them is wanted: an attempt that resumes passes over all that an earlier one has stored.
+        on_passed: Called now and then with the number of frames decoded so far, while `receive` waits because none
+            of them is wanted: an attempt that resumes passes over all that an earlier one has stored.
 
     Raises:
         RunnerError: The video cannot be opened, or is refused.
@@ -124,7 +135,8 @@ async def open_video(
         await video.open()
         yield video
     finally:
-        await child.aclose()
+        with trio.move_on_after(2 * END_SECONDS, shield=True):
+            await child.aclose()
 
 
 def _malformed(path: str, what: str) -> RunnerError:
@@ -144,10 +156,10 @@ class _Child:
     def __init__(self, options: VideoSection) -> None:
         stdin, commands = os.pipe()
         frames, stdout = os.pipe()
-        # Standard error is a file in memory: nobody has to drain it, the child can look up what FFmpeg wrote there, and
-        # what it held at the child's death can still be read.
+        # Standard error is a file in memory: nobody has to drain it, the child can look up what FFmpeg wrote there,
+        # and what it holds at the child's death can still be read.
         self._stderr = os.memfd_create("decoder-stderr")
-        # A larger pipe lets the child work on while the daemon is busy; the size is a favour and may be refused.
+        # A larger pipe lets the child work on while the daemon is busy; the size may be refused.
         with suppress(OSError):
             fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
@@ -197,7 +209,7 @@ class _Child:
         return taken
 
     async def wait(self) -> int | None:
-        """The exit status, or minus the signal, of a child that is about to end; it is killed if it does not."""
+        """The exit status, or minus the signal, of a child about to end; None if it had to be killed."""
         with trio.move_on_after(END_SECONDS):
             await trio.lowlevel.wait_readable(self._pidfd)
         if self._process.poll() is None:
@@ -206,7 +218,7 @@ class _Child:
         return self._process.returncode
 
     async def kill(self) -> None:
-        """Kill and reap the child, if it still runs; bounded, and not to be cancelled."""
+        """Kill and reap the child if it still runs; bounded, and not to be cancelled."""
         if self._process.poll() is None:
             self._process.kill()
             with trio.move_on_after(END_SECONDS, shield=True):
@@ -216,7 +228,8 @@ class _Child:
     def stderr_tail(self) -> str:
         """The last lines that the child wrote to standard error, in one."""
         size = os.fstat(self._stderr).st_size
-        text = os.pread(self._stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES)).decode(errors="replace")
+        tail = os.pread(self._stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
+        text = tail.decode(errors="replace")
         # Python underlines the failing expression in a traceback; only its words are of use here.
         lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
         return " | ".join(lines[-STDERR_TAIL_LINES:])
@@ -233,13 +246,17 @@ class _Child:
 
 def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
-    # numpy would start a BLAS thread for every core, and glibc give each thread a heap of its own.
-    environment |= {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OPENCV_LOG_LEVEL": "ERROR"}
-    command = [sys.executable, "-X", "faulthandler", "-m", "trio_runner.decoder", msgspec.json.encode(options).decode()]
-    # Ctrl-C and systemd signal the whole group, but ending is the daemon's decision: it may want the frames under way.
-    # A blocked signal stays blocked in the child from its first instruction on.
+    arguments = ["-X", "faulthandler", "-m", "trio_runner.decoder", msgspec.json.encode(options).decode()]
+    # Ctrl-C and systemd signal the whole group, but when to end is the daemon's decision: it may want the frames that
+    # are under way. A signal blocked here stays blocked in the child, from its first instruction on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment)
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment | CHILD_ENVIRONMENT,
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

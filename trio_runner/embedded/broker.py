@@ -25,13 +25,13 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     # Here, after the leash: this import takes longer than a parent may live.
-    from confluent_kafka import Producer  # noqa: PLC0415
+    from confluent_kafka import Producer
 
     # The cluster belongs to a client and lives as long as it does (librdkafka, `test.mock.num.brokers`). That
     # client's own bootstrap address is replaced by the cluster's.
     client = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "replaced"})
     (broker,) = client.list_topics(timeout=10).brokers.values()
-    print(json.dumps({"port": broker.port}), flush=True)  # noqa: T201 - the ready line
+    print(json.dumps({"port": broker.port}), flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
 
 

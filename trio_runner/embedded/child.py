@@ -8,11 +8,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 START_SECONDS = 60.0
 """How long a server may take to its first answer; recovery after a power cut is the long case."""
@@ -93,7 +96,7 @@ async def serve(
 async def run_to_end(child: Child, *, stdin: bytes = b"") -> None:
     """Run the program to its end, with up to 64 KiB (a pipe) of input; raises ServerError if it fails."""
     async with _running(child, stdin=subprocess.PIPE) as process:
-        assert process.stdin is not None  # noqa: S101 - for the type checker: it was asked for
+        assert process.stdin is not None  # noqa: S101
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(stdin)
         await _end(process)
@@ -103,7 +106,7 @@ async def run_to_end(child: Child, *, stdin: bytes = b"") -> None:
 
 async def read_port(process: subprocess.Popen[bytes]) -> int:
     """The port in the one line `{"port": N}` that our own servers print once they answer."""
-    assert process.stdout is not None  # noqa: S101 - for the type checker: every child has one
+    assert process.stdout is not None  # noqa: S101
     line = b""
     async with trio.lowlevel.FdStream(os.dup(process.stdout.fileno())) as stream:
         while not line.endswith(b"\n"):

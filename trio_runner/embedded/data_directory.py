@@ -7,13 +7,15 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from trio_runner.embedded.child import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 WAIT_SECONDS = 30.0
 """How long to wait for another process that is starting, or leaving, or here for a moment only."""

@@ -1,8 +1,8 @@
 """Finds the eighty COCO kinds of object in a picture: NanoDet-g under onnxruntime, with pure steps around it.
 
-The network sees a 416 x 256 picture: the source is scaled to fit, and the rest is grey (a letterbox). It answers, for each
-cell of three grids (strides 8, 16 and 32), eighty class scores and the distances from the cell's centre to the four sides
-of a box. Both, and the constants below, are those of NanoDet's own configuration (github.com/RangiLyu/nanodet).
+The network sees a 416 x 256 picture: the source is scaled to fit, and the rest is grey (a letterbox). It answers,
+for each cell of three grids (strides 8, 16 and 32), eighty class scores and the distances from the cell's centre to
+the four sides of a box. The constants are those of NanoDet's own configuration (github.com/RangiLyu/nanodet).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Detection(NamedTuple):
 
 
 class Letterbox(NamedTuple):
-    """Where a source of ``width`` x ``height`` pixels lies in the network's input."""
+    """Where a source of `width` x `height` pixels lies in the network's input."""
 
     width: int
     height: int
@@ -60,13 +60,19 @@ class Letterbox(NamedTuple):
         inner_width = max(1, round(width * scale))
         inner_height = max(1, round(height * scale))
         return cls(
-            width, height, inner_width, inner_height, (INPUT_WIDTH - inner_width) // 2, (INPUT_HEIGHT - inner_height) // 2
+            width,
+            height,
+            inner_width,
+            inner_height,
+            (INPUT_WIDTH - inner_width) // 2,
+            (INPUT_HEIGHT - inner_height) // 2,
         )
 
     def to_source(self, boxes: Floats) -> Floats:
         """Map n x 4 boxes from the network's input to the source, cut off at the source's edges."""
         offset, scale, limit = self._offset(), self._scale(), self._limit()
-        return np.clip((boxes - offset) / scale, 0, limit)
+        source: Floats = np.clip((boxes - offset) / scale, 0, limit)
+        return source
 
     def to_input(self, boxes: Floats) -> Floats:
         """Map n x 4 boxes from the source to the network's input."""
@@ -122,19 +128,21 @@ def intersection_over_union(box: Floats, boxes: Floats) -> Floats:
     corners = np.hstack([np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])])
     shared = _areas(corners)
     joint = _areas(box[np.newaxis]) + _areas(boxes) - shared
-    return np.divide(shared, joint, out=np.zeros_like(shared), where=joint > 0)
+    overlap: Floats = np.divide(shared, joint, out=np.zeros_like(shared), where=joint > 0)
+    return overlap
 
 
 def _areas(boxes: Floats) -> Floats:
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    return sides[:, 0] * sides[:, 1]
+    areas: Floats = sides[:, 0] * sides[:, 1]
+    return areas
 
 
 def suppress(boxes: Floats, confidences: Floats, classes: Indices, max_overlap: float) -> Indices:
     """Non-maximum suppression within each class: the indices kept, most confident first.
 
-    A box goes when a kept one of its class overlaps it by more than ``max_overlap``. Equal confidences are ordered by class
-    and place, so that the same boxes are kept whatever order they come in.
+    A box goes when a kept one of its class overlaps it by more than `max_overlap`. Equal confidences are ordered by
+    class and place, so that the same boxes are kept whatever order they come in.
     """
     left = np.lexsort((*boxes.T, classes, -confidences))
     kept = []
@@ -147,10 +155,10 @@ def suppress(boxes: Floats, confidences: Floats, classes: Indices, max_overlap: 
 
 
 class Detector:
-    """The network, loaded and ready; ``detect`` may be called from several threads at once."""
+    """The network, loaded and ready; `detect` may be called from several threads at once."""
 
     def __init__(self, *, threads: int = 2, min_confidence: float = 0.45, max_overlap: float = 0.5) -> None:
-        """Load the packaged model on the CPU and let it compute with ``threads`` threads per picture."""
+        """Load the packaged model on the CPU and let it compute with `threads` threads per picture."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Idle workers would otherwise burn a core in a busy loop between pictures.

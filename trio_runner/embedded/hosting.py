@@ -7,15 +7,18 @@ import enum
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_runner.embedded.child import Child, ServerError, find_package, read_port, serve
 from trio_runner.embedded.data_directory import DataDirectory
 from trio_runner.embedded.postgres import ROLE, start_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 __all__ = ["Addresses", "ServerError", "Service", "addresses_as_toml", "open_servers"]
 

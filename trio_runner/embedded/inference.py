@@ -1,7 +1,7 @@
 """The embedded inference service: the detector behind an HTTP API, in a process of its own.
 
-``POST /predict`` takes one encoded picture, as a multipart field or as the raw body, and answers with what is in it;
-``GET /healthz`` answers while the model computes. Every error is JSON: ``{"error": "what was wrong and what was expected"}``.
+`POST /predict` takes one encoded picture, as a field of a form or as the raw body, and answers with what is in it;
+`GET /healthz` answers while the model computes. An error is JSON as well: `{"error": "what was wrong and expected"}`.
 """
 
 from __future__ import annotations
@@ -11,38 +11,45 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
 
-import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve as serve_asgi
+import anyio
+import anyio.to_thread
+import uvicorn
+from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import File, parse_options_header
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from python_multipart.multipart import Field
+
     from trio_runner.embedded.detector import Detector, Image
 
-    Scope = dict[str, Any]
-    Receive = Callable[[], Awaitable[dict[str, Any]]]
-    Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:8001"
+ROUTES = {"/predict": "POST", "/healthz": "GET"}
 PICTURE_FIELDS = (b"frame", b"file", b"image")
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_PIXELS = 64 * 1024**2
 MAX_WAITING = 64
-BODY_TIMEOUT_SECONDS = 30
-DRAIN_TIMEOUT_SECONDS = 5
-STOP_GRACE_SECONDS = 1.0
+"""How many requests may wait for the model; each holds a picture in memory."""
+BODY_SECONDS = 30.0
+DRAIN_SECONDS = 5.0
+STOP_SECONDS = 1
 KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx: 5 s), so that no request meets a connection just closed."""
 
 EXPECTED = "expected one encoded picture (JPEG, PNG, WebP, BMP or TIFF)"
 
@@ -50,7 +57,7 @@ EXPECTED = "expected one encoded picture (JPEG, PNG, WebP, BMP or TIFF)"
 class RequestError(Exception):
     """A request that cannot be answered: the HTTP status, and a sentence for the client."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
         self.status = status
 
@@ -60,44 +67,44 @@ class Application:
     """The ASGI application: routes, limits, and the queue in front of the model."""
 
     detector: Detector
-    computing: trio.CapacityLimiter
-    model: dict[str, Any]
+    computing: anyio.CapacityLimiter
+    model: str
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; the server's other scopes are told that they are not supported, as ASGI asks."""
-        if scope["type"] != "http":
-            raise NotImplementedError(scope["type"])
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request; the server is told not to offer the other kinds of scope."""
         try:
             status, answer = await self._answer(scope, receive)
         except RequestError as error:
             status, answer = error.status, {"error": str(error)}
-        except Exception:  # one request must not take the others down with it; the log has the reason
+        except Exception:  # one bad request must not end the others
             log.exception("%s %s failed", scope["method"], scope["path"])
-            status, answer = 500, {"error": "the service failed on this request; its log says why"}
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            answer = {"error": "the service failed on this request; its log says why"}
         body = json.dumps(answer, separators=(",", ":")).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if status == 405:
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers.append((b"allow", ROUTES[scope["path"]].encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, scope: Any, receive: Receive) -> tuple[HTTPStatus, dict[str, Any]]:
         path, method = scope["path"], scope["method"]
-        if path not in ROUTES:
-            raise RequestError(404, f"no such path {path!r}; there are POST /predict and GET /healthz")
-        if method != ROUTES[path]:
-            raise RequestError(405, f"{path} takes {ROUTES[path]}, not {method}")
-        if path == "/healthz":
-            return 200, {"status": "ok", **self.model}
-        content_type = dict(scope["headers"]).get(b"content-type", b"")
+        # Whatever the answer, the body is read first: see _drain.
         body = await read_body(receive)
+        if path not in ROUTES:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"no such path {path!r}; there are POST /predict and GET /healthz")
+        if method != ROUTES[path]:
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {ROUTES[path]}, not {method}")
+        if path == "/healthz":
+            return HTTPStatus.OK, {"status": "ok", "model": self.model}
+        content_type = dict(scope["headers"]).get(b"content-type", b"")
         if self.computing.statistics().tasks_waiting >= MAX_WAITING:
-            raise RequestError(503, f"{MAX_WAITING} requests are waiting already; try again later")
+            busy = f"{MAX_WAITING} requests are waiting already; try again later"
+            raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, busy)
         compute = partial(predict, self.detector, content_type, body)
-        return 200, {**await trio.to_thread.run_sync(compute, limiter=self.computing), **self.model}
-
-
-ROUTES = {"/predict": "POST", "/healthz": "GET"}
+        # In a thread, so that this one goes on answering; the limiter lets those who wait through in order.
+        found = await anyio.to_thread.run_sync(compute, limiter=self.computing)
+        return HTTPStatus.OK, {**found, "model": self.model}
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -107,24 +114,25 @@ async def read_body(receive: Receive) -> bytes:
         RequestError: it is too long (413), comes too slowly (408), or the client went away.
     """
     body = bytearray()
-    with trio.move_on_after(BODY_TIMEOUT_SECONDS):
+    with anyio.move_on_after(BODY_SECONDS):
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RequestError(400, "the client closed the connection before the body was complete")
+                raise RequestError(HTTPStatus.BAD_REQUEST, "the connection was closed before the body was complete")
             body += message["body"]
             more = message["more_body"]
             if len(body) > MAX_BODY_BYTES:
                 await _drain(receive)
-                raise RequestError(413, f"the body is over {MAX_BODY_BYTES} bytes; {EXPECTED}")
+                too_long = f"the body is over {MAX_BODY_BYTES} bytes; {EXPECTED}"
+                raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_long)
         return bytes(body)
-    raise RequestError(408, f"the body did not arrive within {BODY_TIMEOUT_SECONDS} s")
+    raise RequestError(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_SECONDS:g} s")
 
 
 async def _drain(receive: Receive) -> None:
     # A connection closed on unread data is reset, and the reset can overtake the answer that says why.
-    with trio.move_on_after(DRAIN_TIMEOUT_SECONDS):
+    with anyio.move_on_after(DRAIN_SECONDS):
         while (message := await receive())["type"] == "http.request" and message["more_body"]:
             pass
 
@@ -157,7 +165,7 @@ def find_picture(content_type: bytes, body: bytes) -> bytes:
     """
     kind, options = parse_options_header(content_type)
     if not body:
-        raise RequestError(400, f"the body is empty; {EXPECTED}")
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"the body is empty; {EXPECTED}")
     if kind != b"multipart/form-data":
         return body
     fields = read_form(options.get(b"boundary", b""), body)
@@ -166,7 +174,8 @@ def find_picture(content_type: bytes, body: bytes) -> bytes:
             return fields[name]
     wanted = ", ".join(repr(name.decode()) for name in PICTURE_FIELDS)
     there = ", ".join(repr(name.decode(errors="replace")) for name in fields) or "none"
-    raise RequestError(400, f"no picture in the form (fields there: {there}); {EXPECTED} in one of the fields {wanted}")
+    missing = f"no picture in the form (fields there: {there}); {EXPECTED} in one of the fields {wanted}"
+    raise RequestError(HTTPStatus.BAD_REQUEST, missing)
 
 
 def read_form(boundary: bytes, body: bytes) -> dict[bytes, bytes]:
@@ -176,38 +185,27 @@ def read_form(boundary: bytes, body: bytes) -> dict[bytes, bytes]:
         RequestError: 400: it is not a well-formed one.
     """
     fields: dict[bytes, bytes] = {}
-    header, value, content = bytearray(), bytearray(), bytearray()
-    name = b""
+    whole = False
 
-    def on_header_end() -> None:
-        nonlocal name
-        if header.lower() == b"content-disposition":
-            name = parse_options_header(bytes(value))[1].get(b"name", b"")
-        header.clear()
-        value.clear()
+    def keep(part: Field | File) -> None:
+        if isinstance(part, File):
+            part.file_object.seek(0)
+            fields[part.field_name or b""] = part.file_object.read()
+        else:
+            fields[part.field_name or b""] = part.value or b""
 
-    def on_part_end() -> None:
-        fields[name] = bytes(content)
-        content.clear()
-
-    def append_to(buffer: bytearray) -> Callable[[bytes, int, int], None]:
-        return lambda data, start, end: buffer.extend(memoryview(data)[start:end])
+    def end() -> None:
+        nonlocal whole
+        whole = True
 
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_header_field": append_to(header),
-                "on_header_value": append_to(value),
-                "on_header_end": on_header_end,
-                "on_part_data": append_to(content),
-                "on_part_end": on_part_end,
-            },
-        )
-        parser.write(body)
-        parser.finalize()
+        in_memory = {"MAX_MEMORY_FILE_SIZE": MAX_BODY_BYTES}
+        form = FormParser("multipart/form-data", keep, keep, end, boundary=boundary, config=in_memory)
+        form.write(body)
     except FormParserError as error:
-        raise RequestError(400, f"the multipart form is broken: {error}") from error
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"the multipart form is broken: {error}") from error
+    if not whole:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "the multipart form is broken: it lacks its closing boundary")
     return fields
 
 
@@ -215,7 +213,7 @@ def read_picture(encoded: bytes) -> Image:
     """Decode a picture to height x width x 3 bytes (blue, green, red).
 
     Raises:
-        RequestError: 400: no picture, or one of more than ``MAX_PIXELS`` pixels.
+        RequestError: 400: no picture, or one of more than `MAX_PIXELS` pixels.
     """
     import cv2
     import numpy as np
@@ -223,25 +221,29 @@ def read_picture(encoded: bytes) -> Image:
     try:
         image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise RequestError(400, f"the picture has more than {MAX_PIXELS} pixels, or none") from error
+        too_big = f"the picture has more than {MAX_PIXELS} pixels; {EXPECTED} of no more than that"
+        raise RequestError(HTTPStatus.BAD_REQUEST, too_big) from error
     if image is None:
-        raise RequestError(400, f"the {len(encoded)} bytes are not a picture; {EXPECTED}")
-    return image
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"the {len(encoded)} bytes are not a picture; {EXPECTED}")
+    return cast("Image", image)
 
 
-def serve(
-    listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 1, min_confidence: float = 0.45
-) -> int:
+def serve(listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 1, min_confidence: float = 0.45) -> int:
     """Serve until SIGTERM or SIGINT, and return the process's exit code.
 
-    Once the service answers, prints one line on stdout: the JSON object ``{"port": N}``.
+    Once the service answers, prints one line on stdout: the JSON object `{"port": N}`.
 
     Args:
-        listen: ``HOST:PORT``; port 0 takes a free one.
+        listen: `HOST:PORT`; port 0 takes a free one.
         threads: how many threads the model uses for one picture.
         concurrency: how many pictures are computed at once; further requests wait in order.
         min_confidence: detections below it are left out.
     """
+    try:
+        listener = _listen(listen)
+    except (OSError, ValueError) as error:
+        log.error("cannot listen on %s: %s; --listen takes another HOST:PORT", listen, error)  # noqa: TRY400
+        return os.EX_CONFIG
     # OpenCV reads this once, when it is loaded: a small file can claim a picture of gigabytes.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
     import numpy as np
@@ -250,31 +252,53 @@ def serve(
 
     detector = Detector(threads=threads, min_confidence=min_confidence)
     detector.detect(np.zeros((64, 64, 3), dtype=np.uint8))
-    trio.run(_serve_until_signalled, detector, MODEL_NAME, concurrency, listen)
+    application = Application(detector, anyio.CapacityLimiter(concurrency), MODEL_NAME)
+    config = uvicorn.Config(
+        application,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    # When it has shut down, uvicorn raises the signal again that it was stopped with; that was a wish, and is granted.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _Server(config).run(sockets=[listener])
     return 0
 
 
-async def _serve_until_signalled(detector: Detector, model_name: str, concurrency: int, listen: str) -> None:
-    application = Application(detector, trio.CapacityLimiter(concurrency), {"model": model_name})
-    config = Config()
-    config.bind = [listen]
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.graceful_timeout = STOP_GRACE_SECONDS
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = sys.maxsize
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            run = partial(serve_asgi, application, config, shutdown_trigger=signals.__anext__, mode="asgi")
-            bound: list[str] = await nursery.start(run)
-            print(json.dumps({"port": int(bound[0].rpartition(":")[2])}), flush=True)
+class _Server(uvicorn.Server):
+    """Says so when it serves."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, int(port)), family=family, backlog=MAX_WAITING)
+    # Inherited by the connections. The server writes head and body of an answer one by one, and asyncio sets this only
+    # on sockets made with their protocol spelled out: without it Nagle's algorithm waits for the client's delayed
+    # acknowledgement, and every request takes 40 ms more.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service from the command line."""
     parser = argparse.ArgumentParser(prog="python -m trio_runner.embedded.inference", description=__doc__)
-    parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--min-confidence", type=float, default=0.45)
+    parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="for one picture; default: %(default)s")
+    parser.add_argument("--min-confidence", type=float, default=0.45, help="default: %(default)s")
     parser.add_argument("--tied", action="store_true", help="die when the parent process dies")
     options = parser.parse_args(arguments)
     if options.tied:

@@ -9,15 +9,18 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_runner import leash
 from trio_runner.embedded.child import Child, ServerError, find_package, run_to_end, serve
 from trio_runner.embedded.data_directory import write_private
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
 ROLE = "trio_runner"
 """The role that clients log in as; the database it owns has the same name."""
@@ -84,10 +87,10 @@ async def start_postgres(nursery: trio.Nursery, data_dir: Path, log: Path, remai
 def _accepts(pid_file: Path, pid: int) -> bool:
     """Whether the pid file is this server's and its eighth line, the state, says that it is ready."""
     try:
-        lines = pid_file.read_text(encoding="utf-8").splitlines()
+        first, *_, state = [*pid_file.read_text(encoding="utf-8").splitlines(), ""][:8]
     except FileNotFoundError:
         return False
-    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004
+    return first == str(pid) and state.strip() == "ready"
 
 
 async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -> None:
@@ -120,18 +123,16 @@ async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -
 
 
 def _make_directory(new: Path) -> None:
-    """An empty directory, owned by a user that PostgreSQL accepts: it refuses to run as root."""
+    """An empty directory, owned by the user that PostgreSQL will run as: this one, under root `nobody`."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    if os.geteuid() != 0:
-        return
     try:
-        entry = pwd.getpwnam("nobody")
-        os.chown(new, entry.pw_uid, entry.pw_gid)
+        owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        os.chown(new, owner.pw_uid, -1)
     except (KeyError, OSError) as error:
         raise ServerError(
-            f"PostgreSQL refuses to run as root, and {new} cannot be given to the user `nobody`: {error}. "
-            "Run as an ordinary user"
+            "the embedded database server needs a user to run as that is not root (under root it takes `nobody`) "
+            f"and that /etc/passwd lists: {error}. Run as such a user, or name a server in database.url"
         ) from error
 
 

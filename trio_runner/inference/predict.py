@@ -31,11 +31,14 @@ CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
 
 def request(config: InferenceSection, frame: Frame) -> httpx.Request:
     """`POST {url}{path}` with the JPEG in the multipart field named `config.field`."""
-    return httpx.Request(
+    made = httpx.Request(
         "POST",
         config.url.rstrip("/") + config.path,
         files={config.field: ("frame.jpg", frame.jpeg, "image/jpeg")},
     )
+    # In one piece: httpx would write the form's head, every 64 KiB of the picture and the form's tail each by itself.
+    made.read()
+    return made
 
 
 def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
