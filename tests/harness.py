@@ -273,19 +273,20 @@ async def read_topic(brokers: str, topic: str) -> list[Event]:
 
 
 async def _read_topic(brokers: str, topic: str) -> list[Event]:
-    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=brokers, enable_auto_commit=False)
+    consumer = aiokafka.AIOKafkaConsumer(
+        bootstrap_servers=brokers, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
     records: list[Any] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
         await consumer.start()
         try:
             if topic not in await consumer.topics():
                 return []
-            partitions = [
-                aiokafka.TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
-            ]
-            consumer.assign(partitions)
-            await consumer.seek_to_beginning(*partitions)
-            expected = sum((await consumer.end_offsets(partitions)).values())
+            # Without a group a subscription is an assignment of every partition, once they are known.
+            consumer.subscribe([topic])
+            while not consumer.assignment():
+                await asyncio.sleep(0.01)
+            expected = sum((await consumer.end_offsets(list(consumer.assignment()))).values())
             while len(records) < expected:
                 for batch in (await consumer.getmany(timeout_ms=1000)).values():
                     records += batch

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,6 +18,21 @@ from makers import make_frame
 from trio_runner.config import InferenceSection
 from trio_runner.inference.client import MAX_RETRY_AFTER_SECONDS, InferenceClient, open_client
 from trio_runner.model import ErrorClass, ErrorCode, FrameResult, RunnerError
+
+# httpx and httpcore iterate bodies by async generators that nobody closes when an exchange breaks off in the middle. The
+# connection itself is closed; Trio finalises the generators, and warns.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <async_generator object (\w*Stream\.__aiter__|Response\.aiter_raw|AsyncHTTP11Connection\.)"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Let those generators be collected here, and not in the next module, which does not expect them."""
+    yield
+    gc.collect()
+
 
 Script = Callable[[trio.SocketStream], Awaitable[None]]
 

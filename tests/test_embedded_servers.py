@@ -514,36 +514,38 @@ async def test_root_may_keep_everything_where_no_other_user_can_go(
     assert await gone(family)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
-async def test_an_ordinary_user_needs_no_right_of_root(neighbour: Callable[..., Neighbour]) -> None:
+@pytest.fixture
+def as_nobody() -> dict[str, Any]:
+    """Popen's options to run as an ordinary user, with an interpreter that this user can reach."""
+    if os.geteuid() != 0:
+        pytest.skip("the other tests run as an ordinary user already")
     nobody = pwd.getpwnam("nobody")
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    version = f"python3.{sys.version_info.minor}"
-    user: dict[str, Any] = {
+    options: dict[str, Any] = {
         "user": nobody.pw_uid,
         "group": nobody.pw_gid,
         "extra_groups": [],
         "cwd": "/",
-        "env": {"PYTHONPATH": path, "PATH": os.defpath},
+        "env": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": os.defpath},
     }
+    version = f"python3.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
+        with contextlib.suppress(OSError):
+            probe = [python, "-c", "import trio_runner.embedded.hosting"]
+            if subprocess.run(probe, check=False, capture_output=True, **options).returncode == 0:
+                return {"python": python, **options}
+    pytest.skip(f"there is no {version} that the user nobody can run with these packages")
 
-    def usable(python: str) -> bool:
-        probe = [python, "-c", "import trio, trio_runner.embedded.hosting"]
-        try:
-            return subprocess.run(probe, check=False, capture_output=True, **user).returncode == 0
-        except PermissionError:
-            return False
 
-    candidates = (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}")
-    python = next(filter(usable, filter(os.path.exists, candidates)), None)
-    if python is None:
-        pytest.skip(f"no {version} with these packages that the user nobody may run")
+async def test_an_ordinary_user_needs_no_right_of_root(
+    neighbour: Callable[..., Neighbour], as_nobody: dict[str, Any]
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        os.chown(directory, nobody.pw_uid, nobody.pw_gid)
+        os.chown(directory, as_nobody["user"], as_nobody["group"])
         for _ in range(2):
-            host = neighbour(Path(directory) / "data", BOTH, python=python, **user)
+            host = neighbour(Path(directory) / "data", BOTH, **as_nobody)
             assert await sql(await host.addresses(), "SELECT 1") == 1
-            assert {child.uids().effective for child in psutil.Process(host.process.pid).children()} == {nobody.pw_uid}
+            children = psutil.Process(host.process.pid).children()
+            assert {child.uids().effective for child in children} == {as_nobody["user"]}
             host.leaves()
             assert await host.says() == {"left": True}
             assert await host.ends() == 0

@@ -59,6 +59,7 @@ class _Obituary:
     ) -> None:
         self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
         self._claimed = claim
+        self._event = self._build()
 
     @property
     def claim(self) -> Claim:
@@ -77,13 +78,15 @@ class _Obituary:
         with trio.move_on_after(RELEASE_SECONDS) as scope:
             try:
                 async with open_store(self._config.database, application_name="trio-runner death") as store:
-                    self._claimed = self._claimed or await store.claim(self._attempt)
+                    if self._claimed is None:
+                        self._claimed = await store.claim(self._attempt)
+                        self._event = self._build()
                     ours = await store.fail(
                         self._claimed,
-                        event_id=self._event().id,
+                        event_id=self._event.id,
                         reporter="runner",
                         error_class=self._failure.code.error_class,
-                        body=retry.encode(self._event()),
+                        body=retry.encode(self._event),
                         retry_after_seconds=self._failure.retry_after_seconds or 0.0,
                     )
             except (ClaimRefusedError, SupersededError):
@@ -97,14 +100,14 @@ class _Obituary:
     async def publish(self) -> bool:
         """Tell Kafka; whether it has acknowledged."""
         try:
-            await retry.publish(self._config.kafka, self._event())
+            await retry.publish(self._config.kafka, self._event)
         except RunnerError as error:
             logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
             return False
-        logger.info("retry event %s is acknowledged", self._event().id)
+        logger.info("retry event %s is acknowledged", self._event.id)
         return True
 
-    def _event(self) -> retry.RetryEvent:
+    def _build(self) -> retry.RetryEvent:
         return retry.build_event(
             self._failure,
             claim=self.claim,

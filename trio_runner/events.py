@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from trio_runner import aio
 from trio_runner.model import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from trio_runner.config import KafkaSection
+
+T = TypeVar("T")
 
 STOP_SECONDS = 2.0
 
@@ -36,21 +38,41 @@ class TopicReader:
     def __init__(self, consumer: AIOKafkaConsumer, config: KafkaSection) -> None:
         """Take the started consumer over; `open_topic` stops it."""
         self._consumer, self._config = consumer, config
+        self._subscribed = False
 
     async def read(self, *, wait_seconds: float) -> list[Record]:
-        """The next records, as soon as there are any; none after `wait_seconds`, or where the topic is empty."""
+        """The next records, as soon as there are any; none after `wait_seconds`, or where there is no topic yet."""
+        if not self._subscribed:
+            # Subscribing to a topic that does not exist would create it on many a broker.
+            self._subscribed = self._config.retry_topic in await self._bounded(self._consumer.topics)
+            if not self._subscribed:
+                await trio.sleep(wait_seconds)
+                return []
+            self._consumer.subscribe([self._config.retry_topic])
         batches = await aio.call(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000))
         return [_record(message) for messages in batches.values() for message in messages]
 
     async def at_end(self) -> bool:
         """Whether everything that was on the topic at this moment has been read."""
+        if not self._subscribed:
+            return self._config.retry_topic not in await self._bounded(self._consumer.topics)
         partitions = list(self._consumer.assignment())
-        with trio.fail_after(self._config.connect_timeout_seconds):
-            ends = await aio.call(self._consumer.end_offsets, partitions)
-            for partition, end in ends.items():
-                if await aio.call(self._consumer.position, partition) < end:
-                    return False
-        return True
+        ends = await self._bounded(self._consumer.end_offsets, partitions)
+        return bool(ends) and all(
+            [await self._bounded(self._consumer.position, partition) >= end for partition, end in ends.items()]
+        )
+
+    async def _bounded(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+        with _named_errors(self._config), trio.fail_after(self._config.connect_timeout_seconds):
+            return await aio.call(function, *args)
+
+
+@contextmanager
+def _named_errors(config: KafkaSection) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, trio.TooSlowError, aio.LibraryCancelledError) as error:
+        raise RunnerError(ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {error}") from error
 
 
 @asynccontextmanager
@@ -62,15 +84,8 @@ async def open_topic(config: KafkaSection) -> AsyncIterator[TopicReader]:
     """
     consumer = await aio.call(_make_consumer, config)
     try:
-        try:
-            with trio.fail_after(config.connect_timeout_seconds):
-                await aio.call(consumer.start)
-                partitions = await aio.call(_partitions, consumer, config.retry_topic)
-                if partitions:
-                    consumer.assign(partitions)
-                    await aio.call(consumer.seek_to_beginning, *partitions)
-        except (KafkaError, OSError, trio.TooSlowError, aio.LibraryCancelledError) as error:
-            raise RunnerError(ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {error}") from error
+        with _named_errors(config), trio.fail_after(config.connect_timeout_seconds):
+            await aio.call(consumer.start)
         yield TopicReader(consumer, config)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)
@@ -84,12 +99,6 @@ async def _make_consumer(config: KafkaSection) -> AIOKafkaConsumer:
         auto_offset_reset="earliest",
         request_timeout_ms=int(config.connect_timeout_seconds * 1000),
     )
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
-    """asyncio-flavoured: the topic's partitions, none where it does not exist."""
-    await consumer.topics()
-    return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
 
 
 def _record(message: Any) -> Record:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CODECS = {
     "h264": "h264", "hevc": "hevc", "FMP4": "mpeg4", "MJPG": "mjpeg",
-    "mpg2": "mpeg2video", "VP80": "vp8", "VP90": "vp9", "AV01": "av1",
+    "mpg2": "mpeg2video", "MP43": "msmpeg4", "VP80": "vp8", "VP90": "vp9", "AV01": "av1",
 }  # fmt: skip
 """The codecs that are decoded: the code that OpenCV derives from FFmpeg's codec id, and FFmpeg's name."""
 
@@ -197,7 +197,7 @@ class Footage:
         self._complaints = complaints
         self._complaint = ""
         self._complaint_at = -UNSETTLED_FRAMES
-        self._interval = 1 / info.fps if info.fps else 0.0
+        self._interval = self._nominal_interval = 1 / info.fps if info.fps else 0.0
         self._pts = 0.0
         self._image: Any = None
 
@@ -247,9 +247,9 @@ class Footage:
         if self.decoded and pts > self._pts:
             self._interval = pts - self._pts
         elif self.decoded and pts < self._pts:
-            # Pictures come in the order of presentation. AVI keeps no times, and what is made up for reordered frames
-            # can jump back, at the end to 0.
-            pts = round(self._pts + self._interval, 6)
+            # Pictures come in the order of presentation, so time does not go back. But AVI keeps no times, and what is
+            # made up for reordered frames may jump, at the end to 0; so may the times of a damaged file.
+            pts = round(self._pts + self._nominal_interval, 6)
         self._pts = pts
         self.decoded += 1
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EXIT_OK = 0
 EXIT_NOTHING = 1
+POLL_SECONDS = 0.5
 
 
 async def init_db(config: Config, console: Console) -> int:
@@ -79,7 +80,7 @@ async def events(config: Config, console: Console, *, as_json: bool, follow: boo
         open_topic(live.kafka) as topic,
     ):
         while follow or not await topic.at_end():
-            for record in await topic.read(wait_seconds=1.0):
+            for record in await topic.read(wait_seconds=POLL_SECONDS):
                 _print_event(record.body, record.headers, console, as_json=as_json)
     return EXIT_OK
 

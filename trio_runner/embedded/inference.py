@@ -240,7 +240,7 @@ def serve(listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 
         min_confidence: detections below it are left out.
     """
     try:
-        listener = _listen(listen)
+        listener = listen_on(listen)
     except (OSError, ValueError) as error:
         log.error("cannot listen on %s: %s; --listen takes another HOST:PORT", listen, error)  # noqa: TRY400
         return os.EX_CONFIG
@@ -281,7 +281,7 @@ class _Server(uvicorn.Server):
             print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
 
 
-def _listen(address: str) -> socket.socket:
+def listen_on(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

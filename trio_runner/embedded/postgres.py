@@ -87,10 +87,10 @@ async def start_postgres(nursery: trio.Nursery, data_dir: Path, log: Path, remai
 def _accepts(pid_file: Path, pid: int) -> bool:
     """Whether the pid file is this server's and its eighth line, the state, says that it is ready."""
     try:
-        first, *_, state = [*pid_file.read_text(encoding="utf-8").splitlines(), ""][:8]
+        lines = [line.strip() for line in pid_file.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return False
-    return first == str(pid) and state.strip() == "ready"
+    return (lines[:1], lines[7:8]) == ([str(pid)], ["ready"])
 
 
 async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -> None:

@@ -1,0 +1,599 @@
+"""The failure path on the real process: each way to die, what everybody is told of it, and the run after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import clips
+import jsonschema
+import psutil
+import pytest
+import trio
+from conftest import WriteConfig
+from fake_inference import RETRY_AFTER_SECONDS, Fake, Fault, at_frame, open_fake, stored_for
+from harness import (
+    Cli,
+    Event,
+    Finished,
+    Ledger,
+    Running,
+    Servers,
+    ServiceManager,
+    command,
+    free_port,
+    from_toml,
+    open_service_manager,
+    read_topic,
+    until,
+)
+
+import trio_runner
+
+SCHEMA_FILE = Path("/tmp/e2e/schema.json")
+
+SMALL_WINDOW: dict[str, dict[str, Any]] = {
+    "pipeline": {"max_buffered_frames": 8},
+    "database": {"batch_frames": 4},
+}
+"""So few frames under way that of the big clip most are still in the decoder's hands when the service holds frame 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a test of this file works with: this test's scenario, and all that can be looked at after a death."""
+
+    scenario_id: int
+    topic: str
+    servers: Servers
+    ledger: Ledger
+    cli: Cli
+    write_config: WriteConfig
+
+    async def the_event(self) -> Event:
+        """The one event on this test's topic, once it is proven well-formed."""
+        events = await read_topic(self.servers.brokers, self.topic)
+        assert len(events) == 1
+        (event,) = events
+        schema = json.loads(SCHEMA_FILE.read_text())
+        jsonschema.validate(event.body, schema, format_checker=jsonschema.FormatChecker())
+        attributes = {
+            "ce_specversion": "1.0",
+            "ce_source": f"/trio-runner/scenarios/{self.scenario_id}",
+            "ce_subject": str(self.scenario_id),
+            "ce_partitionkey": str(self.scenario_id),
+            "ce_time": event.body["timestamp"],
+            "ce_epoch": str(event.body["epoch"]),
+            "content-type": "application/json",
+        }
+        assert attributes.items() <= event.headers.items()
+        assert {"ce_id", "ce_type", "ce_dataschema"} <= event.headers.keys()
+        assert event.key == str(self.scenario_id)
+        assert (event.body["scenario_id"], event.body["runner_id"]) == (self.scenario_id, "runner_under_test")
+        assert len(event.raw) <= 16 * 1024
+        return event
+
+    async def check_death(
+        self, done: Finished, code: str, *, named: str, error_class: str = "retriable", told_kafka: bool = True
+    ) -> dict[str, Any]:
+        """Ledger, topic, stderr and output after the first attempt died of `code`; returns the ledger's record of it."""
+        scenario = await self.ledger.existing(self.scenario_id)
+        assert scenario["last_error"]["code"] == code, done.err
+        assert scenario["last_error"]["class"] == error_class
+        given_up = error_class == "permanent"
+        assert scenario["status"] == ("inactive" if given_up else "init_startup")
+        assert scenario["outcome"] == ("failed" if given_up else None)
+        assert (scenario["epoch"], scenario["instance_id"], scenario["lease_until"]) == (2, None, None)
+        assert scenario["failures"] == (0 if error_class == "interrupted" else 1)
+
+        (attempt,) = await self.ledger.attempts(self.scenario_id)
+        assert attempt["outcome"] == ("interrupted" if error_class == "interrupted" else "failed")
+        assert attempt["error"]["code"] == code
+        assert (attempt["first_frame"], attempt["end_frame"]) == (0, scenario["next_frame"])
+        assert scenario["not_before"] - attempt["ended_at"] <= timedelta(seconds=300)
+
+        (record,) = await self.ledger.retry_events(self.scenario_id)
+        assert (record["reporter"], record["epoch"]) == ("runner", 1)
+        body: dict[str, Any] = record["body"]
+        assert body["error"]["code"] == code
+        assert named in body["error"]["message"]
+        # The runner may have been cut off between a commit and its reply: only the ledger knows for certain.
+        assert body["progress"]["next_frame"] <= scenario["next_frame"]
+        if told_kafka:
+            event = await self.the_event()
+            assert event.headers["ce_id"] == str(record["event_id"])
+            assert event.body | {"timestamp":1} == body | {"timestamp": 1}
+        else:
+            assert await read_topic(self.servers.brokers, self.topic) == []
+
+        assert any(line["level"] == "error" and named in line["event"] for line in done.log()), done.err
+        self.check_secrets(done.out, done.err, json.dumps(body))
+        await self.ledger.check_invariants(self.scenario_id)
+        return body
+
+    def check_secrets(self, *texts: str) -> None:
+        """No text holds the database's password."""
+        password = self.servers.password
+        assert not password or not any(password in text for text in texts)
+
+    async def stored(self) -> int:
+        """How many frames the ledger has, from the first on."""
+        frames: int = (await self.ledger.existing(self.scenario_id))["next_frame"]
+        return frames
+
+    async def run_to_death(self, config: Path) -> Finished:
+        """Run the process, which must leave nothing behind."""
+        async with self.cli.started("run", config) as running:
+            done = await running.wait()
+            assert running.family() == [], "a child outlived the runner"
+        return done
+
+    async def check_rows(self, count: int, size: tuple[int, int] = (320, 240)) -> None:
+        """The first `count` frames are stored, each once and with its own content, and no others."""
+        rows = await self.ledger.predictions(self.scenario_id)
+        assert [row["frame_index"] for row in rows] == list(range(count))
+        for row in rows:
+            assert row["detections"] == stored_for(row["frame_index"], *size)
+
+    async def check_resume(self, *, frames: int, size: tuple[int, int] = (320, 240), **sections: dict[str, Any]) -> None:
+        """A second run, with a service that is well, completes the scenario and asks only for what is not stored."""
+        stored = await self.stored()
+        async with open_fake() as fake:
+            config = self.write_config("second.toml", inference={"url": fake.url}, **sections)
+            done = await self.run_to_death(config)
+        assert done.code == 0, done.err
+        assert sorted(fake.numbers) == list(range(stored, frames))
+        await self.check_rows(frames, size)
+        scenario = await self.ledger.existing(self.scenario_id)
+        assert (scenario["status"], scenario["outcome"], scenario["epoch"]) == ("active", "completed", 2)
+        assert (scenario["failures"], scenario["last_error"]) == (0, None)
+        assert [row["outcome"] for row in await self.ledger.attempts(self.scenario_id)][-1] == "completed"
+        assert len(await self.ledger.retry_events(self.scenario_id)) == 1
+        await self.ledger.check_invariants(self.scenario_id)
+
+
+@pytest.fixture
+def scene(
+    scenario_id: int, topic: str, servers: Servers, ledger: Ledger, cli: Cli, write_config: WriteConfig
+) -> Scene:
+    return Scene(
+        scenario_id=scenario_id, topic=topic, servers=servers, ledger=ledger, cli=cli, write_config=write_config
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A run of the big clip in its middle: some frames are stored, the service keeps the answers from frame 5 on."""
+
+    running: Running
+    fake: Fake
+    manager: ServiceManager
+
+
+@asynccontextmanager
+async def held_run(scene: Scene, big_clip: Path, **sections: dict[str, Any]) -> AsyncIterator[Held]:
+    async def active() -> bool:
+        row = await scene.ledger.scenario(scene.scenario_id)
+        return row is not None and row["status"] == "active"
+
+    async with open_fake(held=lambda number: number >= 5) as fake, open_service_manager() as manager:
+        merged: dict[str, dict[str, Any]] = {
+            name: SMALL_WINDOW.get(name, {}) | sections.get(name, {}) for name in {*SMALL_WINDOW, *sections}
+        }
+        merged["video"] = {"path": str(big_clip)} | merged.get("video", {})
+        merged["inference"] = {"url": fake.url} | merged.get("inference", {})
+        config = scene.write_config(**merged)
+        async with scene.cli.started("run", config, variables=manager.variables) as running:
+            await until(active, described="active")
+            yield Held(running=running, fake=fake, manager=manager)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (Fault.STATUS_500, "inference_unavailable", "500"),
+        (Fault.STATUS_429, "inference_unavailable", "429"),
+        (Fault.HANG, "inference_timeout", "within 2 s"),
+        (Fault.DRIP, "inference_timeout", "within 2 s"),
+        (Fault.CUT, "inference_unavailable", "broke off"),
+        (Fault.GARBAGE, "inference_bad_answer", "not JSON"),
+        (Fault.EMPTY, "inference_bad_answer", "not JSON"),
+        (Fault.WRONG_TYPE, "inference_bad_answer", "$.predictions[0].confidence"),
+        (Fault.NAN, "inference_bad_answer", "not JSON"),
+        (Fault.HUGE, "inference_bad_answer", "1048576 bytes"),
+    ],
+)
+async def test_a_service_that_fails_at_frame_20_and_is_well_again(
+    scene: Scene, clip: Path, fault: Fault, code: str, said: str
+) -> None:
+    async with open_fake(plan=at_frame(20, fault)) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url, "timeout_seconds": 2.0}, database={"batch_frames": 4}
+        )
+        done = await scene.run_to_death(config)
+    assert done.code == 75, done.err
+    body = await scene.check_death(done, code, named=fake.url)
+    assert said in body["error"]["message"]
+    assert body["error"].get("retry_after_seconds") == (RETRY_AFTER_SECONDS if fault is Fault.STATUS_429 else None)
+    stored = await scene.stored()
+    assert stored <= 20
+    await scene.check_rows(stored)
+    await scene.check_resume(frames=60, video={"path": str(clip)})
+
+
+async def test_retry_after_moves_the_next_attempt(scene: Scene, clip: Path) -> None:
+    async with open_fake(plan=at_frame(0, Fault.STATUS_429)) as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        assert (await scene.run_to_death(config)).code == 75
+    (attempt,) = await scene.ledger.attempts(scene.scenario_id)
+    scenario = await scene.ledger.existing(scene.scenario_id)
+    assert scenario["not_before"] - attempt["ended_at"] >= timedelta(seconds=RETRY_AFTER_SECONDS - 0.5)
+
+
+@pytest.mark.parametrize("fault", [Fault.STATUS_404, Fault.REDIRECT])
+async def test_a_service_that_rejects_what_it_is_asked_is_not_asked_again(
+    scene: Scene, clip: Path, fault: Fault
+) -> None:
+    async with open_fake(plan=at_frame(3, fault)) as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        done = await scene.run_to_death(config)
+        assert done.code == 75, done.err
+        await scene.check_death(done, "inference_rejected", named=fake.url, error_class="permanent")
+        asked = len(fake.numbers)
+        again = await scene.run_to_death(config)
+        assert again.code == 79
+        assert "given up" in again.out + again.err
+        assert len(fake.numbers) == asked
+    await scene.the_event()
+
+
+async def test_a_service_that_is_not_there(scene: Scene, clip: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = await scene.run_to_death(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
+    assert done.code == 75, done.err
+    body = await scene.check_death(done, "inference_unreachable", named=url)
+    assert body["progress"]["next_frame"] == 0
+    await scene.check_resume(frames=60, video={"path": str(clip)})
+
+
+def missing(path: Path) -> Path:
+    return path
+
+
+def directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def fifo(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("no video\n" * 1000)
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (missing, "video_missing"),
+        (directory, "video_refused"),
+        (fifo, "video_refused"),
+        (text, "video_unreadable"),
+        (empty, "video_unreadable"),
+        (clips.audio_only, "video_unreadable"),
+        (clips.EMPTY["no_frames.mp4"], "video_no_frames"),
+        (clips.truncated, "video_truncated"),
+        (clips.corrupt, "video_truncated"),
+    ],
+    ids=["missing", "directory", "fifo", "text", "empty", "audio only", "no frames", "truncated", "corrupt"],
+)
+async def test_a_video_that_is_no_good(
+    scene: Scene, tmp_path: Path, make: Callable[[Path], Path], code: str
+) -> None:
+    path = make(tmp_path / "clip.mp4")
+    async with open_fake() as fake:
+        done = await scene.run_to_death(scene.write_config(video={"path": str(path)}, inference={"url": fake.url}))
+    assert done.code == 65, done.err
+    await scene.check_death(done, code, named=str(path), error_class="permanent")
+    stored = await scene.stored()
+    await scene.check_rows(stored)
+    assert (stored > 0) == (make in (clips.truncated, clips.corrupt)), "what comes before the damage is good"
+
+
+async def test_a_decoder_that_is_killed(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        decoder = held.running.decoder()
+        assert decoder is not None
+        decoder.kill()
+        held.fake.gate.set()
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 75, done.err
+    await scene.check_death(done, "decoder_killed", named="SIGKILL")
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_a_decoder_that_stands_still(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 1.0}) as held:
+        decoder = held.running.decoder()
+        assert decoder is not None
+        decoder.suspend()
+        held.fake.gate.set()
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 75, done.err
+    await scene.check_death(done, "decoder_stalled", named=str(big_clip))
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_a_database_connection_that_is_cut(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        ended = await scene.ledger.query(
+            "SELECT pg_terminate_backend(pid, 10000) AS ended FROM pg_stat_activity WHERE application_name LIKE $1",
+            f"%scenario {scene.scenario_id}",
+        )
+        assert [row["ended"] for row in ended] == [True]
+        held.fake.gate.set()
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 75, done.err
+    await scene.check_death(done, "store_lost", named="PostgreSQL")
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_a_database_that_is_not_there(scene: Scene, clip: Path) -> None:
+    port = free_port()
+    async with open_fake() as fake:
+        config = scene.write_config(
+            video={"path": str(clip)},
+            inference={"url": fake.url},
+            database={"url": f"postgresql://trio_runner@127.0.0.1:{port}/trio_runner"},
+        )
+        done = await scene.run_to_death(config)
+    assert done.code == 75, done.err
+    assert fake.numbers == []
+    event = await scene.the_event()
+    assert (event.body["epoch"], event.body["error"]["code"]) == (0, "store_unreachable")
+    assert any(line["level"] == "error" and f"127.0.0.1:{port}" in line["event"] for line in done.log()), done.err
+    scene.check_secrets(done.out, done.err, event.raw.decode())
+    # Nothing was claimed, so the scenario's first attempt is still to come.
+    assert await scene.ledger.scenario(scene.scenario_id) is None
+
+
+async def test_a_database_that_refuses_the_password(scene: Scene, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("canary-password\n")
+    async with open_fake() as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url}, database={"password_file": "wrong"}
+        )
+        done = await scene.run_to_death(config)
+    if done.code == 0:
+        pytest.skip("this database asks for no password")
+    assert done.code == 75, done.err
+    event = await scene.the_event()
+    assert event.body["error"]["code"] == "store_unreachable"
+    assert "canary-password" not in done.out + done.err + event.raw.decode()
+
+
+async def test_a_broker_that_is_not_there(scene: Scene, clip: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with open_fake() as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url}, kafka={"brokers": address}
+        )
+        done = await scene.run_to_death(config)
+    assert done.code == 74, done.err
+    assert fake.numbers == [], "a runner that could not report its death does not begin"
+    await scene.check_death(done, "kafka_unreachable", named=address, told_kafka=False)
+    assert "not confirmed" in done.err.lower()
+    await scene.check_resume(frames=60, video={"path": str(clip)}, kafka={"brokers": scene.servers.brokers})
+
+
+async def test_a_broker_that_freezes_before_the_death(scene: Scene, clip: Path, tmp_path: Path) -> None:
+    broker = scene.write_config("broker.toml", runner={"data_dir": "broker"}, kafka={"brokers": "embedded"})
+    async with scene.cli.started("embedded", broker) as host, open_service_manager() as manager:
+
+        async def addresses() -> str:
+            return host.out() if "# until Ctrl-C" in host.out() else ""
+
+        live = from_toml(await until(addresses, described="the broker's address"))
+        (server,) = (p for p in psutil.Process(host.pid).children() if "trio_runner.embedded.broker" in p.cmdline())
+        async with open_fake(plan=at_frame(20, Fault.STATUS_500), held=lambda number: number >= 5) as fake:
+            config = scene.write_config(
+                video={"path": str(clip)},
+                inference={"url": fake.url},
+                database={"batch_frames": 4},
+                kafka=live["kafka"] | {"publish_timeout_seconds": 1.0, "connect_timeout_seconds": 2.0},
+            )
+            async with scene.cli.started("run", config, variables=manager.variables) as running:
+                await manager.heard("READY=1")
+                server.suspend()
+                fake.gate.set()
+                done = await running.wait()
+                assert running.family() == []
+        server.resume()
+        assert done.code == 74, done.err
+        await scene.check_death(done, "inference_unavailable", named=fake.url, told_kafka=False)
+        assert "not confirmed" in done.err.lower()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_told_to_stop_it_finishes_what_is_under_way(
+    scene: Scene, big_clip: Path, number: signal.Signals
+) -> None:
+    async with held_run(scene, big_clip) as held:
+        held.running.send_signal(number)
+        await held.manager.heard("STOPPING=1")
+        held.fake.gate.set()
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 0, done.err
+    await scene.check_death(done, "interrupted", named="stop", error_class="interrupted")
+    stored = await scene.stored()
+    assert sorted(held.fake.answered) == list(range(stored)), "every answer that came is stored"
+    assert 5 <= stored < 120
+    await scene.check_rows(stored, (1280, 720))
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_what_is_under_way_is_not_waited_for_for_ever(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, runner={"drain_seconds": 0.5}) as held:
+        held.running.send_signal(signal.SIGTERM)
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 0, done.err
+    await scene.check_death(done, "interrupted", named="stop", error_class="interrupted")
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_told_twice_it_stops_at_once(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, runner={"drain_seconds": 600.0}, inference={"timeout_seconds": 600.0}) as held:
+        held.running.send_signal(signal.SIGTERM)
+        await held.manager.heard("STOPPING=1")
+        held.running.send_signal(signal.SIGTERM)
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 75, done.err
+    await scene.check_death(done, "interrupted", named="stop", error_class="interrupted")
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_told_to_stop_with_the_last_frames_under_way_it_may_as_well_complete(scene: Scene, clip: Path) -> None:
+    """Everything was read when the signal came, so draining is completing; either word is true of what is stored."""
+    async with open_fake(held=lambda _: True) as fake, open_service_manager() as manager:
+        config = scene.write_config(video={"path": str(clip), "max_frames": 3}, inference={"url": fake.url})
+        async with scene.cli.started("run", config, variables=manager.variables) as running:
+
+            async def all_asked() -> bool:
+                return len(fake.numbers) == 3
+
+            await until(all_asked, described="three frames asked about")
+            running.send_signal(signal.SIGTERM)
+            await manager.heard("STOPPING=1")
+            fake.gate.set()
+            done = await running.wait()
+    assert done.code == 0, done.err
+    await scene.check_rows(3)
+    await scene.ledger.check_invariants(scene.scenario_id)
+    scenario = await scene.ledger.existing(scene.scenario_id)
+    assert (scenario["outcome"], scenario["failures"]) in (("completed", 0), (None, 0))
+
+
+async def test_a_hangup_does_not_end_it(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        held.running.send_signal(signal.SIGHUP)
+        held.fake.gate.set()
+        done = await held.running.wait()
+    assert done.code == 0, done.err
+    await scene.check_rows(120, (1280, 720))
+
+
+async def test_killed_it_leaves_no_child_and_the_next_one_takes_over(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, database={"lease_seconds": 2.0}) as held:
+        held.running.send_signal(signal.SIGKILL)
+        assert (await held.running.wait()).code == -signal.SIGKILL
+
+        async def nobody_left() -> bool:
+            return held.running.family() == []
+
+        await until(nobody_left, described="the children are gone")
+    async with open_fake() as fake:
+        config = scene.write_config("second.toml", video={"path": str(big_clip)}, inference={"url": fake.url})
+
+        async def taken_over() -> bool:
+            done = await scene.run_to_death(config)
+            assert done.code in (0, 79), done.err
+            return done.code == 0
+
+        await until(taken_over, described="the dead runner's lease has ended")
+    await scene.check_rows(120, (1280, 720))
+    await scene.ledger.check_invariants(scene.scenario_id)
+    assert [row["outcome"] for row in await scene.ledger.attempts(scene.scenario_id)] == ["lost", "completed"]
+    assert [row["reporter"] for row in await scene.ledger.retry_events(scene.scenario_id)] == ["takeover"]
+
+
+async def test_a_runner_that_was_frozen_past_its_lease_writes_nothing_more(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, database={"lease_seconds": 1.0}) as zombie:
+        os.kill(zombie.running.pid, signal.SIGSTOP)
+
+        async def expired() -> bool:
+            (row,) = await scene.ledger.query(
+                "SELECT lease_until < clock_timestamp() AS expired FROM scenarios WHERE id = $1", scene.scenario_id
+            )
+            return bool(row["expired"])
+
+        await until(expired, described="the frozen runner's lease has ended")
+        async with open_fake(held=lambda number: number >= 60) as fake, open_service_manager() as manager:
+            config = scene.write_config("second.toml", video={"path": str(big_clip)}, inference={"url": fake.url})
+            async with scene.cli.started("run", config, variables=manager.variables) as successor:
+                await manager.heard("READY=1")
+                zombie.fake.gate.set()
+                os.kill(zombie.running.pid, signal.SIGCONT)
+                frozen = await zombie.running.wait()
+                fake.gate.set()
+                done = await successor.wait()
+    assert frozen.code == 79, frozen.err
+    assert done.code == 0, done.err
+    await scene.check_rows(120, (1280, 720))
+    await scene.ledger.check_invariants(scene.scenario_id)
+    assert await read_topic(scene.servers.brokers, scene.topic) == [], "a superseded runner owes no event"
+
+
+async def test_attempts_without_progress_are_counted_and_end(scene: Scene, clip: Path) -> None:
+    async with open_fake(plan=at_frame(0, Fault.STATUS_500)) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url}, scenario={"max_failures": 2}
+        )
+        codes = [(await scene.run_to_death(config)).code for _ in range(3)]
+    assert codes == [75, 75, 79]
+    scenario = await scene.ledger.existing(scene.scenario_id)
+    assert (scenario["status"], scenario["outcome"], scenario["failures"]) == ("inactive", "failed", 2)
+    events = await read_topic(scene.servers.brokers, scene.topic)
+    assert sorted(event.body["epoch"] for event in events) == [1, 2]
+    assert len({event.headers["ce_id"] for event in events}) == 2
+
+
+async def test_the_password_lies_nowhere_in_reach(scene: Scene, big_clip: Path) -> None:
+    if not scene.servers.password:
+        pytest.skip("this database asks for no password")
+    async with held_run(scene, big_clip, log={"level": "debug"}) as held:
+        family = held.running.family()
+        assert len(family) == 2, "the runner and its decoder"
+        for process in family:
+            scene.check_secrets(*process.cmdline(), *process.environ().values())
+        held.running.send_signal(signal.SIGTERM)
+        held.fake.gate.set()
+        done = await held.running.wait()
+    scene.check_secrets(done.out, done.err)
+
+
+async def test_death_is_told_to_people_on_stdout_too(scene: Scene, clip: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = await scene.run_to_death(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
+    assert f"scenario {scene.scenario_id} failed" in done.out
+    assert "inference_unreachable" in done.out
+    assert f"acknowledged by Kafka, topic {scene.topic}" in done.out
+
+
+async def test_a_closed_stderr_is_no_reason_to_die(scene: Scene, clip: Path) -> None:
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url}, log={"level": "debug"})
+        program = ["sh", "-c", 'exec "$0" "$@" 2>&-', *command()]
+        async with scene.cli.started("run", config, program=program) as running:
+            assert (await running.wait()).code == 0
+    await scene.check_rows(60)
