@@ -31,6 +31,7 @@ async def test_a_call_passes_arguments_and_result(loop: None) -> None:
 
 async def test_an_error_comes_out_as_itself(loop: None) -> None:
     async def fail() -> None:
+        await asyncio.sleep(0)
         raise KeyError("theirs")
 
     with pytest.raises(KeyError, match="theirs"):
@@ -39,6 +40,7 @@ async def test_an_error_comes_out_as_itself(loop: None) -> None:
 
 async def test_a_library_that_cancels_itself_is_an_ordinary_error(loop: None) -> None:
     async def cancel_itself() -> None:
+        await asyncio.sleep(0)
         raise asyncio.CancelledError
 
     async def await_a_cancelled_future() -> None:
@@ -70,14 +72,12 @@ async def test_a_trio_deadline_cancels_the_call(loop: None, autojump_clock: Mock
     assert trio.current_time() < 1_000
 
 
-async def test_a_library_that_swallows_the_cancellation_does_not_hide_it(
-    loop: None, autojump_clock: MockClock
-) -> None:
+async def test_a_library_that_swallows_the_cancellation_does_not_hide_it(loop: None, autojump_clock: MockClock) -> None:
     async def swallow() -> str:
         try:
             await asyncio.sleep(1_000)
-        except asyncio.CancelledError:
-            return "swallowed"
+        except asyncio.CancelledError:  # noqa: ASYNC103 - a library may
+            return "swallowed"  # noqa: ASYNC104
         return "slept"
 
     with trio.move_on_after(1) as scope:
@@ -92,6 +92,7 @@ async def test_a_call_in_a_cancelled_scope_does_not_start(loop: None) -> None:
     async def start() -> None:
         nonlocal started
         started = True
+        await asyncio.sleep(0)
 
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -128,14 +129,15 @@ async def test_close_is_bounded_also_where_the_library_swallows(loop: None, auto
     async def swallow() -> None:
         try:
             await asyncio.sleep(1_000)
-        except asyncio.CancelledError:
-            return
+        except asyncio.CancelledError:  # noqa: ASYNC103 - a library may
+            return  # noqa: ASYNC104
 
     assert not await aio.close(swallow, seconds=3)
 
 
 async def test_a_close_that_fails_says_so(loop: None) -> None:
     async def fail() -> None:
+        await asyncio.sleep(0)
         raise OSError("broken pipe")
 
     with pytest.raises(OSError, match="broken pipe"):
@@ -144,6 +146,7 @@ async def test_a_close_that_fails_says_so(loop: None) -> None:
 
 async def test_a_loop_within_a_loop_is_the_same_loop() -> None:
     async def current() -> asyncio.AbstractEventLoop:
+        await asyncio.sleep(0)
         return asyncio.get_running_loop()
 
     async with aio.open_loop():
@@ -166,6 +169,7 @@ async def test_calls_of_several_tasks_run_side_by_side(loop: None, autojump_cloc
         await barrier.wait()
 
     async def make() -> asyncio.Barrier:
+        await asyncio.sleep(0)
         return asyncio.Barrier(3)
 
     barrier = await aio.call(make)

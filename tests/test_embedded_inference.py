@@ -118,7 +118,7 @@ def read_frames(clip: Path, count: int) -> list[Image]:
     return [frame.astype(np.uint8, copy=False) for _, frame in decoded]
 
 
-def encode(image: Image, extension: str = ".jpg") -> bytes:
+def encode(image: npt.NDArray[Any], extension: str = ".jpg") -> bytes:
     return bytes(cv2.imencode(extension, image)[1])
 
 
@@ -395,8 +395,9 @@ def candidates(draw: st.DrawFn) -> Candidates:
     """Boxes, confidences and classes on coarse grids, so that overlaps and ties are common."""
     rows = draw(st.lists(st.tuples(side, side, side, side, st.integers(45, 50), st.integers(0, 2)), max_size=25))
     table = np.array(rows, dtype=np.float32).reshape(-1, 6)
-    corners = table[:, :4]
-    return np.hstack([corners[:, :2], corners[:, :2] + corners[:, 2:]]), table[:, 4] / 100, table[:, 5].astype(np.intp)
+    boxes = np.hstack([table[:, :2], table[:, :2] + table[:, 2:4]])
+    confidences = (table[:, 4] / 100).astype(np.float32)
+    return boxes.astype(np.float32), confidences, table[:, 5].astype(np.intp)
 
 
 @given(candidates(), st.floats(0.05, 0.95))

@@ -210,6 +210,13 @@ async def test_files_are_for_this_user_alone_and_git_ignores_them(tmp_path: Path
     assert (data_dir / ".gitignore").read_text() == "*\n"
 
 
+async def test_a_directory_with_other_things_in_it_keeps_its_own_gitignore(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("mine\n")
+    async with servers(tmp_path, KAFKA):
+        pass
+    assert (tmp_path / ".gitignore").read_text() == "mine\n"
+
+
 async def test_the_role_is_no_superuser_and_nobody_else_gets_in(tmp_path: Path) -> None:
     async with servers(tmp_path / "data", DATABASE) as addresses:
         assert await sql(addresses, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is False
@@ -407,6 +414,57 @@ async def test_addresses_left_by_a_dead_host_are_not_believed(left: str, tmp_pat
     async with servers(tmp_path, KAFKA) as addresses:
         assert addresses.hosted
         assert json.loads((tmp_path / "servers.json").read_text())["pid"] == os.getpid()
+
+
+async def test_nor_are_they_while_the_next_host_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbour: Callable[..., Neighbour]
+) -> None:
+    # Another process holds the lock and has not yet taken down what the dead host left.
+    private = neighbour(tmp_path, KAFKA, published=False)
+    await private.says()
+    (tmp_path / "servers.json").write_text('{"pid": 1, "ports": {"kafka": 9}}')
+    monkeypatch.setattr(data_directory, "WAIT_SECONDS", 0.3)
+    with pytest.raises(ServerError, match=r"another process keeps"):
+        async with servers(tmp_path, KAFKA):
+            pytest.fail("nobody answers there")
+
+
+async def test_the_pid_of_a_server_long_gone_may_have_a_new_bearer(tmp_path: Path) -> None:
+    async with servers(tmp_path, DATABASE):
+        stale = (tmp_path / "postgres" / "postmaster.pid").read_text()
+    owner = (tmp_path / "postgres").stat().st_uid
+    # PostgreSQL asks kill(2) whether the pid in the file lives, so the bearer has to be one it may signal.
+    user = owner if os.geteuid() == 0 else None
+    with subprocess.Popen(["sleep", "1000"], user=user) as bearer:  # noqa: ASYNC220 - it returns at once
+        try:
+            (tmp_path / "postgres" / "postmaster.pid").write_text(stale.replace(stale.split()[0], str(bearer.pid), 1))
+            async with servers(tmp_path, DATABASE) as addresses:
+                assert await sql(addresses, "SELECT 1") == 1
+        finally:
+            bearer.kill()
+
+
+async def test_a_server_that_outlives_its_host_for_a_while_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbour: Callable[..., Neighbour]
+) -> None:
+    host = neighbour(tmp_path, DATABASE)
+    await host.says()
+    family = host.family()
+    (postmaster,) = psutil.Process(host.process.pid).children()
+    postmaster.suspend()
+    try:
+        host.process.kill()
+        await host.ends()
+        with monkeypatch.context() as patch:
+            patch.setattr(data_directory, "WAIT_SECONDS", 0.3)
+            with pytest.raises(ServerError, match=r"servers of an earlier process still run on .* after 0.3 s"):
+                async with servers(tmp_path, DATABASE):
+                    pytest.fail("the old server still has the cluster")
+    finally:
+        postmaster.resume()
+    async with servers(tmp_path, DATABASE) as addresses:
+        assert await sql(addresses, "SELECT 1") == 1
+    assert await gone(family)
 
 
 async def test_many_at_once_have_one_host(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:

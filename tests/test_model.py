@@ -19,7 +19,7 @@ def test_every_code_is_its_own_string_with_one_stage_and_one_class() -> None:
     assert len(ErrorCode) == len({str(code) for code in ErrorCode})
     for code in ErrorCode:
         assert code == code.name.lower()
-        assert ErrorCode(code.value) is code
+        assert ErrorCode[code.name] is code
         assert isinstance(code.stage, Stage)
         assert isinstance(code.error_class, ErrorClass)
 

@@ -21,7 +21,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
         value = f"@trio-runner-test-{uuid.uuid4()}"
         address = "\0" + value[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.setblocking(False)
+        listener.settimeout(0)
         listener.bind(address)
         yield value, listener
 

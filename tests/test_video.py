@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import clips
@@ -167,7 +168,7 @@ async def test_a_door_can_be_cancelled_while_it_opens(pretend: PretendChild, cli
 
 def test_the_child_dies_with_a_daemon_that_is_killed(long_clip: Path) -> None:
     script = f"""
-import trio
+import os, signal, trio
 from trio_runner.config import VideoSection
 from trio_runner.video import open_video
 
@@ -175,6 +176,8 @@ async def main():
     async with open_video(VideoSection(path={str(long_clip)!r})) as video:
         video.start(0)
         await video.receive()
+        # A stopped process notices no broken pipe: only the kernel can end it.
+        os.kill(video._child._process.pid, signal.SIGSTOP)
         print(video._child._process.pid, flush=True)
         await trio.sleep_forever()
 
@@ -190,6 +193,8 @@ trio.run(main)
         readable, _, _ = select.select([child], [], [], PATIENCE_SECONDS)
         assert readable == [child]
     finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, signal.SIGKILL)
         os.close(child)
 
 

@@ -29,6 +29,7 @@ class FakeLedger:
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         await trio.lowlevel.checkpoint()
         assert results
+        assert claim.epoch == 1
         assert expected_frame == self._next_frame
         indices = [result.index for result in results]
         assert indices == sorted(set(indices))
@@ -206,7 +207,7 @@ async def test_stored_frames_make_room_in_the_window(autojump_clock: MockClock) 
 class LostLedger(FakeLedger):
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         await trio.lowlevel.checkpoint()
-        raise SupersededError("gone")
+        raise SupersededError(f"{len(results)} results from {expected_frame} on, but {claim.epoch} is over")
 
 
 async def test_a_failing_ledger_ends_the_writer_and_closes_its_channel(autojump_clock: MockClock) -> None:

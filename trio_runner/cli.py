@@ -15,6 +15,7 @@ from rich.console import Console
 
 from trio_runner import __version__
 from trio_runner.config import ConfigError, load_config
+from trio_runner.failure import flatten
 from trio_runner.logs import set_up_logging
 from trio_runner.model import ErrorClass, ErrorCode, Stage
 from trio_runner.runner import Ending
@@ -63,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"{getattr(options, 'config', 'config')}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        # Every verb that waits takes Ctrl-C itself; this is for one that falls into the first and last instants.
+        if flatten(error).type != "KeyboardInterrupt":
+            return _explain(error)
         return 128 + signal.SIGINT
     except Exception as error:  # noqa: BLE001 - the last rung: whatever it is, it is said and has an exit code
         return _explain(error)
@@ -194,10 +198,8 @@ def _serve_inference(options: argparse.Namespace) -> int:
     return serve(options.listen)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     """Say on stderr what ended the process before there was an attempt to report."""
-    from trio_runner.failure import flatten
-
     failure = flatten(error)
     if failure.code is ErrorCode.INTERNAL and failure.type != "ServerError":
         logging.getLogger(__name__).error("%s: %s", failure.type, failure.message, exc_info=error)

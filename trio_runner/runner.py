@@ -107,7 +107,7 @@ class Runner:
         self._instance_id = str(uuid.uuid4())
         self._drain = trio.Event()
         self._work = trio.CancelScope()
-        self._dead = False
+        self._aborted = self._dead = False
         self.claimed = trio.Event()
         """Set when the scenario is claimed and work begins."""
         self.claim: Claim | None = None
@@ -161,21 +161,25 @@ class Runner:
                 ending = Ending.ALREADY_COMPLETED if completed else Ending.REFUSED
                 self.outcome = Outcome(ending=ending, claim=None, failure=flatten(error))
                 refusal = error
+        # Scopes and events serve once; a runner that is alive may take another scenario.
+        self._work, self.claimed = trio.CancelScope(), trio.Event()
         # Raised out here, where no nursery wraps it into a group.
         if refusal is not None:
             raise refusal
         self._dead = self.outcome.ending is not Ending.COMPLETED
-        # A cancel scope serves once, a runner may take another scenario.
-        self._work = trio.CancelScope()
         return not self._dead
 
     async def stop(self) -> None:
         """Stop the source, let what is under way be finished (bounded), end; harmless when nothing runs."""
         await trio.lowlevel.checkpoint()
         self._drain.set()
+        # Before the claim there is nothing under way that could be finished.
+        if not self.claimed.is_set():
+            self._work.cancel()
 
     def abort(self) -> None:
         """Cancel the work at once; the retry event still goes out."""
+        self._aborted = True
         self._work.cancel()
 
     async def __aenter__(self) -> Self:
@@ -184,7 +188,7 @@ class Runner:
         try:
             await self.start()
         except BaseException as error:
-            await self._servers.__aexit__(type(error), error, error.__traceback__)
+            await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -193,7 +197,11 @@ class Runner:
     ) -> bool | None:
         """`stop`, and let the embedded servers go."""
         self._drain.set()
-        return await self._servers.__aexit__(kind, error, trace)
+        if error is None or _is_cancellation(error):
+            return await self._servers.__aexit__(kind, error, trace)
+        # The servers' nursery would wrap what passes through it; the caller's own error surfaces as itself.
+        await self._servers.__aexit__(None, None, None)
+        return False
 
     def _require_alive(self) -> None:
         if self._dead or self._drain.is_set():
@@ -235,7 +243,7 @@ class Runner:
                     self.claim = await store.claim(attempt)
                     await self._process(config, self.claim, store, inference, video)
                 return Outcome(ending=Ending.COMPLETED, claim=self.claim)
-            failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop at once"))
+            failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop"))
         except ClaimRefusedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this runner and must be reported
@@ -252,7 +260,7 @@ class Runner:
             report = await report_death(config, attempt, self.claim, failure, self.progress)
         except SupersededError as error:
             return Outcome(ending=Ending.SUPERSEDED, claim=None, failure=flatten(error))
-        drained = failure.code is ErrorCode.INTERRUPTED and not self._work.cancel_called
+        drained = failure.code is ErrorCode.INTERRUPTED and not self._aborted
         return Outcome(
             ending=Ending.SUPERSEDED if report.superseded else Ending.DRAINED if drained else Ending.FAILED,
             claim=report.claim,
@@ -278,3 +286,9 @@ class Runner:
             drain=self._drain,
         )
         await store.finish(claim, end.selected, config.scenario.on_complete)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled) is not None
+    return isinstance(error, trio.Cancelled)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,7 +21,7 @@ from trio_runner.events import open_topic
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
     from rich.console import Console
@@ -58,16 +60,16 @@ async def show(config: Config, scenario_id: int | None, console: Console, *, as_
             scenarios[0]["attempts"] = await store.attempts(scenario_id)
             scenarios[0]["found"] = await store.label_counts(scenario_id)
             scenarios[0]["first_stored_at"] = await store.first_stored_at(scenario_id)
+    missing = scenario_id is not None and not scenarios
     if as_json:
         print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
     elif scenario_id is None:
         console.print(_scenario_table(scenarios))
     elif scenarios:
         _print_scenario(scenarios[0], console)
-    if scenario_id is not None and not scenarios:
+    elif missing:
         console.print(f"there is no scenario {scenario_id}", highlight=False)
-        return EXIT_NOTHING
-    return EXIT_OK
+    return EXIT_NOTHING if missing else EXIT_OK
 
 
 async def events(config: Config, console: Console, *, as_json: bool, follow: bool) -> int:
@@ -75,6 +77,7 @@ async def events(config: Config, console: Console, *, as_json: bool, follow: boo
     if Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
         return await _events_from_ledger(config, console, as_json=as_json)
     async with (
+        _until_signal(),
         aio.open_loop(),
         open_addresses(config, frozenset({Service.KAFKA})) as live,
         open_topic(live.kafka) as topic,
@@ -91,23 +94,29 @@ async def host_embedded(config: Config, console: Console) -> int:
     if not services:
         console.print("nothing to host: every address in this config is a real one", highlight=False)
         return EXIT_OK
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as hosting:
-                nursery.start_soon(_cancel_on_signal, signals, hosting)
-                async with open_servers(
-                    Path(config.runner.data_dir), services, published=True, on_wait=console.print
-                ) as live:
-                    console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
-                    console.print("# until Ctrl-C", highlight=False)
-                    await trio.sleep_forever()
-            nursery.cancel_scope.cancel()
+    async with (
+        _until_signal(),
+        open_servers(Path(config.runner.data_dir), services, published=True, on_wait=console.print) as live,
+    ):
+        console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
+        console.print("# until Ctrl-C", highlight=False)
+        await trio.sleep(math.inf)
     return EXIT_OK
 
 
-async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
+@asynccontextmanager
+async def _until_signal() -> AsyncIterator[None]:
+    """The first SIGINT or SIGTERM cancels the block, which is a normal end."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def cancel() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cancel)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 async def _events_from_ledger(config: Config, console: Console, *, as_json: bool) -> int:

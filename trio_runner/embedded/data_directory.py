@@ -38,8 +38,10 @@ class DataDirectory:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700, exist_ok=True)
+            if not any(self.path.iterdir()):
+                # Not where somebody keeps other things, and perhaps a .gitignore of his own.
+                (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
             (self.path / "logs").mkdir(mode=0o700, exist_ok=True)
-            (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
         except OSError as error:
             problem = f"cannot keep servers in {path}: {error.strerror}"
             raise ServerError(f"{problem}. Choose another runner.data_dir") from error

@@ -54,10 +54,9 @@ async def open_servers(
     meanwhile waits.
 
     Raises:
-        ServerError: A server cannot be had: its package is missing, it did not start or ended by itself,
-        the host
-            has too few or keeps the directory to itself. From a host it comes in a group, as does whatever
-            the body raises: this opens a nursery.
+        ServerError: A server cannot be had: its package is missing, it did not start or ended by itself, the
+            host has too few or keeps the directory to itself. From a host it comes in a group, as does
+            whatever the body raises: this opens a nursery.
     """
     if not services:
         yield _addresses(data_dir, {}, hosted=False)

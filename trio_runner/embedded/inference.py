@@ -282,6 +282,7 @@ class _Server(uvicorn.Server):
 
 
 def listen_on(address: str) -> socket.socket:
+    """Open a listening socket on `HOST:PORT`; raises ValueError for a bad port, OSError for one that cannot be had."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

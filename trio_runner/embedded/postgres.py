@@ -153,7 +153,7 @@ def _child(program: str, *arguments: str, cluster: Path, log: Path, remains: int
     if me not in (0, owner):
         raise ServerError(
             f"the database in {cluster} belongs to user {owner}, this process runs as user {me}. "
-            "Run as that user, or choose another runner.data_dir"
+            "Run as that user or as root, or choose another runner.data_dir"
         )
     user = ("--user", str(owner)) if me == 0 else ()
     signal_name = signal.SIGINT.name if program == "postgres" else signal.SIGKILL.name

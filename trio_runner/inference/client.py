@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import httpx
 import trio
@@ -15,7 +15,7 @@ from trio_runner.inference.protocol import BadAnswerError, WireProtocol
 from trio_runner.model import ErrorCode, FrameResult, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from trio_runner.config import InferenceSection
     from trio_runner.model import Frame
@@ -92,6 +92,7 @@ class InferenceClient:
 
     async def _exchange(self, request: httpx.Request) -> bytes:
         request.headers["Accept-Encoding"] = "identity"
+        request.stream = _Body(request.content)
         response = await self._http.send(request, stream=True)
         try:
             self._check_status(response)
@@ -119,18 +120,39 @@ class InferenceClient:
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > self._config.max_response_bytes:
-                raise RunnerError(
-                    ErrorCode.INFERENCE_BAD_ANSWER,
-                    f"{self._config.url} answered with more than {self._config.max_response_bytes} bytes"
-                    " (inference.max_response_bytes)",
-                )
+        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > self._config.max_response_bytes:
+                    raise RunnerError(
+                        ErrorCode.INFERENCE_BAD_ANSWER,
+                        f"{self._config.url} answered with more than {self._config.max_response_bytes} bytes"
+                        " (inference.max_response_bytes)",
+                    )
         return bytes(body)
 
     def _unreachable(self, why: str) -> RunnerError:
         return RunnerError(ErrorCode.INFERENCE_UNREACHABLE, f"{self._config.url}: {why}")
+
+
+class _Body(httpx.AsyncByteStream):
+    """A whole body in one piece.
+
+    httpx's own is an async generator, and one that a cancellation leaves half-way is closed whenever the garbage
+    collector finds it, with a warning from Trio.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, None
+        if content is None:
+            raise StopAsyncIteration
+        return content
 
 
 @asynccontextmanager

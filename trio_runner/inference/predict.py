@@ -36,7 +36,7 @@ def request(config: InferenceSection, frame: Frame) -> httpx.Request:
         config.url.rstrip("/") + config.path,
         files={config.field: ("frame.jpg", frame.jpeg, "image/jpeg")},
     )
-    # In one piece: httpx would write the form's head, every 64 KiB of the picture and the form's tail each by itself.
+    # In one piece: httpx would send the form's head, every 64 KiB of the picture and the form's tail each by itself.
     made.read()
     return made
 

@@ -1,0 +1,852 @@
+"""The door to PostgreSQL, on a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+import pytest
+import trio
+from harness import PATIENCE_SECONDS, Ledger, Servers, free_port, until
+from makers import make_result
+
+from trio_runner import aio
+from trio_runner.config import DatabaseSection
+from trio_runner.model import (
+    Claim,
+    ClaimRefusedError,
+    Detection,
+    ErrorCode,
+    RunnerError,
+    ScenarioCompletedError,
+    SupersededError,
+)
+from trio_runner.store import Attempt, Store, open_store
+
+VIDEO = "/videos/a.mp4"
+
+
+@pytest.fixture
+def config(servers: Servers) -> DatabaseSection:
+    return DatabaseSection(url=servers.database_url, password_file=str(servers.password_file or ""))
+
+
+@pytest.fixture
+async def store(config: DatabaseSection) -> AsyncIterator[Store]:
+    async with aio.open_loop(), open_store(config, application_name="test_store") as opened:
+        await opened.create_schema()
+        yield opened
+
+
+def attempt(scenario_id: int, *, epoch: int = 0, video: str = VIDEO, max_failures: int = 5) -> Attempt:
+    return Attempt(
+        scenario_id=scenario_id,
+        epoch=epoch,
+        video_path=video,
+        runner_id="runner_1",
+        instance_id=str(uuid.uuid4()),
+        max_failures=max_failures,
+    )
+
+
+async def report(
+    store: Store, claim: Claim, error_class: str = "retriable", *, retry_after_seconds: float = 0.0, code: str = "x"
+) -> bool:
+    return await store.fail(
+        claim,
+        event_id=str(uuid.uuid4()),
+        reporter="runner",
+        error_class=error_class,
+        body=json.dumps({"error": {"code": code}}).encode(),
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+async def expire(ledger: Ledger, scenario_id: int) -> None:
+    """As if the lease had been granted long ago."""
+    await ledger.query(
+        "UPDATE scenarios SET lease_until = clock_timestamp() - interval '1 s' WHERE id = $1", scenario_id
+    )
+
+
+async def seconds_of_lease(ledger: Ledger, scenario_id: int) -> float:
+    rows = await ledger.query(
+        "SELECT extract(epoch FROM lease_until - clock_timestamp())::float8 AS left FROM scenarios WHERE id = $1",
+        scenario_id,
+    )
+    left: float = rows[0]["left"]
+    return left
+
+
+# claiming
+
+
+async def test_a_scenario_that_is_not_there_is_made_and_claimed(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    asked = attempt(scenario_id, max_failures=3)
+    claim = await store.claim(asked)
+    assert claim == Claim(
+        scenario_id=scenario_id, epoch=1, instance_id=asked.instance_id, next_frame=0, frames_stored=0
+    )
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"], row["epoch"]) == ("in_startup_processing", None, 1)
+    assert (str(row["instance_id"]), row["video_path"], row["max_failures"]) == (asked.instance_id, VIDEO, 3)
+    (begun,) = await ledger.attempts(scenario_id)
+    assert (begun["epoch"], begun["runner_id"], begun["host"]) == (1, "runner_1", socket.gethostname())
+    assert (begun["first_frame"], begun["ended_at"], begun["outcome"]) == (0, None, None)
+
+
+async def test_a_claim_is_worth_a_lease(
+    store: Store, ledger: Ledger, scenario_id: int, config: DatabaseSection
+) -> None:
+    await store.claim(attempt(scenario_id))
+    assert 0 < await seconds_of_lease(ledger, scenario_id) <= config.lease_seconds
+
+
+async def test_a_named_attempt_at_a_scenario_that_is_not_there_is_refused(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    with pytest.raises(ClaimRefusedError, match="does not exist"):
+        await store.claim(attempt(scenario_id, epoch=1))
+    assert await ledger.scenario(scenario_id) is None
+
+
+async def test_what_a_living_runner_owns_is_refused(store: Store, scenario_id: int) -> None:
+    await store.claim(attempt(scenario_id))
+    with pytest.raises(ClaimRefusedError, match=r"another runner, whose lease ends in \d+ s") as caught:
+        await store.claim(attempt(scenario_id))
+    assert caught.value.code is ErrorCode.CLAIM_REFUSED
+    assert not isinstance(caught.value, ScenarioCompletedError)
+
+
+async def test_what_is_completed_is_refused_as_completed(store: Store, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    await store.finish(claim, 1, "active")
+    for epoch in (0, 1, 2):
+        with pytest.raises(ScenarioCompletedError, match="1 frames stored"):
+            await store.claim(attempt(scenario_id, epoch=epoch))
+
+
+async def test_a_scenario_of_another_video_is_refused(store: Store, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await report(store, claim)
+    with pytest.raises(ClaimRefusedError, match=r"another video: /videos/a\.mp4"):
+        await store.claim(attempt(scenario_id, video="/videos/b.mp4"))
+
+
+async def test_what_was_given_up_is_refused(store: Store, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await report(store, claim, "permanent")
+    for epoch in (0, 2):
+        with pytest.raises(ClaimRefusedError, match="given up"):
+            await store.claim(attempt(scenario_id, epoch=epoch))
+
+
+@pytest.mark.parametrize("status", ["init_shutdown", "in_shutdown_processing", "inactive"])
+async def test_what_is_shutting_down_is_refused(store: Store, ledger: Ledger, scenario_id: int, status: str) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await report(store, claim)
+    await ledger.query("UPDATE scenarios SET status = $2 WHERE id = $1", scenario_id, status)
+    with pytest.raises(ClaimRefusedError, match=f"is {status}"):
+        await store.claim(attempt(scenario_id))
+
+
+async def test_a_named_attempt_is_claimed_once_and_by_its_number_only(store: Store, scenario_id: int) -> None:
+    await report(store, await store.claim(attempt(scenario_id)))
+    for epoch in (1, 3):
+        with pytest.raises(SupersededError, match="it is at attempt 2"):
+            await store.claim(attempt(scenario_id, epoch=epoch))
+    assert (await store.claim(attempt(scenario_id, epoch=2))).epoch == 2
+    with pytest.raises(SupersededError):
+        await store.claim(attempt(scenario_id, epoch=2))
+
+
+async def test_a_named_attempt_does_not_take_over(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    await store.claim(attempt(scenario_id))
+    await expire(ledger, scenario_id)
+    with pytest.raises(SupersededError):
+        await store.claim(attempt(scenario_id, epoch=1))
+
+
+async def test_of_many_that_claim_at_once_one_wins(config: DatabaseSection, store: Store, scenario_id: int) -> None:
+    won: list[Claim] = []
+    refused = 0
+
+    async def claim_once() -> None:
+        nonlocal refused
+        async with open_store(config, application_name="rival") as rival:
+            try:
+                won.append(await rival.claim(attempt(scenario_id)))
+            except ClaimRefusedError:
+                refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(claim_once)
+    assert (len(won), refused) == (1, 7)
+
+
+async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_connection(
+    store: Store, scenario_id: int
+) -> None:
+    with pytest.raises(RunnerError) as caught:
+        await store.claim(attempt(scenario_id, max_failures=2**31))
+    assert caught.value.code is ErrorCode.STORE_REJECTED
+    # And the connection is as good as before.
+    assert (await store.claim(attempt(scenario_id))).epoch == 1
+
+
+# storing
+
+
+async def test_the_first_stored_batch_makes_a_scenario_active_and_nothing_else_does(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.heartbeat(claim)
+    assert (await ledger.existing(scenario_id))["status"] == "in_startup_processing"
+    await store.store(claim, 0, [make_result(0)])
+    assert (await ledger.existing(scenario_id))["status"] == "active"
+
+
+async def test_a_batch_is_rows_and_progress_at_once(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0, index=10, labels=("dog", "cat")), make_result(1, index=13)])
+    await store.store(claim, 14, [make_result(2, index=16, labels=("dog",))])
+    row = await ledger.existing(scenario_id)
+    assert (row["next_frame"], row["frames_stored"]) == (17, 3)
+    rows = await ledger.predictions(scenario_id)
+    assert [(row["frame_index"], row["epoch"], len(row["detections"])) for row in rows] == [
+        (10, 1, 2),
+        (13, 1, 0),
+        (16, 1, 1),
+    ]
+    assert rows[0]["detections"][0] == {"label": "dog", "confidence": 0.5, "bbox": [1.0, 2.0, 3.0, 4.5]}
+    assert [row["pts_seconds"] for row in rows] == [0.0, 0.04, 0.08]
+    assert rows[0]["inference_ms"] == 1.5
+
+
+async def test_a_thousand_frames_fit_into_one_batch(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(number, labels=("dog",) * 3) for number in range(1_000)])
+    assert (await ledger.existing(scenario_id))["frames_stored"] == 1_000
+
+
+async def test_storing_and_heartbeats_renew_the_lease(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    for renew in (partial(store.heartbeat, claim), partial(store.store, claim, 0, [make_result(0)])):
+        await expire(ledger, scenario_id)
+        await renew()
+        assert await seconds_of_lease(ledger, scenario_id) > 0
+
+
+@pytest.mark.parametrize("expected", [0, 1, 3, 10])
+async def test_a_batch_that_does_not_go_on_where_the_ledger_is_stores_nothing(
+    store: Store, ledger: Ledger, scenario_id: int, expected: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    with pytest.raises(RunnerError, match="not where this runner left it") as caught:
+        await store.store(claim, expected, [make_result(10)])
+    assert caught.value.code is ErrorCode.STORE_REJECTED
+    row = await ledger.existing(scenario_id)
+    assert (row["next_frame"], row["frames_stored"]) == (2, 2)
+    assert len(await ledger.predictions(scenario_id)) == 2
+
+
+@pytest.mark.parametrize("indices", [[2, 2], [2, 1], [0, 5]])
+async def test_a_batch_that_repeats_or_turns_back_is_refused_whole(
+    store: Store, ledger: Ledger, scenario_id: int, indices: list[int]
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    with pytest.raises(RunnerError) as caught:
+        await store.store(claim, 2, [make_result(n, index=index) for n, index in enumerate(indices)])
+    assert caught.value.code is ErrorCode.STORE_REJECTED
+    row = await ledger.existing(scenario_id)
+    assert (row["next_frame"], row["frames_stored"]) == (2, 2)
+    assert [row["frame_index"] for row in await ledger.predictions(scenario_id)] == [0, 1]
+
+
+async def test_writer_and_heartbeat_share_the_door(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+
+    async def beat() -> None:
+        for _ in range(20):
+            await store.heartbeat(claim)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beat)
+        for number in range(20):
+            await store.store(claim, number, [make_result(number)])
+    assert (await ledger.existing(scenario_id))["frames_stored"] == 20
+
+
+async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    found = (Detection("dog", 0.25, (0.0, 1.5, 2.0, 3.0)), Detection('"Größe\\"', None, (4.0, 5.0, 6.0, 7.25)))
+    await store.store(claim, 0, [replace(make_result(0), detections=found), make_result(1)])
+    rows = await ledger.query("SELECT * FROM detections WHERE scenario_id = $1 ORDER BY x1", scenario_id)
+    assert [tuple(row.values()) for row in rows] == [
+        (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0),
+        (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25),
+    ]
+    assert await store.label_counts(scenario_id) == [
+        {"label": '"Größe\\"', "boxes": 1, "frames": 1},
+        {"label": "dog", "boxes": 1, "frames": 1},
+    ]
+
+
+# finishing
+
+
+@pytest.mark.parametrize("status", ["active", "inactive"])
+async def test_finishing_completes_the_scenario(store: Store, ledger: Ledger, scenario_id: int, status: str) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    await store.finish(claim, 2, status)
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"], row["total_frames"]) == (status, "completed", 2)
+    assert (row["instance_id"], row["lease_until"], row["failures"]) == (None, None, 0)
+    (ended,) = await ledger.attempts(scenario_id)
+    assert (ended["outcome"], ended["end_frame"], ended["error"]) == ("completed", 2, None)
+    await ledger.check_invariants(scenario_id)
+
+
+@pytest.mark.parametrize("total", [0, 1, 3])
+async def test_finishing_is_refused_when_the_count_is_off(
+    store: Store, ledger: Ledger, scenario_id: int, total: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    with pytest.raises(RunnerError) as caught:
+        await store.finish(claim, total, "active")
+    assert caught.value.code is ErrorCode.STORE_REJECTED
+    assert (await ledger.existing(scenario_id))["outcome"] is None
+    assert (await ledger.attempts(scenario_id))[0]["outcome"] is None
+
+
+async def test_an_attempt_that_finds_everything_stored_finishes(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    await report(store, claim)
+    again = await store.claim(attempt(scenario_id))
+    assert (again.next_frame, again.frames_stored) == (1, 1)
+    await store.finish(again, 1, "active")
+    await ledger.check_invariants(scenario_id)
+
+
+# the fence
+
+
+async def superseded(store: Store, ledger: Ledger, scenario_id: int) -> tuple[Claim, Claim]:
+    """A claim that was taken over, and the one that took it."""
+    old = await store.claim(attempt(scenario_id))
+    await store.store(old, 0, [make_result(0), make_result(1)])
+    await expire(ledger, scenario_id)
+    return old, await store.claim(attempt(scenario_id))
+
+
+async def test_a_takeover_goes_on_where_the_ledger_is(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    old, new = await superseded(store, ledger, scenario_id)
+    assert (old.epoch, new.epoch, new.next_frame, new.frames_stored) == (1, 2, 2, 2)
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["failures"]) == ("in_startup_processing", 1)
+    first, second = await ledger.attempts(scenario_id)
+    assert (first["outcome"], first["end_frame"]) == ("lost", 2)
+    assert (second["outcome"], second["first_frame"]) == (None, 2)
+    (death,) = await ledger.retry_events(scenario_id)
+    assert (death["epoch"], death["reporter"]) == (1, "takeover")
+
+
+Verb = Callable[[Store, Claim], Awaitable[Any]]
+VERBS: dict[str, Verb] = {
+    "store": lambda store, claim: store.store(claim, 2, [make_result(2)]),
+    "heartbeat": lambda store, claim: store.heartbeat(claim),
+    "finish": lambda store, claim: store.finish(claim, 2, "active"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_who_was_superseded_changes_nothing(store: Store, ledger: Ledger, scenario_id: int, verb: str) -> None:
+    old, _ = await superseded(store, ledger, scenario_id)
+    before = await ledger.existing(scenario_id)
+    with pytest.raises(SupersededError, match="it is at attempt 2"):
+        await VERBS[verb](store, old)
+    assert await ledger.existing(scenario_id) == before
+    assert len(await ledger.predictions(scenario_id)) == 2
+
+
+async def test_the_death_of_who_was_superseded_is_no_news(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    old, _ = await superseded(store, ledger, scenario_id)
+    before = await ledger.existing(scenario_id)
+    assert await report(store, old) is False
+    assert await ledger.existing(scenario_id) == before
+    assert len(await ledger.retry_events(scenario_id)) == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_another_process_of_the_same_attempt_changes_nothing(
+    store: Store, ledger: Ledger, scenario_id: int, verb: str
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    before = await ledger.existing(scenario_id)
+    stranger = replace(claim, instance_id=str(uuid.uuid4()))
+    with pytest.raises(SupersededError):
+        await VERBS[verb](store, stranger)
+    assert await report(store, stranger) is False
+    assert await ledger.existing(scenario_id) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_nothing_can_be_done_after_the_end(store: Store, ledger: Ledger, scenario_id: int, verb: str) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    await store.finish(claim, 2, "active")
+    before = await ledger.existing(scenario_id)
+    with pytest.raises(SupersededError):
+        await VERBS[verb](store, claim)
+    assert await report(store, claim) is False
+    assert await ledger.existing(scenario_id) == before
+
+
+# failing
+
+
+async def test_a_death_releases_the_claim_and_opens_the_next_attempt(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    assert await report(store, claim, code="store_lost") is True
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"], row["epoch"]) == ("init_startup", None, 2)
+    assert (row["instance_id"], row["lease_until"]) == (None, None)
+    assert row["last_error"] == {"code": "store_lost"}
+    (ended,) = await ledger.attempts(scenario_id)
+    assert (ended["outcome"], ended["end_frame"], ended["error"]) == ("failed", 1, {"code": "store_lost"})
+    (death,) = await ledger.retry_events(scenario_id)
+    assert (death["epoch"], death["reporter"]) == (1, "runner")
+    await ledger.check_invariants(scenario_id)
+
+
+async def test_the_first_report_of_a_death_wins(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    assert await report(store, claim, code="first") is True
+    before = await ledger.existing(scenario_id)
+    assert await report(store, claim, "permanent", code="second") is False
+    assert await ledger.existing(scenario_id) == before
+    (death,) = await ledger.retry_events(scenario_id)
+    assert death["body"] == {"error": {"code": "first"}}
+
+
+async def test_attempts_without_progress_are_counted_up_to_the_last(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    for failures in (1, 2, 3):
+        await report(store, await store.claim(attempt(scenario_id, max_failures=3)))
+        assert (await ledger.existing(scenario_id))["failures"] == failures
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"], row["epoch"]) == ("inactive", "failed", 4)
+    with pytest.raises(ClaimRefusedError, match="failed 3 times without progress"):
+        await store.claim(attempt(scenario_id))
+    await ledger.check_invariants(scenario_id)
+
+
+async def test_progress_starts_the_count_anew(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    for frame in range(6):
+        await report(store, await store.claim(attempt(scenario_id, max_failures=3)))
+        claim = await store.claim(attempt(scenario_id))
+        await store.store(claim, frame, [make_result(frame)])
+        await report(store, claim)
+        row = await ledger.existing(scenario_id)
+        assert (row["status"], row["outcome"]) == ("init_startup", None)
+    await ledger.check_invariants(scenario_id)
+
+
+async def test_an_attempt_with_progress_is_none_of_the_failures_without(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    """`max_failures` counts failed attempts in a row without progress, as runner.toml says."""
+    claim = await store.claim(attempt(scenario_id, max_failures=1))
+    await store.store(claim, 0, [make_result(0)])
+    await report(store, claim)
+    assert (await ledger.existing(scenario_id))["outcome"] is None
+
+
+async def test_an_interrupted_attempt_does_not_count_and_may_go_on_at_once(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    for _ in range(3):
+        claim = await store.claim(attempt(scenario_id, max_failures=1))
+        await report(store, claim, "interrupted")
+    row = await ledger.existing(scenario_id)
+    assert (row["failures"], row["status"], row["epoch"]) == (0, "init_startup", 4)
+    assert [ended["outcome"] for ended in await ledger.attempts(scenario_id)] == ["interrupted"] * 3
+    (due,) = await ledger.query(
+        "SELECT not_before <= clock_timestamp() AS now FROM scenarios WHERE id = $1", scenario_id
+    )
+    assert due["now"]
+
+
+async def test_a_permanent_failure_is_the_last(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    await report(store, claim, "permanent")
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"]) == ("inactive", "failed")
+    await ledger.check_invariants(scenario_id)
+
+
+async def test_retry_after_is_the_least_of_the_wait(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    await report(store, await store.claim(attempt(scenario_id)), retry_after_seconds=250)
+    (row,) = await ledger.query(
+        "SELECT extract(epoch FROM not_before - updated_at)::float8 AS wait FROM scenarios WHERE id = $1", scenario_id
+    )
+    # The first failure alone waits up to 2 s.
+    assert 250 <= row["wait"] < 251
+
+
+async def test_the_wait_grows_with_the_failures_and_is_bounded(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    for failures in range(1, 12):
+        await report(store, await store.claim(attempt(scenario_id, max_failures=100)))
+        (row,) = await ledger.query(
+            "SELECT extract(epoch FROM not_before - updated_at)::float8 AS wait FROM scenarios WHERE id = $1",
+            scenario_id,
+        )
+        assert 0 <= row["wait"] <= min(300, 2**failures) + 1
+
+
+async def test_a_takeover_that_spends_the_last_attempt_is_refused_and_recorded(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    await store.claim(attempt(scenario_id, max_failures=1))
+    await expire(ledger, scenario_id)
+    with pytest.raises(ClaimRefusedError, match="given up"):
+        await store.claim(attempt(scenario_id))
+    row = await ledger.existing(scenario_id)
+    assert (row["status"], row["outcome"], row["instance_id"]) == ("inactive", "failed", None)
+    await ledger.check_invariants(scenario_id)
+
+
+async def test_the_ledger_does_not_go_backwards_whoever_asks(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    await store.finish(claim, 1, "active")
+    for change in ("epoch = 1 - 1", "next_frame = 0", "frames_stored = 0", "outcome = NULL"):
+        with pytest.raises(asyncpg.PostgresError):
+            await ledger.query(f"UPDATE scenarios SET {change} WHERE id = $1", scenario_id)  # noqa: S608 - ours
+
+
+# connecting
+
+
+async def refusal(config: DatabaseSection) -> RunnerError:
+    async with aio.open_loop():
+        with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError) as caught:
+            async with open_store(config, application_name="x"):
+                pytest.fail("it opened")
+    return caught.value
+
+
+def at_port(config: DatabaseSection, port: int) -> DatabaseSection:
+    parts = urlsplit(config.url)
+    return msgspec.structs.replace(config, url=f"{parts.scheme}://{parts.username}@127.0.0.1:{port}{parts.path}")
+
+
+async def test_a_closed_port_is_unreachable(config: DatabaseSection) -> None:
+    port = free_port()
+    error = await refusal(at_port(config, port))
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert f"127.0.0.1:{port}" in error.message
+
+
+async def test_a_wrong_password_is_named_and_not_repeated(config: DatabaseSection, tmp_path: Path) -> None:
+    if not config.password_file:
+        pytest.skip("the database given asks for no password")
+    (tmp_path / "password").write_text("c4n4ryc4n4ry\n")
+    error = await refusal(msgspec.structs.replace(config, password_file=str(tmp_path / "password")))
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert "password authentication failed" in error.message
+    assert "c4n4ry" not in repr((error, error.__cause__, error.__context__))
+
+
+async def test_a_database_that_is_not_there_is_named(config: DatabaseSection) -> None:
+    error = await refusal(msgspec.structs.replace(config, url=config.url + "_no_such_one"))
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert "_no_such_one" in error.message
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+async def test_a_password_file_that_cannot_be_read_is_named(
+    config: DatabaseSection, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    error = await refusal(msgspec.structs.replace(config, password_file=str(path)))
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert str(path) in error.message
+
+
+async def test_a_peer_that_accepts_nobody_is_unreachable_in_time(config: DatabaseSection) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        try:
+            for client in waiting:
+                client.settimeout(0)
+                client.connect_ex(listener.getsockname())
+            hole = at_port(config, listener.getsockname()[1])
+            error = await refusal(msgspec.structs.replace(hole, connect_timeout_seconds=0.3))
+        finally:
+            for client in waiting:
+                client.close()
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert "0.3 s" in error.message
+
+
+@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"S", b"NE" + bytes(100)])
+async def test_a_peer_that_is_no_postgresql_is_unreachable_in_time(config: DatabaseSection, words: bytes) -> None:
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            if words:
+                await stream.send_all(words)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        peer = at_port(config, listeners[0].socket.getsockname()[1])
+        error = await refusal(msgspec.structs.replace(peer, connect_timeout_seconds=0.3))
+        nursery.cancel_scope.cancel()
+    assert error.code is ErrorCode.STORE_UNREACHABLE
+
+
+# losing the connection
+
+
+async def backend(store: Store) -> int:
+    (row,) = await store._fetch_all("SELECT pg_backend_pid() AS pid")
+    pid: int = row["pid"]
+    return pid
+
+
+async def test_a_backend_that_was_killed_is_a_lost_connection(
+    config: DatabaseSection, ledger: Ledger, scenario_id: int
+) -> None:
+    async def lose() -> None:
+        async with open_store(config, application_name="x") as store:
+            claim = await store.claim(attempt(scenario_id))
+            await ledger.query("SELECT pg_terminate_backend($1, 5000)", await backend(store))
+            await store.heartbeat(claim)
+
+    async with aio.open_loop():
+        with pytest.raises(RunnerError) as caught:
+            await lose()
+    assert caught.value.code is ErrorCode.STORE_LOST
+
+
+async def test_a_backend_that_is_killed_in_the_middle_of_a_verb_is_a_lost_connection(
+    config: DatabaseSection, ledger: Ledger
+) -> None:
+    caught: list[RunnerError] = []
+
+    async def sleep(store: Store) -> None:
+        try:
+            await store._fetch_all("SELECT pg_sleep(60)")
+        except RunnerError as error:
+            caught.append(error)
+
+    async def is_asleep() -> bool:
+        rows = await ledger.query("SELECT wait_event FROM pg_stat_activity WHERE pid = $1", pid)
+        return bool(rows[0]["wait_event"] == "PgSleep")
+
+    async with aio.open_loop(), open_store(config, application_name="x") as store:
+        pid = await backend(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep, store)
+            await until(is_asleep, described="the backend sleeps")
+            await ledger.query("SELECT pg_terminate_backend($1, 5000)", pid)
+    assert [error.code for error in caught] == [ErrorCode.STORE_LOST]
+
+
+async def test_leaving_after_the_backend_was_killed_is_no_error(config: DatabaseSection, ledger: Ledger) -> None:
+    async with aio.open_loop(), open_store(config, application_name="x") as store:
+        await ledger.query("SELECT pg_terminate_backend($1, 5000)", await backend(store))
+
+
+async def test_a_statement_that_takes_too_long_is_a_timeout(config: DatabaseSection) -> None:
+    hasty = msgspec.structs.replace(config, command_timeout_seconds=0.3)
+    async with aio.open_loop():
+        with pytest.raises(RunnerError) as caught:
+            async with open_store(hasty, application_name="x") as store:
+                await store._fetch_all("SELECT pg_sleep(60)")
+    assert caught.value.code is ErrorCode.STORE_TIMEOUT
+
+
+async def test_a_cancelled_verb_leaves_in_time_and_nothing_half_done(
+    config: DatabaseSection, store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_store(config, application_name="x") as other:
+            with trio.move_on_after(0.1) as scope:
+                await other._fetch_all("SELECT pg_sleep(60)")
+            assert scope.cancelled_caught
+            with trio.CancelScope() as cancelled:
+                cancelled.cancel()
+                await other.store(claim, 0, [make_result(0)])
+    assert await ledger.predictions(scenario_id) == []
+
+
+class Proxy:
+    """Passes bytes on to the database, until it is frozen: then it takes and says nothing more."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = host, port
+        self.frozen = False
+
+    async def handle(self, client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream(*self._target)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pass_on, client, server, nursery.cancel_scope)
+            nursery.start_soon(self._pass_on, server, client, nursery.cancel_scope)
+
+    async def _pass_on(self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+        try:
+            async for chunk in source:
+                if self.frozen:
+                    await trio.sleep_forever()
+                await target.send_all(chunk)
+        except trio.BrokenResourceError:
+            pass
+        scope.cancel()
+
+
+@asynccontextmanager
+async def proxy_to(config: DatabaseSection) -> AsyncIterator[tuple[Proxy, DatabaseSection]]:
+    parts = urlsplit(config.url)
+    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or 5432)
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, proxy.handle, 0, host="127.0.0.1"))
+        yield proxy, at_port(config, listeners[0].socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_frozen_server_is_a_timeout_and_closing_is_bounded(config: DatabaseSection, scenario_id: int) -> None:
+    async def freeze(proxy: Proxy, section: DatabaseSection) -> None:
+        async with open_store(section, application_name="x") as store:
+            claim = await store.claim(attempt(scenario_id))
+            proxy.frozen = True
+            await store.heartbeat(claim)
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with aio.open_loop(), proxy_to(config) as (proxy, through_proxy):
+            hasty = msgspec.structs.replace(through_proxy, command_timeout_seconds=0.5)
+            with pytest.raises(RunnerError) as caught:
+                await freeze(proxy, hasty)
+    assert caught.value.code is ErrorCode.STORE_TIMEOUT
+
+
+async def test_leaving_a_frozen_server_is_bounded(config: DatabaseSection) -> None:
+    async def freeze(proxy: Proxy, section: DatabaseSection) -> None:
+        async with open_store(section, application_name="x") as store:
+            await backend(store)
+            proxy.frozen = True
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with aio.open_loop(), proxy_to(config) as (proxy, through_proxy):
+            await freeze(proxy, through_proxy)
+
+
+async def test_an_error_in_the_block_comes_out_as_itself(config: DatabaseSection) -> None:
+    class MineError(Exception):
+        pass
+
+    with pytest.RaisesGroup(MineError, flatten_subgroups=True, allow_unwrapped=True):
+        async with aio.open_loop(), open_store(config, application_name="x"):
+            raise MineError
+
+
+# the schema
+
+
+@pytest.fixture
+async def empty_database(servers: Servers, ledger: Ledger) -> AsyncIterator[DatabaseSection]:
+    (rights,) = await ledger.query("SELECT rolcreatedb FROM pg_roles WHERE rolname = current_user")
+    if not rights["rolcreatedb"]:
+        pytest.skip("the database user given may not create databases")
+    name = f"trio_runner_test_{uuid.uuid4().hex}"
+    await ledger.query(f"CREATE DATABASE {name}")
+    try:
+        parts = urlsplit(servers.database_url)
+        yield DatabaseSection(
+            url=f"{parts.scheme}://{parts.netloc}/{name}", password_file=str(servers.password_file or "")
+        )
+    finally:
+        with trio.move_on_after(PATIENCE_SECONDS, shield=True):
+            await trio.to_thread.run_sync(lambda: asyncio.run(_drop(servers, name)))
+
+
+async def _drop(servers: Servers, name: str) -> None:
+    connection = await asyncpg.connect(servers.database_url, password=servers.password or None)
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
+
+
+async def test_an_empty_database_is_told_from_a_ready_one(empty_database: DatabaseSection, scenario_id: int) -> None:
+    async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
+        for verb in (store.check_schema(), store.claim(attempt(scenario_id)), store.scenarios()):
+            with pytest.raises(RunnerError, match="init-db") as caught:
+                await verb
+            assert caught.value.code is ErrorCode.STORE_SCHEMA
+        assert await store.create_schema() == ["0001_tables.sql", "0002_verbs.sql"]
+        await store.check_schema()
+        assert await store.create_schema() == []
+        assert await store.scenarios() == []
+        assert await store.retry_events() == []
+
+
+async def test_a_database_that_lacks_a_file_says_which(empty_database: DatabaseSection) -> None:
+    async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
+        await store.create_schema()
+        await store._fetch_all("DELETE FROM schema_migrations WHERE name = '0002_verbs.sql'")
+        with pytest.raises(RunnerError, match=r"lacks 0002_verbs\.sql"):
+            await store.check_schema()
+
+
+async def test_many_runners_on_an_empty_database_make_its_schema_once(empty_database: DatabaseSection) -> None:
+    applied: list[list[str]] = []
+
+    async def create() -> None:
+        async with open_store(empty_database, application_name="x") as store:
+            applied.append(await store.create_schema())
+            await store.check_schema()
+
+    async with aio.open_loop(), trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(create)
+    assert sorted(applied) == [[], [], [], [], ["0001_tables.sql", "0002_verbs.sql"]]
+
+
+async def test_numbers_that_are_none_stay_out(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    """The last line of defence, should a protocol ever let one through."""
+    claim = await store.claim(attempt(scenario_id))
+    broken = replace(make_result(0), inference_ms=-math.inf)
+    with pytest.raises(RunnerError):
+        await store.store(claim, 0, [broken])
+    assert await ledger.predictions(scenario_id) == []
