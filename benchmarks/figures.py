@@ -2,8 +2,8 @@
 
     python benchmarks/figures.py [--runs 20]
 
-Starts the embedded servers once, then real `trio-runner run` processes against them. Times are wall-clock of this machine: compare
-them within one run of this script only.
+Starts the embedded servers once, then real `trio-runner run` processes against them. Times are wall-clock of this
+machine: compare them within one run of this script only. Needs the development dependencies.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+import clips  # noqa: E402 - the tests' clips are made by the tests' own script
+
 COMMAND = [sys.executable, "-m", "trio_runner"]
 
 
@@ -39,6 +41,7 @@ class Answer(BaseHTTPRequestHandler):
     failed_at = 0.0
 
     def do_POST(self) -> None:
+        """Answer one frame."""
         self.rfile.read(int(self.headers["Content-Length"]))
         cls = type(self)
         cls.served += 1
@@ -50,7 +53,14 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(head + body)
 
     def log_message(self, *_: object) -> None:
-        pass
+        """Say nothing."""
+
+
+class Service(ThreadingHTTPServer):
+    """The fake inference service."""
+
+    def handle_error(self, *_: object) -> None:
+        """A runner that dies resets its connections: nothing to say."""
 
 
 def run(config: Path, scenario: int, *extra: str) -> dict[str, float]:
@@ -97,6 +107,8 @@ def run(config: Path, scenario: int, *extra: str) -> dict[str, float]:
             if "is acknowledged" in line:
                 stamp = json.loads(line)["timestamp"].replace("Z", "+00:00")
                 figures["acked at"] = datetime.fromisoformat(stamp).timestamp()
+        if figures["code"] not in {0, 75}:
+            print(stderr)
         return {**figures, "started": started}
 
 
@@ -123,11 +135,10 @@ def spread(values: list[float], unit: str = "s") -> str:
 
 
 def main() -> None:
+    """Start the servers, measure, stop them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
-    import clips
-
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         config = work / "embedded.toml"
@@ -141,21 +152,21 @@ def main() -> None:
             lines.append(line)
         live = work / "live.toml"
         live.write_text("".join(lines))
-        service = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        service = Service(("127.0.0.1", 0), Answer)
         threading.Thread(target=service.serve_forever, daemon=True).start()
         fake = ["--inference-url", f"http://127.0.0.1:{service.server_port}"]
         try:
-            measure(live, fake, runs, clips, work)
+            measure(live, fake, runs, work)
         finally:
             host.send_signal(signal.SIGINT)
             host.wait(30)
 
 
-def measure(live: Path, fake: list[str], runs: int, clips: object, work: Path) -> None:
+def measure(live: Path, fake: list[str], runs: int, work: Path) -> None:
     """Print every figure."""
     number = iter(range(1, 10_000))
-    small = str(clips.pixel_coded(work / "small.mp4", frames=30, fps=25, size=(768, 576)))  # type: ignore[attr-defined]
-    large = str(clips.pixel_coded(work / "large.mp4", frames=120, fps=25, size=(1280, 960)))  # type: ignore[attr-defined]
+    small = str(clips.pixel_coded(work / "small.mp4", frames=30, fps=25, size=(768, 576)))
+    large = str(clips.pixel_coded(work / "large.mp4", frames=120, fps=25, size=(1280, 960)))
     video = str(ROOT / "test_videos" / "test_video.mp4")
 
     ready, first = [], []
@@ -180,7 +191,8 @@ def measure(live: Path, fake: list[str], runs: int, clips: object, work: Path) -
     print(f"error → process gone:            {spread(gone)}")
 
     figures = run(live, next(number), *fake, "--video", large)
-    print(f"peak memory at 1280x960:         daemon {figures['daemon MiB']:.0f} MiB, decoder {figures['decoder MiB']:.0f} MiB")
+    daemon, decoder = figures["daemon MiB"], figures["decoder MiB"]
+    print(f"peak memory at 1280x960:         daemon {daemon:.0f} MiB, decoder {decoder:.0f} MiB")
 
     for name, extra in (("instant answers", fake), ("embedded service", [])):
         figures = run(live, next(number), *extra, "--video", video)

@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: real servers once for the session; id, topic, config and command line for each test.
+"""Fixtures of the end-to-end tests: real servers once a session; id, topic, config and command line for each test.
 
 The servers are the embedded ones. To run the tests against others, set
 

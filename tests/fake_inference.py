@@ -238,7 +238,8 @@ async def _send_whole(
 
 async def _main(port: int, plan: Plan, delay: Callable[[int], float]) -> None:
     async with open_fake(port=port, plan=plan, delay=delay) as fake:
-        print(json.dumps({"port": int(fake.url.rpartition(":")[2])}), flush=True)
+        sys.stdout.write(json.dumps({"port": int(fake.url.rpartition(":")[2])}) + "\n")
+        sys.stdout.flush()
         await trio.sleep_forever()
 
 
@@ -248,7 +249,9 @@ def main() -> int:
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="127.0.0.1:PORT")
     parser.add_argument("--fault", type=Fault, choices=list(Fault))
     parser.add_argument("--at-frame", type=int, metavar="NUMBER", help="the picture that meets --fault; default: each")
-    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="before each answer, at the longest")
+    parser.add_argument(
+        "--delay", type=float, default=0.0, metavar="SECONDS", help="before each answer, at the longest"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the delays")
     options = parser.parse_args()
     plan: Plan = never

@@ -144,7 +144,7 @@ class Cli:
                 stdout=out_file,
                 stderr=err_file,
                 cwd=cwd or self._directory,
-                env=environment() | (variables or {}),
+                env={**environment(), **(variables or {})},
                 start_new_session=True,
             )
         running = Running(process, out, err)
@@ -213,9 +213,7 @@ class Ledger:
         return row
 
     async def predictions(self, scenario_id: int) -> list[dict[str, Any]]:
-        return await self.query(
-            "SELECT * FROM predictions WHERE scenario_id = $1 ORDER BY frame_index", scenario_id
-        )
+        return await self.query("SELECT * FROM predictions WHERE scenario_id = $1 ORDER BY frame_index", scenario_id)
 
     async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
         return await self.query("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
@@ -284,7 +282,7 @@ async def _read_topic(brokers: str, topic: str) -> list[Event]:
                 return []
             # Without a group a subscription is an assignment of every partition, once they are known.
             consumer.subscribe([topic])
-            while not consumer.assignment():
+            while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
                 await asyncio.sleep(0.01)
             expected = sum((await consumer.end_offsets(list(consumer.assignment()))).values())
             while len(records) < expected:
@@ -304,9 +302,7 @@ async def _read_topic(brokers: str, topic: str) -> list[Event]:
     ]
 
 
-async def until(
-    condition: Callable[[], Awaitable[T]], *, described: str, seconds: float = PATIENCE_SECONDS
-) -> T:
+async def until(condition: Callable[[], Awaitable[T]], *, described: str, seconds: float = PATIENCE_SECONDS) -> T:
     """The first true value of `condition`; the test fails where there is none in time."""
     with trio.move_on_after(seconds):
         while True:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -185,3 +186,16 @@ async def test_an_error_in_the_block_ends_the_loop() -> None:
             raise KeyError("mine")
     async with aio.open_loop():
         assert await aio.call(echo, "again") == "again"
+
+
+async def test_an_error_that_nobody_waits_for_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncpg leaves such a future behind when a cancelled query's cancel request is refused."""
+
+    async def leave_behind() -> None:
+        asyncio.get_running_loop().create_future().set_exception(ConnectionError("left behind"))
+
+    async with aio.open_loop():
+        await aio.call(leave_behind)
+        gc.collect()
+        await aio.call(asyncio.sleep, 0)
+    assert "left behind" in caplog.text

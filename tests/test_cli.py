@@ -127,8 +127,8 @@ async def test_the_schema_is_made_once(
             video={"path": str(clip)},
             inference={"url": fake.url},
         )
-        for arguments in (["show", config], ["run", config]):
-            early = await cli(*arguments)
+        for verb in ("show", "run"):
+            early = await cli(verb, config)
             assert early.code not in (0, 1), early.out
             assert "init-db" in early.out + early.err
         first, second = await cli("init-db", config), await cli("init-db", config)
@@ -144,7 +144,9 @@ async def test_overrides_on_the_command_line(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, tmp_path: Path
 ) -> None:
     clips.pixel_coded(tmp_path / "other.mp4", frames=3)
-    config = write_config(scenario={"id": 1}, video={"path": "nowhere.mp4"}, inference={"url": "http://nowhere.invalid"})
+    config = write_config(
+        scenario={"id": 1}, video={"path": "nowhere.mp4"}, inference={"url": "http://nowhere.invalid"}
+    )
     async with open_fake() as fake:
         done = await cli(
             *("run", config, "--scenario", str(scenario_id), "--video", "other.mp4", "--inference-url", fake.url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -345,6 +346,13 @@ async def test_a_link_to_a_video_is_the_video(clip: Path, tmp_path: Path) -> Non
 async def test_the_name_of_a_file_means_nothing(name: str, clip: Path, tmp_path: Path) -> None:
     shutil.copy(clip, tmp_path / name)
     assert len((await watch(tmp_path / name)).frames) == 60
+
+
+def test_the_bundled_ffmpeg_is_at_least_8_1_2() -> None:
+    # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe said.
+    found = re.search(r"avcodec:\s+YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
+    assert found is not None
+    assert tuple(map(int, found.groups())) >= (62, 28, 102)
 
 
 def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from trio_runner.cli import _parser
 from trio_runner.model import ErrorCode
 
@@ -24,7 +25,7 @@ def test_the_readme_lists_every_error_code_of_a_run() -> None:
 def test_the_readme_says_of_each_code_whether_it_is_permanent() -> None:
     for row in re.findall(r"^\| (`[^|]+) \| [^|]+ \| ([^|]+) \|$", README, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", row[0]):
-            code = ErrorCode(name)
+            code = {str(code): code for code in ErrorCode}[name]
             assert ("permanent" in row[1]) == (code.error_class == "permanent"), name
 
 

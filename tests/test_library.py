@@ -266,9 +266,9 @@ async def test_in_a_program_that_has_an_asyncio_loop_already(
 
 
 def test_bad_arguments_are_config_errors() -> None:
-    with pytest.raises(ConfigError, match="inference.url"):
+    with pytest.raises(ConfigError, match=r"inference\.url"):
         Runner(inference_url="localhost:8001")
     with pytest.raises(ConfigError, match="secret"):
         Runner(database_url="postgresql://user:password@localhost/db")
-    with pytest.raises(ConfigError, match="runner.id"):
+    with pytest.raises(ConfigError, match=r"runner\.id"):
         Runner(runner_id="runner 1")

@@ -16,7 +16,6 @@ import clips
 import jsonschema
 import psutil
 import pytest
-import trio
 from conftest import WriteConfig
 from fake_inference import RETRY_AFTER_SECONDS, Fake, Fault, at_frame, open_fake, stored_for
 from harness import (
@@ -83,7 +82,7 @@ class Scene:
     async def check_death(
         self, done: Finished, code: str, *, named: str, error_class: str = "retriable", told_kafka: bool = True
     ) -> dict[str, Any]:
-        """Ledger, topic, stderr and output after the first attempt died of `code`; returns the ledger's record of it."""
+        """Ledger, topic, stderr and output after the first attempt died; returns the event as the ledger has it."""
         scenario = await self.ledger.existing(self.scenario_id)
         assert scenario["last_error"]["code"] == code, done.err
         assert scenario["last_error"]["class"] == error_class
@@ -128,7 +127,7 @@ class Scene:
         frames: int = (await self.ledger.existing(self.scenario_id))["next_frame"]
         return frames
 
-    async def run_to_death(self, config: Path) -> Finished:
+    async def run_to_the_end(self, config: Path) -> Finished:
         """Run the process, which must leave nothing behind."""
         async with self.cli.started("run", config) as running:
             done = await running.wait()
@@ -142,12 +141,14 @@ class Scene:
         for row in rows:
             assert row["detections"] == stored_for(row["frame_index"], *size)
 
-    async def check_resume(self, *, frames: int, size: tuple[int, int] = (320, 240), **sections: dict[str, Any]) -> None:
+    async def check_resume(
+        self, *, frames: int, size: tuple[int, int] = (320, 240), **sections: dict[str, Any]
+    ) -> None:
         """A second run, with a service that is well, completes the scenario and asks only for what is not stored."""
         stored = await self.stored()
         async with open_fake() as fake:
             config = self.write_config("second.toml", inference={"url": fake.url}, **sections)
-            done = await self.run_to_death(config)
+            done = await self.run_to_the_end(config)
         assert done.code == 0, done.err
         assert sorted(fake.numbers) == list(range(stored, frames))
         await self.check_rows(frames, size)
@@ -160,9 +161,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(
-    scenario_id: int, topic: str, servers: Servers, ledger: Ledger, cli: Cli, write_config: WriteConfig
-) -> Scene:
+def scene(scenario_id: int, topic: str, servers: Servers, ledger: Ledger, cli: Cli, write_config: WriteConfig) -> Scene:
     return Scene(
         scenario_id=scenario_id, topic=topic, servers=servers, ledger=ledger, cli=cli, write_config=write_config
     )
@@ -189,7 +188,7 @@ async def held_run(scene: Scene, big_clip: Path, **sections: dict[str, Any]) -> 
         }
         merged["video"] = {"path": str(big_clip)} | merged.get("video", {})
         merged["inference"] = {"url": fake.url} | merged.get("inference", {})
-        config = scene.write_config(**merged)
+        config = scene.write_config("runner.toml", **merged)
         async with scene.cli.started("run", config, variables=manager.variables) as running:
             await until(active, described="active")
             yield Held(running=running, fake=fake, manager=manager)
@@ -217,7 +216,7 @@ async def test_a_service_that_fails_at_frame_20_and_is_well_again(
         config = scene.write_config(
             video={"path": str(clip)}, inference={"url": fake.url, "timeout_seconds": 2.0}, database={"batch_frames": 4}
         )
-        done = await scene.run_to_death(config)
+        done = await scene.run_to_the_end(config)
     assert done.code == 75, done.err
     body = await scene.check_death(done, code, named=fake.url)
     assert said in body["error"]["message"]
@@ -231,7 +230,7 @@ async def test_a_service_that_fails_at_frame_20_and_is_well_again(
 async def test_retry_after_moves_the_next_attempt(scene: Scene, clip: Path) -> None:
     async with open_fake(plan=at_frame(0, Fault.STATUS_429)) as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        assert (await scene.run_to_death(config)).code == 75
+        assert (await scene.run_to_the_end(config)).code == 75
     (attempt,) = await scene.ledger.attempts(scene.scenario_id)
     scenario = await scene.ledger.existing(scene.scenario_id)
     assert scenario["not_before"] - attempt["ended_at"] >= timedelta(seconds=RETRY_AFTER_SECONDS - 0.5)
@@ -243,11 +242,11 @@ async def test_a_service_that_rejects_what_it_is_asked_is_not_asked_again(
 ) -> None:
     async with open_fake(plan=at_frame(3, fault)) as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        done = await scene.run_to_death(config)
+        done = await scene.run_to_the_end(config)
         assert done.code == 75, done.err
         await scene.check_death(done, "inference_rejected", named=fake.url, error_class="permanent")
         asked = len(fake.numbers)
-        again = await scene.run_to_death(config)
+        again = await scene.run_to_the_end(config)
         assert again.code == 79
         assert "given up" in again.out + again.err
         assert len(fake.numbers) == asked
@@ -256,7 +255,7 @@ async def test_a_service_that_rejects_what_it_is_asked_is_not_asked_again(
 
 async def test_a_service_that_is_not_there(scene: Scene, clip: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    done = await scene.run_to_death(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
+    done = await scene.run_to_the_end(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
     assert done.code == 75, done.err
     body = await scene.check_death(done, "inference_unreachable", named=url)
     assert body["progress"]["next_frame"] == 0
@@ -302,12 +301,10 @@ def empty(path: Path) -> Path:
     ],
     ids=["missing", "directory", "fifo", "text", "empty", "audio only", "no frames", "truncated", "corrupt"],
 )
-async def test_a_video_that_is_no_good(
-    scene: Scene, tmp_path: Path, make: Callable[[Path], Path], code: str
-) -> None:
+async def test_a_video_that_is_no_good(scene: Scene, tmp_path: Path, make: Callable[[Path], Path], code: str) -> None:
     path = make(tmp_path / "clip.mp4")
     async with open_fake() as fake:
-        done = await scene.run_to_death(scene.write_config(video={"path": str(path)}, inference={"url": fake.url}))
+        done = await scene.run_to_the_end(scene.write_config(video={"path": str(path)}, inference={"url": fake.url}))
     assert done.code == 65, done.err
     await scene.check_death(done, code, named=str(path), error_class="permanent")
     stored = await scene.stored()
@@ -364,7 +361,7 @@ async def test_a_database_that_is_not_there(scene: Scene, clip: Path) -> None:
             inference={"url": fake.url},
             database={"url": f"postgresql://trio_runner@127.0.0.1:{port}/trio_runner"},
         )
-        done = await scene.run_to_death(config)
+        done = await scene.run_to_the_end(config)
     assert done.code == 75, done.err
     assert fake.numbers == []
     event = await scene.the_event()
@@ -381,7 +378,7 @@ async def test_a_database_that_refuses_the_password(scene: Scene, clip: Path, tm
         config = scene.write_config(
             video={"path": str(clip)}, inference={"url": fake.url}, database={"password_file": "wrong"}
         )
-        done = await scene.run_to_death(config)
+        done = await scene.run_to_the_end(config)
     if done.code == 0:
         pytest.skip("this database asks for no password")
     assert done.code == 75, done.err
@@ -393,10 +390,8 @@ async def test_a_database_that_refuses_the_password(scene: Scene, clip: Path, tm
 async def test_a_broker_that_is_not_there(scene: Scene, clip: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     async with open_fake() as fake:
-        config = scene.write_config(
-            video={"path": str(clip)}, inference={"url": fake.url}, kafka={"brokers": address}
-        )
-        done = await scene.run_to_death(config)
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url}, kafka={"brokers": address})
+        done = await scene.run_to_the_end(config)
     assert done.code == 74, done.err
     assert fake.numbers == [], "a runner that could not report its death does not begin"
     await scene.check_death(done, "kafka_unreachable", named=address, told_kafka=False)
@@ -433,9 +428,7 @@ async def test_a_broker_that_freezes_before_the_death(scene: Scene, clip: Path, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_told_to_stop_it_finishes_what_is_under_way(
-    scene: Scene, big_clip: Path, number: signal.Signals
-) -> None:
+async def test_told_to_stop_it_finishes_what_is_under_way(scene: Scene, big_clip: Path, number: signal.Signals) -> None:
     async with held_run(scene, big_clip) as held:
         held.running.send_signal(number)
         await held.manager.heard("STOPPING=1")
@@ -516,7 +509,7 @@ async def test_killed_it_leaves_no_child_and_the_next_one_takes_over(scene: Scen
         config = scene.write_config("second.toml", video={"path": str(big_clip)}, inference={"url": fake.url})
 
         async def taken_over() -> bool:
-            done = await scene.run_to_death(config)
+            done = await scene.run_to_the_end(config)
             assert done.code in (0, 79), done.err
             return done.code == 0
 
@@ -559,7 +552,7 @@ async def test_attempts_without_progress_are_counted_and_end(scene: Scene, clip:
         config = scene.write_config(
             video={"path": str(clip)}, inference={"url": fake.url}, scenario={"max_failures": 2}
         )
-        codes = [(await scene.run_to_death(config)).code for _ in range(3)]
+        codes = [(await scene.run_to_the_end(config)).code for _ in range(3)]
     assert codes == [75, 75, 79]
     scenario = await scene.ledger.existing(scene.scenario_id)
     assert (scenario["status"], scenario["outcome"], scenario["failures"]) == ("inactive", "failed", 2)
@@ -584,7 +577,7 @@ async def test_the_password_lies_nowhere_in_reach(scene: Scene, big_clip: Path) 
 
 async def test_death_is_told_to_people_on_stdout_too(scene: Scene, clip: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    done = await scene.run_to_death(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
+    done = await scene.run_to_the_end(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
     assert f"scenario {scene.scenario_id} failed" in done.out
     assert "inference_unreachable" in done.out
     assert f"acknowledged by Kafka, topic {scene.topic}" in done.out

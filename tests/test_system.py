@@ -93,7 +93,7 @@ async def test_people_in_a_street(cli: Cli, write_config: WriteConfig, ledger: L
     path = os.environ.get("TRIO_RUNNER_TEST_VTEST")
     if not path:
         pytest.skip("set TRIO_RUNNER_TEST_VTEST to the path of vtest.avi, OpenCV's clip of a street")
-    done = await cli("run", write_config(video={"path": str(Path(path).resolve())}))
+    done = await cli("run", write_config(), "--video", path, cwd=Path.cwd())
     assert done.code == 0, done.err
     rows = await ledger.predictions(scenario_id)
     assert [row["frame_index"] for row in rows] == list(range(795))

@@ -11,9 +11,10 @@ sees one edge-triggered cancellation where Trio has a level-triggered scope:
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 
@@ -24,6 +25,8 @@ with warnings.catch_warnings():
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,8 +45,17 @@ async def open_loop() -> AsyncIterator[None]:
     if trio_asyncio.current_loop.get() is not None:
         yield
         return
-    async with trio_asyncio.open_loop():
+    async with trio_asyncio.open_loop() as loop:
+        # By default an error that no task waits for ends the loop, and with it the only way to report a failure.
+        # asyncpg leaves one behind when a query is cancelled and its cancel request is refused.
+        loop.set_exception_handler(_log_stray_error)
         yield
+
+
+def _log_stray_error(_: object, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    logger.warning("asyncio: %s (%r)", context.get("message"), error)
+    logger.debug("asyncio: %s", context, exc_info=error)
 
 
 async def call(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

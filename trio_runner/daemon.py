@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from trio_runner.config import Config
 
 STALLED_SECONDS: Final = 45.0
-"""No frame read or stored for so long means stalled: longer than any one deadline inside (decoder, inference and
-database 10 s each), so that the one that is at fault speaks first."""
+"""No frame read or stored for so long means stalled, unless the config grants some step nearly as much."""
 
 
 class Display(Protocol):
@@ -71,7 +70,7 @@ async def serve(config: Config, display: Display) -> Outcome | None:
 async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
     async with trio.open_nursery() as watchers:
         watchers.start_soon(display.watch, runner)
-        watchers.start_soon(_tell_manager, runner, notifier)
+        watchers.start_soon(_tell_manager, runner, notifier, _stalled_seconds(config))
         # A refused claim is an outcome like the others, and the display says why.
         with suppress(ClaimRefusedError):
             await runner.process_scenario(config.scenario.id)
@@ -96,14 +95,24 @@ async def _obey(
             drained = True
 
 
-async def _tell_manager(runner: Runner, notifier: Notifier) -> None:
+def _stalled_seconds(config: Config) -> float:
+    """Longer than each deadline inside, so that the step at fault speaks before the watchdog does."""
+    deadlines = (
+        config.video.frame_timeout_seconds,
+        config.inference.timeout_seconds,
+        config.database.command_timeout_seconds,
+    )
+    return max(STALLED_SECONDS, 1.5 * max(deadlines))
+
+
+async def _tell_manager(runner: Runner, notifier: Notifier, stalled_seconds: float = STALLED_SECONDS) -> None:
     """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress."""
     await runner.claimed.wait()
     notifier.ready()
     interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
     while True:
         progress = runner.progress
-        if trio.current_time() - progress.last_advance < STALLED_SECONDS:
+        if trio.current_time() - progress.last_advance < stalled_seconds:
             notifier.watchdog()
         notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
         await trio.sleep(interval)

@@ -64,8 +64,12 @@ def _rank(error: BaseException) -> int:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = {id(error)}
-    cause = error.__cause__ or error.__context__
+    cause = _behind(error)
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = _behind(cause)
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -90,6 +90,6 @@ def unpack_header(header: bytes) -> Record:
     """The record that `header` holds; raises BadRecordError where it holds none."""
     try:
         record: Record = _decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRecordError(f"record header is malformed: {error}") from error
     return record

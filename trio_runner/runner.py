@@ -30,7 +30,7 @@ from trio_runner.model import (
 )
 from trio_runner.pipeline import run_pipeline
 from trio_runner.store import Attempt, Store, open_store
-from trio_runner.video import Video, open_video
+from trio_runner.video import Video, spawn_decoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -212,6 +212,7 @@ class Runner:
         """Everything the work needs, each checked: a runner that could not report a failure does not start."""
         application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
         async with (
+            spawn_decoder(config.video, on_passed=self._advance) as video,
             open_store(config.database, application_name=application) as store,
             open_client(config.inference) as inference,
         ):
@@ -220,8 +221,8 @@ class Runner:
             await store.check_schema()
             await retry.check_broker(config.kafka)
             await inference.check()
-            async with open_video(config.video, on_passed=self._advance) as video:
-                yield store, inference, video
+            await video.open()
+            yield store, inference, video
 
     def _advance(self, _decoded: int) -> None:
         """Passing over frames that are stored already is progress too."""

@@ -228,13 +228,7 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
     """
     where = urlsplit(config.url)
     address = f"{where.hostname or 'local socket'}:{where.port or 5432}"
-    try:
-        password = (await trio.Path(config.password_file).read_text()).rstrip("\n") if config.password_file else None
-    except OSError as error:
-        raise RunnerError(
-            ErrorCode.STORE_UNREACHABLE,
-            f"cannot read database.password_file {config.password_file}: {error.strerror}",
-        ) from error
+    password = await _read_password(config.password_file) if config.password_file else None
     try:
         with trio.fail_after(config.connect_timeout_seconds):
             connection = await aio.call(
@@ -270,6 +264,14 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):
             connection.terminate()
+
+
+async def _read_password(path: str) -> str:
+    try:
+        return (await trio.Path(path).read_text("utf-8")).rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RunnerError(ErrorCode.STORE_UNREACHABLE, f"cannot read database.password_file {path}: {why}") from error
 
 
 def _named(error: Exception) -> RunnerError:

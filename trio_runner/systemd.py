@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ class Notifier:
     """Tells the service manager about this process; silent where none listens."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read NOTIFY_SOCKET and WATCHDOG_USEC (microseconds)."""
+        """Read NOTIFY_SOCKET, WATCHDOG_USEC (microseconds) and WATCHDOG_PID."""
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        usec = environ.get("WATCHDOG_USEC", "")
-        self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and self._address else None
+        usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+        watched = bool(self._address) and usec.isdecimal() and pid in {"", str(os.getpid())}
+        self.watchdog_seconds = int(usec) / 1e6 if watched else None
 
     def ready(self) -> None:
         """The claim is held: work begins."""

@@ -83,18 +83,19 @@ class Video:
 
     async def _next(self, timeout_seconds: float) -> records.Record:
         path = self._options.path
+        record = None
         try:
-            with trio.fail_after(timeout_seconds):
+            with trio.move_on_after(timeout_seconds) as patience:
                 record = await self._child.read_record()
-        except trio.TooSlowError as error:
+        except records.BadRecordError as error:
+            raise _malformed(path, str(error)) from error
+        if patience.cancelled_caught:
             await self._child.kill()
             message = (
                 f"{path}: nothing came from the decoder for {timeout_seconds:g} s. Check that the file's storage "
                 "answers, or raise video.frame_timeout_seconds"
             )
-            raise RunnerError(ErrorCode.DECODER_STALLED, message) from error
-        except records.BadRecordError as error:
-            raise _malformed(path, str(error)) from error
+            raise RunnerError(ErrorCode.DECODER_STALLED, message)
         if record is None:
             raise await self._explain_death()
         if isinstance(record, records.Fault):
@@ -114,29 +115,35 @@ class Video:
 
 
 @asynccontextmanager
-async def open_video(
+async def spawn_decoder(
     options: VideoSection, *, on_passed: Callable[[int], None] = lambda _decoded: None
 ) -> AsyncIterator[Video]:
-    """Open the video in a child of its own; the child is gone when the block ends, however it ends.
+    """Start a child that opens the video; it is gone when the block ends, however it ends.
 
-    Must be entered on the main thread: the kernel ties a child to the thread that spawned it.
+    The child takes a while to start: whoever has other things to open does that before it awaits `Video.open`. Must be
+    entered on the main thread: the kernel ties a child to the thread that spawned it.
 
     Args:
         options: Which video, which of its frames, within what limits.
         on_passed: Called now and then with the number of frames decoded so far, while `receive` waits because none
             of them is wanted: an attempt that resumes passes over all that an earlier one has stored.
-
-    Raises:
-        RunnerError: The video cannot be opened, or is refused.
     """
     child = _Child(options)
     try:
-        video = Video(options, child, on_passed)
-        await video.open()
-        yield video
+        yield Video(options, child, on_passed)
     finally:
         with trio.move_on_after(2 * END_SECONDS, shield=True):
             await child.aclose()
+
+
+@asynccontextmanager
+async def open_video(
+    options: VideoSection, *, on_passed: Callable[[int], None] = lambda _decoded: None
+) -> AsyncIterator[Video]:
+    """`spawn_decoder`, and wait until the video is open; raises RunnerError where it cannot be, or is refused."""
+    async with spawn_decoder(options, on_passed=on_passed) as video:
+        await video.open()
+        yield video
 
 
 def _malformed(path: str, what: str) -> RunnerError:

@@ -60,6 +60,8 @@ class InferenceClient:
             raise self._unreachable("did not accept a connection in time") from error
         except httpx.ConnectError as error:
             raise self._unreachable(_root_cause(error)) from error
+        except UnicodeError as error:
+            raise self._unreachable(f"not a host name: {error}") from error
         except httpx.HTTPError as error:
             raise RunnerError(
                 ErrorCode.INFERENCE_UNAVAILABLE,
@@ -86,7 +88,7 @@ class InferenceClient:
                 stream = await trio.open_tcp_stream(url.host, port)
         except trio.TooSlowError as error:
             raise self._unreachable("did not accept a connection in time") from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise self._unreachable(_root_cause(error)) from error
         await trio.aclose_forcefully(stream)
 

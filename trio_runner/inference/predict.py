@@ -68,9 +68,10 @@ def _detection(item: Any, frame: Frame, path: str) -> Detection:
 
 
 def _box(item: dict[str, Any], frame: Frame, path: str) -> tuple[float, float, float, float]:
-    key = _only_one(item, BOX_KEYS, path, required=False)
-    if key is None:
-        corners = [item.get(name) for name in CORNER_KEYS]
+    # Four scalars are one more way to name the box, known by the first of them.
+    key = _only_one(item, (*BOX_KEYS, CORNER_KEYS[0]), path)
+    if key == CORNER_KEYS[0]:
+        corners = [item[name] for name in CORNER_KEYS if name in item]
     else:
         corners, path = item[key], f"{path}.{key}"
         if isinstance(corners, list) and len(corners) == 1:

@@ -86,8 +86,8 @@ BEGIN
 END $$;
 
 -- Record a death, release the claim, open the next attempt. The first report of an epoch's death wins; a repeated,
--- stale or foreign one changes nothing and returns false. An attempt that stored something starts the count of
--- failures anew, an interrupted one does not count, a permanent one is the last.
+-- stale or foreign one changes nothing and returns false. What counts is failing without progress: an attempt that
+-- stored something sets the count to 0, an interrupted one leaves it, a permanent failure is the last.
 CREATE FUNCTION fail(p_id bigint, p_epoch bigint, p_instance uuid, p_event uuid, p_reporter text, p_class text,
                      p_body jsonb, p_retry_after interval DEFAULT '0 s')
 RETURNS boolean LANGUAGE plpgsql AS $$
@@ -98,7 +98,7 @@ BEGIN
         RETURN false;
     END IF;
     SELECT s.next_frame > a.first_frame INTO progressed FROM attempts a WHERE a.scenario_id = p_id AND a.epoch = p_epoch;
-    counted := CASE WHEN p_class = 'interrupted' THEN s.failures WHEN progressed THEN 1 ELSE s.failures + 1 END;
+    counted := CASE WHEN p_class = 'interrupted' THEN s.failures WHEN progressed THEN 0 ELSE s.failures + 1 END;
     given_up := p_class = 'permanent' OR counted >= s.max_failures;
     INSERT INTO retry_events (scenario_id, epoch, event_id, reporter, body)
     VALUES (p_id, p_epoch, p_event, p_reporter, p_body);
