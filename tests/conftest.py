@@ -21,8 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import clips
+import hypothesis
 import pytest
 from harness import PATIENCE_SECONDS, Cli, Ledger, Servers, as_toml, command, environment, from_toml
+
+# No example is too slow on a busy machine.
+hypothesis.settings.register_profile("trio_runner", deadline=None)
+hypothesis.settings.load_profile("trio_runner")
 
 # Microseconds since 1970: no two sessions on one database count from the same number.
 _scenario_ids = itertools.count(time.time_ns() // 1000)

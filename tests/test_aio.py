@@ -73,7 +73,9 @@ async def test_a_trio_deadline_cancels_the_call(loop: None, autojump_clock: Mock
     assert trio.current_time() < 1_000
 
 
-async def test_a_library_that_swallows_the_cancellation_does_not_hide_it(loop: None, autojump_clock: MockClock) -> None:
+async def test_a_library_that_swallows_the_cancellation_hides_it_no_longer_than_one_call(
+    loop: None, autojump_clock: MockClock
+) -> None:
     async def swallow() -> str:
         try:
             await asyncio.sleep(1_000)
@@ -82,6 +84,8 @@ async def test_a_library_that_swallows_the_cancellation_does_not_hide_it(loop: N
         return "slept"
 
     with trio.move_on_after(1) as scope:
+        # What the call gave back may have to be closed, so it is not lost to the cancellation.
+        assert await aio.call(swallow) == "swallowed"
         await aio.call(swallow)
         pytest.fail("the scope is cancelled, this must not be reached")
     assert scope.cancelled_caught
@@ -136,13 +140,12 @@ async def test_close_is_bounded_also_where_the_library_swallows(loop: None, auto
     assert not await aio.close(swallow, seconds=3)
 
 
-async def test_a_close_that_fails_says_so(loop: None) -> None:
+async def test_a_close_that_fails_is_no_new_error(loop: None) -> None:
     async def fail() -> None:
         await asyncio.sleep(0)
         raise OSError("broken pipe")
 
-    with pytest.raises(OSError, match="broken pipe"):
-        await aio.close(fail, seconds=3)
+    assert not await aio.close(fail, seconds=3)
 
 
 async def test_a_loop_within_a_loop_is_the_same_loop() -> None:
@@ -189,9 +192,10 @@ async def test_an_error_in_the_block_ends_the_loop() -> None:
 
 
 async def test_an_error_that_nobody_waits_for_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncpg leaves such a future behind when a cancelled query's cancel request is refused."""
+    """Asyncpg leaves such a future behind when a cancelled query's cancel request is refused."""
 
     async def leave_behind() -> None:
+        await asyncio.sleep(0)
         asyncio.get_running_loop().create_future().set_exception(ConnectionError("left behind"))
 
     async with aio.open_loop():

@@ -220,6 +220,16 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
         nursery.cancel_scope.cancel()
 
 
+def test_what_the_config_grants_a_step_is_no_stall() -> None:
+    assert daemon._stalled_seconds(Config()) == daemon.STALLED_SECONDS
+    for section, key in (
+        ("inference", "timeout_seconds"),
+        ("database", "command_timeout_seconds"),
+        ("video", "frame_timeout_seconds"),
+    ):
+        assert daemon._stalled_seconds(Config().replace(**{section: {key: 600.0}})) > 600
+
+
 # around one scenario
 
 

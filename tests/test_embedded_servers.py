@@ -60,6 +60,11 @@ trio.run(main, *sys.argv[1:])
 """
 
 
+def own_children() -> list[psutil.Process]:
+    """The children of this process but for the servers that the session's other tests share."""
+    return [child for child in psutil.Process().children() if "embedded" not in child.cmdline()]
+
+
 class Neighbour:
     """Another process that opens servers, says what it got, and leaves when told."""
 
@@ -192,7 +197,7 @@ async def test_all_three_answer_and_leave_nothing_running(tmp_path: Path) -> Non
         async with await trio.open_tcp_stream("127.0.0.1", int(addresses.inference_url.split(":")[-1])) as http:
             await http.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert (await http.receive_some()).startswith(b"HTTP/1.1 ")
-        family = psutil.Process().children(recursive=True)
+        family = [descendant for child in own_children() for descendant in (child, *child.children(recursive=True))]
         assert len(family) >= 3
         # Ctrl-C in a terminal goes to the whole foreground group; these must not be in it.
         assert os.getpgid(0) not in {os.getpgid(process.pid) for process in family}
@@ -296,7 +301,7 @@ async def test_the_wait_for_others_can_be_cancelled(tmp_path: Path, neighbour: C
             scope.cancel()
 
         async with servers(tmp_path, KAFKA, on_wait=on_wait):
-            family = psutil.Process().children()
+            family = own_children()
             guest = neighbour(tmp_path, KAFKA)
             assert not (await guest.addresses()).hosted
             family = [process for process in family if process.pid != guest.process.pid]
@@ -349,7 +354,7 @@ async def test_a_server_that_dies_is_an_error_that_names_it(service: Service, tm
     log = tmp_path / "logs" / f"{service}.log"
     with server_error(f"the embedded {service} server (process ", ") was killed by SIGKILL", str(log)):
         async with servers(tmp_path, frozenset({service})):
-            (victim,) = psutil.Process().children()
+            (victim,) = own_children()
             victim.kill()
             await trio.sleep_forever()
 
@@ -368,7 +373,7 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypat
     with server_error("the embedded kafka server did not answer within 0 s"):
         async with servers(tmp_path, KAFKA):
             pytest.fail("nothing answers in no time")
-    assert not psutil.Process().children()
+    assert not own_children()
 
 
 async def test_a_private_host_is_waited_for(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:
@@ -521,7 +526,7 @@ async def test_a_lost_password_is_named(tmp_path: Path) -> None:
 async def test_no_log_holds_the_password(tmp_path: Path) -> None:
     async with servers(tmp_path, BOTH):
         password = (tmp_path / "postgres-password").read_text()
-        commands = [process.cmdline() for process in psutil.Process().children()]
+        commands = [process.cmdline() for process in own_children()]
     logs = "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
     assert len(password) >= 32
     assert password not in logs

@@ -197,6 +197,7 @@ def test_the_stack_goes_first_then_the_causes_then_the_message() -> None:
     long_stack = ("s" * 2_000,) * 20
     assert kept(message="m", stack=long_stack, causes=(("E", "c"),)) == {"causes", "message 1"}
     assert kept(message="m" * 2_048, stack=long_stack, causes=(("E", large),) * 4) == {"message 2048"}
+    assert kept(message="m" * 100_000, stack=long_stack, causes=(("E", "c"),)) == {"message 512"}
 
 
 def test_the_schema_is_one() -> None:
@@ -410,17 +411,17 @@ async def test_a_closed_port_is_named_with_its_cause(loop: None, door: Door) -> 
 
 
 async def test_the_cause_is_named_also_when_the_command_line_has_set_up_logging(loop: None) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    kafka_level = logging.getLogger("aiokafka").level
+    root, kafka, http = (logging.getLogger(name) for name in ("", "aiokafka", "httpx"))
+    handlers, level, propagate = root.handlers[:], root.level, kafka.propagate
     try:
         set_up_logging(LogSection())
         with pytest.raises(RunnerError) as caught:
             await retry.check_broker(KafkaSection(brokers=f"127.0.0.1:{free_port()}"))
     finally:
-        root.handlers[:], root.level = handlers, level
-        logging.getLogger("aiokafka").setLevel(kafka_level)
-        logging.getLogger("httpx").setLevel(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        http.setLevel(logging.NOTSET)
+        kafka.propagate = propagate
     assert "Connect call failed" in caught.value.message
 
 

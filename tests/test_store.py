@@ -24,6 +24,7 @@ from makers import make_result
 
 from trio_runner import aio
 from trio_runner.config import DatabaseSection
+from trio_runner.death import claim_scenario
 from trio_runner.model import (
     Claim,
     ClaimRefusedError,
@@ -33,6 +34,7 @@ from trio_runner.model import (
     ScenarioCompletedError,
     SupersededError,
 )
+from trio_runner.retry import event_id
 from trio_runner.store import Attempt, Store, open_store
 
 VIDEO = "/videos/a.mp4"
@@ -180,22 +182,45 @@ async def test_a_named_attempt_does_not_take_over(store: Store, ledger: Ledger, 
         await store.claim(attempt(scenario_id, epoch=1))
 
 
-async def test_of_many_that_claim_at_once_one_wins(config: DatabaseSection, store: Store, scenario_id: int) -> None:
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
+async def test_of_many_that_claim_at_once_one_wins(
+    config: DatabaseSection, store: Store, ledger: Ledger, scenario_id: int, *, is_new: bool
+) -> None:
+    """Behind a lock that holds them all up, so that they really meet."""
+    rivals = f"rivals {scenario_id}"
     won: list[Claim] = []
     refused = 0
 
     async def claim_once() -> None:
         nonlocal refused
-        async with open_store(config, application_name="rival") as rival:
+        async with open_store(config, application_name=rivals) as rival:
             try:
                 won.append(await rival.claim(attempt(scenario_id)))
             except ClaimRefusedError:
                 refused += 1
 
+    async def all_wait() -> bool:
+        (row,) = await ledger.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'", rivals
+        )
+        return bool(row["count"] == 5)
+
+    if not is_new:
+        await report(store, await store.claim(attempt(scenario_id)))
+    await store._fetch_all("BEGIN")
+    # A row of this id that is not committed yet holds up who would insert it, a locked one who would claim it.
+    await store._fetch_all(
+        "INSERT INTO scenarios (id, video_path) VALUES ($1, $2)"
+        " ON CONFLICT (id) DO UPDATE SET video_path = excluded.video_path",
+        scenario_id,
+        VIDEO,
+    )
     async with trio.open_nursery() as nursery:
-        for _ in range(8):
+        for _ in range(5):
             nursery.start_soon(claim_once)
-    assert (len(won), refused) == (1, 7)
+        await until(all_wait, described="all rivals wait")
+        await store._fetch_all("COMMIT")
+    assert (len(won), refused) == (1, 4)
 
 
 async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_connection(
@@ -331,7 +356,7 @@ async def test_finishing_is_refused_when_the_count_is_off(
 ) -> None:
     claim = await store.claim(attempt(scenario_id))
     await store.store(claim, 0, [make_result(0), make_result(1)])
-    with pytest.raises(RunnerError) as caught:
+    with pytest.raises(RunnerError, match="has 2 frames stored") as caught:
         await store.finish(claim, total, "active")
     assert caught.value.code is ErrorCode.STORE_REJECTED
     assert (await ledger.existing(scenario_id))["outcome"] is None
@@ -356,7 +381,7 @@ async def superseded(store: Store, ledger: Ledger, scenario_id: int) -> tuple[Cl
     old = await store.claim(attempt(scenario_id))
     await store.store(old, 0, [make_result(0), make_result(1)])
     await expire(ledger, scenario_id)
-    return old, await store.claim(attempt(scenario_id))
+    return old, await claim_scenario(store, attempt(scenario_id))
 
 
 async def test_a_takeover_goes_on_where_the_ledger_is(store: Store, ledger: Ledger, scenario_id: int) -> None:
@@ -369,6 +394,8 @@ async def test_a_takeover_goes_on_where_the_ledger_is(store: Store, ledger: Ledg
     assert (second["outcome"], second["first_frame"]) == (None, 2)
     (death,) = await ledger.retry_events(scenario_id)
     assert (death["epoch"], death["reporter"]) == (1, "takeover")
+    assert str(death["event_id"]) == event_id(scenario_id, 1, old.instance_id)
+    assert death["body"]["error"]["code"] == "lease_expired"
 
 
 Verb = Callable[[Store, Claim], Awaitable[Any]]
@@ -408,6 +435,22 @@ async def test_another_process_of_the_same_attempt_changes_nothing(
     with pytest.raises(SupersededError):
         await VERBS[verb](store, stranger)
     assert await report(store, stranger) is False
+    assert await ledger.existing(scenario_id) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_an_earlier_attempt_of_the_same_process_changes_nothing(
+    store: Store, ledger: Ledger, scenario_id: int, verb: str
+) -> None:
+    asked = attempt(scenario_id)
+    old = await store.claim(asked)
+    await store.store(old, 0, [make_result(0), make_result(1)])
+    await report(store, old)
+    assert (await store.claim(asked)).epoch == 2
+    before = await ledger.existing(scenario_id)
+    with pytest.raises(SupersededError):
+        await VERBS[verb](store, old)
+    assert await report(store, old) is False
     assert await ledger.existing(scenario_id) == before
 
 
@@ -536,7 +579,7 @@ async def test_a_takeover_that_spends_the_last_attempt_is_refused_and_recorded(
     await store.claim(attempt(scenario_id, max_failures=1))
     await expire(ledger, scenario_id)
     with pytest.raises(ClaimRefusedError, match="given up"):
-        await store.claim(attempt(scenario_id))
+        await claim_scenario(store, attempt(scenario_id))
     row = await ledger.existing(scenario_id)
     assert (row["status"], row["outcome"], row["instance_id"]) == ("inactive", "failed", None)
     await ledger.check_invariants(scenario_id)

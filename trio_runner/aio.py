@@ -64,17 +64,28 @@ async def call(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.k
     Raises:
         LibraryCancelledError: the library cancelled itself; a cancellation by a Trio scope stays `trio.Cancelled`.
     """
+    # Not after the call: what it gives back, a connection perhaps, would be lost. So a loop of calls whose library
+    # swallows the one cancellation that asyncio delivers ends at the next one.
+    await trio.lowlevel.checkpoint_if_cancelled()
     try:
         result: T = await trio_asyncio.aio_as_trio(function)(*args, **kwargs)
     except asyncio.CancelledError as error:
-        raise LibraryCancelledError(f"{getattr(function, '__qualname__', function)} cancelled itself") from error
-    # A library may swallow the one cancellation asyncio delivers; the scope must still see it.
-    await trio.lowlevel.checkpoint_if_cancelled()
+        raise LibraryCancelledError(  # noqa: ASYNC104 - our own cancellations arrive as trio.Cancelled
+            f"{getattr(function, '__qualname__', function)} cancelled itself"
+        ) from error
     return result
 
 
 async def close(function: Callable[[], Awaitable[object]], *, seconds: float) -> bool:
-    """Run a clean-up shielded from cancellation, for at most `seconds`; False where it did not end in time."""
+    """Run a clean-up shielded from cancellation, for at most `seconds`; False where it failed or took longer.
+
+    What could not be closed is dropped by the caller; the error that led here is the one that counts.
+    """
     with trio.move_on_after(seconds, shield=True) as scope:
-        await call(function)
-    return not scope.cancelled_caught
+        try:
+            await call(function)
+        except Exception as error:  # noqa: BLE001 - any library's, and there is nothing left to do about it
+            logger.debug("closing failed: %r", error)
+            return False
+    # Not `cancelled_caught`: a library may have swallowed the cancellation.
+    return not scope.cancel_called

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shutil
 import signal
 import sys
 from functools import partial
@@ -56,6 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the process's exit code."""
+    _fill_standard_descriptors()
     options = _parser().parse_args(arguments)
     # A closed terminal must not end a runner in the middle of its work.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -72,6 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last rung: whatever it is, it is said and has an exit code
         return _explain(error)
     return code
+
+
+def _fill_standard_descriptors() -> None:
+    """A closed standard stream's number would go to the next file opened, and a socket get the log lines."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - 0, 1 and 2 are the standard ones
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - its only parameter
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123 - open as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123 - the same
 
 
 def exit_code(outcome: Outcome | None) -> int:
@@ -159,7 +171,17 @@ def _run(options: argparse.Namespace) -> int:
     if options.inference_url is not None:
         changed["inference"] = {"url": options.inference_url}
     config = _load(options).replace(**changed)
-    return exit_code(trio.run(serve, config, Terminal(Console(), options.config)))
+    return exit_code(trio.run(serve, config, Terminal(Console(), program=_program(), config_path=options.config)))
+
+
+def _program() -> str:
+    """How this program was called, for the commands that it suggests."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m trio_runner"
+    if shutil.which(called.name) == str(called):
+        return called.name
+    return str(called.relative_to(Path.cwd()) if called.is_relative_to(Path.cwd()) else called)
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_runner import retry
-from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, RunnerError, SupersededError
+from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
     from trio_runner.config import Config
-    from trio_runner.model import Failure, Progress
-    from trio_runner.store import Attempt
+    from trio_runner.store import Attempt, Store
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,35 @@ class Report:
     claim: Claim
     superseded: bool
     event_confirmed: bool
+
+
+async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
+    """Claim for `attempt`; one started by hand takes over from a runner whose lease has ended, and reports its death.
+
+    Raises:
+        ClaimRefusedError, SupersededError: the scenario is not this runner's to take.
+    """
+    lost = None if attempt.epoch else await store.expired_claim(attempt.scenario_id)
+    if lost is not None:
+        progress = Progress(next_frame=lost.next_frame, frames_stored_before=lost.frames_stored)
+        message = "its runner was not heard of until the lease ended"
+        failure = Failure(code=ErrorCode.LEASE_EXPIRED, type="LeaseExpired", message=message)
+        event = retry.build_event(
+            failure, claim=lost, runner_id=attempt.runner_id, progress=progress, reporter="takeover"
+        )
+        await _tell_ledger(store, lost, failure, event)
+    return await store.claim(attempt)
+
+
+async def _tell_ledger(store: Store, claim: Claim, failure: Failure, event: retry.RetryEvent) -> bool:
+    return await store.fail(
+        claim,
+        event_id=event.id,
+        reporter=event.reporter,
+        error_class=failure.code.error_class,
+        body=retry.encode(event),
+        retry_after_seconds=failure.retry_after_seconds or 0.0,
+    )
 
 
 async def report_death(
@@ -79,16 +107,9 @@ class _Obituary:
             try:
                 async with open_store(self._config.database, application_name="trio-runner death") as store:
                     if self._claimed is None:
-                        self._claimed = await store.claim(self._attempt)
+                        self._claimed = await claim_scenario(store, self._attempt)
                         self._event = self._build()
-                    ours = await store.fail(
-                        self._claimed,
-                        event_id=self._event.id,
-                        reporter="runner",
-                        error_class=self._failure.code.error_class,
-                        body=retry.encode(self._event),
-                        retry_after_seconds=self._failure.retry_after_seconds or 0.0,
-                    )
+                    ours = await _tell_ledger(store, self._claimed, self._failure, self._event)
             except (ClaimRefusedError, SupersededError):
                 raise
             except RunnerError as error:

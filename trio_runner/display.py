@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from trio_runner.config import Config
     from trio_runner.runner import Runner
 
+logger = logging.getLogger(__name__)
+
 REFRESH_SECONDS: Final = 0.2
 LINE_SECONDS: Final = 5.0
 
@@ -24,21 +28,25 @@ LINE_SECONDS: Final = 5.0
 class Terminal:
     """The display of `trio-runner run`: a bar where stdout is a terminal, plain lines where it is not."""
 
-    def __init__(self, console: Console, config_path: str) -> None:
-        """Write to `console`; `config_path` is named in the commands that the summary suggests."""
-        self._console, self._config_path = console, config_path
+    def __init__(self, console: Console, *, program: str, config_path: str) -> None:
+        """Write to `console`; `program` and `config_path` stand in the commands that the summary suggests."""
+        self._console, self._program, self._config_path = console, program, config_path
         self._started = 0.0
 
     def note(self, text: str) -> None:
-        """One line, now."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """One line, now; a terminal that went away is no reason to stop working."""
+        try:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except OSError as error:
+            logger.debug("nobody reads standard output: %s", error)
 
     async def watch(self, runner: Runner) -> None:
         """Show the runner's progress until cancelled."""
         await runner.claimed.wait()
         self._started = trio.current_time()
         if self._console.is_terminal:
-            await self._draw_bar(runner)
+            with suppress(OSError):
+                await self._draw_bar(runner)
         else:
             while True:
                 await trio.sleep(LINE_SECONDS)
@@ -54,9 +62,9 @@ class Terminal:
             return
         if outcome.ending is Ending.ALREADY_COMPLETED and outcome.failure:
             self.note(f"{outcome.failure.message}; nothing is left to do.")
-            self.note(f"  see it:        trio-runner show {self._config_path} {config.scenario.id}")
+            self.note(f"  see it:        {self._program} show {self._config_path} {config.scenario.id}")
             self.note(
-                f"  start another: trio-runner run {self._config_path} --scenario {config.scenario.id + 1}"
+                f"  start another: {self._program} run {self._config_path} --scenario {config.scenario.id + 1}"
                 " --video YOUR.mp4"
             )
             return
@@ -75,7 +83,7 @@ class Terminal:
         self.note(f"  took:        {seconds:.1f} s, {rate}")
         await self._print_labels(config)
         self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
-        self.note(f"  look at it:  trio-runner show {self._config_path} {config.scenario.id}")
+        self.note(f"  look at it:  {self._program} show {self._config_path} {config.scenario.id}")
 
     async def _print_labels(self, config: Config) -> None:
         try:
@@ -84,7 +92,7 @@ class Terminal:
         except RunnerError as error:
             self.note(f"  found:       cannot be read back: {error}")
             return
-        found = ", ".join(f"{row['label']} in {row['frames']} frames" for row in labels[:8])
+        found = ", ".join(f"{row['boxes']} {row['label']} in {row['frames']} frames" for row in labels[:8])
         self.note(f"  found:       {found or 'nothing'}")
 
     async def _draw_bar(self, runner: Runner) -> None:
@@ -95,13 +103,14 @@ class Terminal:
             TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]} detections"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console) as bar:
+        # Refreshed by this task and not by a thread of rich's own.
+        with Progress(*columns, console=self._console, auto_refresh=False) as bar:
             task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found=0)
 
             def update() -> None:
                 progress = runner.progress
                 bar.update(task, total=progress.declared_frames, completed=progress.next_frame)
-                bar.update(task, rate=self._rate(runner), found=sum(progress.detections.values()))
+                bar.update(task, rate=self._rate(runner), found=sum(progress.detections.values()), refresh=True)
 
             try:
                 while True:

@@ -88,7 +88,7 @@ async def open_topic(config: KafkaSection) -> AsyncIterator[TopicReader]:
             await aio.call(consumer.start)
         yield TopicReader(consumer, config)
     finally:
-        await aio.close(consumer.stop, seconds=STOP_SECONDS)
+        await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
 
 async def _make_consumer(config: KafkaSection) -> AIOKafkaConsumer:

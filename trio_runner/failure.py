@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from itertools import islice
 from typing import TYPE_CHECKING
 from unicodedata import category
 
@@ -33,7 +34,9 @@ def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Fail
         type=type(first).__name__,
         message=_sayable(message, secrets),
         stack=tuple(_sayable(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
-        causes=tuple((type(cause).__name__, _sayable(str(cause), secrets)) for cause in _causes(first))[:MAX_CAUSES],
+        causes=tuple(
+            (type(cause).__name__, _sayable(str(cause), secrets)) for cause in islice(_causes(first), MAX_CAUSES)
+        ),
         suppressed=len(leaves) - 1,
         retry_after_seconds=first.retry_after_seconds if isinstance(first, RunnerError) else None,
     )

@@ -11,8 +11,6 @@ import structlog
 from trio_runner.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
     from trio_runner.config import LogSection
 
 
@@ -25,16 +23,16 @@ def set_up_logging(config: LogSection) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Tracebacks as plain text: the pretty renderers print local variables, and those hold passwords.
-    last: list[structlog.types.Processor] = (
-        [structlog.processors.format_exc_info, _redacted, structlog.processors.JSONRenderer()]
+    render: list[structlog.types.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [_redacted, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render, _redacted],
         )
     )
     root = logging.getLogger()
@@ -45,5 +43,6 @@ def set_up_logging(config: LogSection) -> None:
     logging.getLogger("aiokafka").propagate = config.level == "debug"
 
 
-def _redacted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+def _redacted(_: Any, __: str, line: Any) -> str:
+    """Last of all, so that tracebacks are covered too."""
+    return redact(line)

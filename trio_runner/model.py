@@ -43,6 +43,7 @@ class ErrorCode(enum.StrEnum):
         return member
 
     CLAIM_REFUSED = "claim_refused", Stage.CLAIM, ErrorClass.PERMANENT
+    LEASE_EXPIRED = "lease_expired", Stage.CLAIM, ErrorClass.RETRIABLE
     SUPERSEDED = "superseded", Stage.CLAIM, ErrorClass.PERMANENT
     VIDEO_MISSING = "video_missing", Stage.VIDEO, ErrorClass.PERMANENT
     VIDEO_REFUSED = "video_refused", Stage.VIDEO, ErrorClass.PERMANENT
@@ -127,7 +128,7 @@ class Frame:
     jpeg: bytes
 
 
-class Detection(msgspec.Struct, frozen=True, array_like=False, omit_defaults=True):
+class Detection(msgspec.Struct, frozen=True):
     """One object in one frame: label, confidence in 0..1 (None where the service names none), box in source pixels."""
 
     label: str

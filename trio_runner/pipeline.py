@@ -53,7 +53,7 @@ async def run_pipeline(
         async with trio.open_nursery() as tasks:
             reading = trio.CancelScope()
             helpers.start_soon(_keep_lease, ledger, claim, config.database.lease_seconds / 3)
-            helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds)
+            helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds)  # noqa: ASYNC111 - helpers end with the tasks
             tasks.start_soon(write_results, ledger, claim, results_out, window, progress, config.database)
             async with frames_out, results_in:
                 for _ in range(config.inference.in_flight):

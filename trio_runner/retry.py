@@ -159,7 +159,9 @@ async def _with_producer(config: KafkaSection, event: RetryEvent | None, *, seco
     with _CauseCollector() as causes:
         try:
             with trio.fail_after(seconds):
-                producer = await aio.call(_make_producer, config)
+                # Making it does not wait; a cancellation now would leave one behind that nobody stops.
+                with trio.CancelScope(shield=True):
+                    producer = await aio.call(_make_producer, config)
                 try:
                     await aio.call(producer.start)
                     if event is not None:
@@ -172,7 +174,7 @@ async def _with_producer(config: KafkaSection, event: RetryEvent | None, *, seco
                         )
                 finally:
                     # Without stop() the producer's finaliser crashes the loop, also when start() failed.
-                    await aio.close(producer.stop, seconds=STOP_SECONDS)
+                    await aio.close(producer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
         except (KafkaError, OSError, ValueError, aio.LibraryCancelledError) as error:
             raise RunnerError(
                 ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {causes.last or error}"

@@ -15,7 +15,7 @@ import trio
 from trio_runner import aio, retry
 from trio_runner.addresses import open_addresses
 from trio_runner.config import Config
-from trio_runner.death import report_death
+from trio_runner.death import claim_scenario, report_death
 from trio_runner.failure import flatten
 from trio_runner.inference.client import InferenceClient, open_client
 from trio_runner.model import (
@@ -101,7 +101,7 @@ class Runner:
             "kafka": {"brokers": kafka_brokers},
         }
         self._config = (config or Config().with_absolute_paths(Path.cwd())).replace(
-            **{name: {key: value for key, value in keys.items() if value} for name, keys in named.items()}
+            **{name: {key: value for key, value in keys.items() if value is not None} for name, keys in named.items()}
         )
         self._servers = AsyncExitStack()
         self._instance_id = str(uuid.uuid4())
@@ -188,7 +188,7 @@ class Runner:
         try:
             await self.start()
         except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
+            await self.__aexit__(type(error), error, error.__traceback__)  # noqa: ASYNC102 - see there
             raise
         return self
 
@@ -198,9 +198,9 @@ class Runner:
         """`stop`, and let the embedded servers go."""
         self._drain.set()
         if error is None or _is_cancellation(error):
-            return await self._servers.__aexit__(kind, error, trace)
+            return await self._servers.__aexit__(kind, error, trace)  # noqa: ASYNC102 - waits for others, if it may
         # The servers' nursery would wrap what passes through it; the caller's own error surfaces as itself.
-        await self._servers.__aexit__(None, None, None)
+        await self._servers.__aexit__(None, None, None)  # noqa: ASYNC102 - the same
         return False
 
     def _require_alive(self) -> None:
@@ -241,7 +241,7 @@ class Runner:
         try:
             with self._work:
                 async with self._open_doors(config) as (store, inference, video):
-                    self.claim = await store.claim(attempt)
+                    self.claim = await claim_scenario(store, attempt)
                     await self._process(config, self.claim, store, inference, video)
                 return Outcome(ending=Ending.COMPLETED, claim=self.claim)
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop"))
@@ -254,7 +254,8 @@ class Runner:
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"))
             self._dead = True
             with suppress(ClaimRefusedError, SupersededError):
-                await report_death(config, attempt, self.claim, failure, self.progress)
+                # It shields and bounds itself.
+                await report_death(config, attempt, self.claim, failure, self.progress)  # noqa: ASYNC102
             raise
         logger.error("%s: %s", failure.code, failure.message)
         try:

@@ -35,6 +35,14 @@ T = TypeVar("T")
 
 SCHEMA = "trio_runner"
 CLOSE_SECONDS = 2.0
+LIBRARY_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    aio.LibraryCancelledError,
+    OSError,
+)
+"""What asyncpg raises; a connection that was cut shows as any of the last four."""
 _SCHEMA_LOCK = 0x7472_696F
 _SESSION = {
     "search_path": SCHEMA,
@@ -85,16 +93,30 @@ class Store:
             attempt.max_failures,
         )
         if row is None:
-            raise ClaimRefusedError(
-                ErrorCode.CLAIM_REFUSED,
-                f"scenario {attempt.scenario_id} has spent its attempts and was given up",
-            )
+            raise RunnerError(ErrorCode.STORE_REJECTED, "claim() gave no row")
         return Claim(
             scenario_id=attempt.scenario_id,
             epoch=row["claimed_epoch"],
             instance_id=attempt.instance_id,
             next_frame=row["claimed_next_frame"],
             frames_stored=row["claimed_frames_stored"],
+        )
+
+    async def expired_claim(self, scenario_id: int) -> Claim | None:
+        """The claim of a runner that was not heard of until its lease ended."""
+        row = await self._fetch_one(
+            "SELECT epoch, instance_id, next_frame, frames_stored FROM scenarios"
+            " WHERE id = $1 AND lease_until < clock_timestamp()",
+            scenario_id,
+        )
+        if row is None:
+            return None
+        return Claim(
+            scenario_id=scenario_id,
+            epoch=row["epoch"],
+            instance_id=str(row["instance_id"]),
+            next_frame=row["next_frame"],
+            frames_stored=row["frames_stored"],
         )
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
@@ -248,13 +270,7 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
             ErrorCode.STORE_UNREACHABLE,
             f"PostgreSQL at {address} did not answer within {config.connect_timeout_seconds:g} s",
         ) from error
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        OSError,
-        ValueError,
-    ) as error:
+    except (*LIBRARY_ERRORS, ValueError) as error:
         raise RunnerError(ErrorCode.STORE_UNREACHABLE, f"PostgreSQL at {address}: {error}") from error
     clean = False
     try:
@@ -262,7 +278,7 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         clean = True
     finally:
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
-        if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):
+        if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
 
 

@@ -100,7 +100,7 @@ async def host_embedded(config: Config, console: Console) -> int:
     ):
         console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
         console.print("# until Ctrl-C", highlight=False)
-        await trio.sleep(math.inf)
+        await trio.sleep(math.inf)  # noqa: ASYNC116 - the type of sleep_forever forbids a return
     return EXIT_OK
 
 

@@ -4,8 +4,9 @@
 -- Refusals: RN001 owned by a living runner, RN002 completed, RN003 another video, RN004 not to be run (any more),
 -- RN005 superseded, RN006 no such scenario, RN007 progress is not where the caller left it.
 
--- Take a scenario. p_epoch = 0 (started by hand) creates a missing row and takes over an expired claim; a runner
--- started for one epoch claims that epoch or nothing. No row comes back where the takeover spent the last attempt.
+-- Take a scenario. p_epoch = 0 (started by hand) creates a missing row and takes whichever attempt is free, without
+-- regard to not_before; a runner started for one epoch claims that epoch or nothing. Whoever wants to take over a claim
+-- whose lease has ended records that attempt's death first (fail).
 CREATE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_instance uuid, p_runner text, p_host text,
                       p_lease interval, p_max_failures integer)
 RETURNS TABLE (claimed_epoch bigint, claimed_next_frame bigint, claimed_frames_stored bigint)
@@ -31,14 +32,9 @@ BEGIN
     ELSIF p_epoch <> 0 AND (p_epoch <> s.epoch OR s.instance_id IS NOT NULL) THEN
         RAISE EXCEPTION 'attempt % of scenario % is taken or over; it is at attempt %', p_epoch, p_id, s.epoch
             USING ERRCODE = 'RN005';
-    ELSIF s.instance_id IS NOT NULL AND s.lease_until > clock_timestamp() THEN
+    ELSIF s.instance_id IS NOT NULL THEN
         RAISE EXCEPTION 'scenario % is being processed by another runner, whose lease ends in % s', p_id,
             ceil(extract(epoch FROM s.lease_until - clock_timestamp())) USING ERRCODE = 'RN001';
-    ELSIF s.instance_id IS NOT NULL THEN
-        PERFORM fail(p_id, s.epoch, s.instance_id, gen_random_uuid(), 'takeover', 'retriable',
-                     '{"error": {"code": "lease_expired"}}');
-        SELECT * INTO s FROM scenarios WHERE id = p_id;
-        IF s.outcome = 'failed' THEN RETURN; END IF;
     END IF;
     INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, first_frame)
     VALUES (p_id, s.epoch, p_runner, p_instance, p_host, s.next_frame);
