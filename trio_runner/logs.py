@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
@@ -28,7 +28,7 @@ def set_up_logging(config: LogSection) -> None:
         if as_json
         else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -41,6 +41,14 @@ def set_up_logging(config: LogSection) -> None:
     # One INFO line per request. What aiokafka warns of comes back as the cause in our own errors.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("aiokafka").propagate = config.level == "debug"
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at the moment: a progress bar puts itself there while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _redacted(_: Any, __: str, line: Any) -> str:

@@ -257,7 +257,8 @@ class Runner:
                 # It shields and bounds itself.
                 await report_death(config, attempt, self.claim, failure, self.progress)  # noqa: ASYNC102
             raise
-        logger.error("%s: %s", failure.code, failure.message)
+        level = logging.INFO if failure.code is ErrorCode.INTERRUPTED else logging.ERROR
+        logger.log(level, "%s: %s", failure.code, failure.message)
         try:
             report = await report_death(config, attempt, self.claim, failure, self.progress)
         except SupersededError as error:
