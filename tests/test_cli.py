@@ -255,7 +255,7 @@ async def test_events_from_the_ledger_when_the_embedded_broker_is_gone(
     assert (await cli("run", config)).code == 75
     done = await cli("events", config)
     assert done.code == 0, done.err
-    assert "the embedded broker is not running" in done.out
+    assert "the embedded broker is not running" in done.err
     assert any(f"scenario {scenario_id}" in line for line in done.out.splitlines())
     as_json = await cli("events", config, "--json")
     events = [json.loads(line) for line in as_json.out.splitlines()]

@@ -113,7 +113,8 @@ class Scene:
         else:
             assert await read_topic(self.servers.brokers, self.topic) == []
 
-        assert any(line["level"] == "error" and named in line["event"] for line in done.log()), done.err
+        level = "info" if error_class == "interrupted" else "error"
+        assert any(line["level"] == level and named in line["event"] for line in done.log()), done.err
         self.check_secrets(done.out, done.err, json.dumps(body))
         await self.ledger.check_invariants(self.scenario_id)
         return body

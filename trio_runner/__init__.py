@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trio_runner.runner import Runner
+    from trio_runner.config import Config, ConfigError, load_config
+    from trio_runner.model import ClaimRefusedError, RunnerError
+    from trio_runner.runner import Runner, RunnerDead
 
-__all__ = ["Runner", "__version__"]
+__all__ = [
+    "ClaimRefusedError",
+    "Config",
+    "ConfigError",
+    "Runner",
+    "RunnerDead",
+    "RunnerError",
+    "__version__",
+    "load_config",
+]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("Config", "ConfigError", "load_config"),
+    "model": ("ClaimRefusedError", "RunnerError"),
+    "runner": ("Runner", "RunnerDead"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy (PEP 562): the decoder child imports this package too, and must not wait for Trio, asyncpg and
     # httpx before its first frame.
-    if name == "Runner":
-        from trio_runner.runner import Runner  # noqa: PLC0415 - the point of this function
-
-        return Runner
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"trio_runner.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trio_runner.config import EMBEDDED
-from trio_runner.embedded.hosting import Service, open_servers
+from trio_runner.embedded.hosting import ServerError, Service, open_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -43,13 +43,17 @@ async def open_addresses(
     through untouched.
 
     Raises:
-        ServerError: a server cannot be had; in an exception group where it died later.
+        ServerError: a server cannot be had; perhaps in an exception group.
     """
     services = embedded_services(config) & wanted
     if not services:
         yield config
         return
-    async with open_servers(Path(config.runner.data_dir), services, published=published, on_wait=on_wait) as live:
+    # A server's death is not raised here: whoever uses it finds that out, with the right error code, while the other
+    # servers still take the report.
+    async with open_servers(
+        Path(config.runner.data_dir), services, published=published, on_wait=on_wait, on_death=_log_death
+    ) as live:
         changed: dict[str, dict[str, Any]] = {}
         if Service.DATABASE in services:
             changed["database"] = {
@@ -61,6 +65,10 @@ async def open_addresses(
         if Service.INFERENCE in services:
             changed["inference"] = {"url": live.inference_url}
         yield config.replace(**changed)
+
+
+def _log_death(error: ServerError) -> None:
+    logger.error("%s", error)
 
 
 def is_hosted(data_dir: Path) -> bool:

@@ -43,8 +43,8 @@ exit codes:
   65  the video is bad; the retry event is confirmed
   74  failed, and the retry event is NOT confirmed
   75  failed; the retry event is confirmed
-  78  the config (or what it asks for) cannot be used
-  79  the scenario is another runner's; no event is owed
+  78  the config cannot be used
+  79  the scenario is another runner's, or not to be run; no event is owed
 """
 
 

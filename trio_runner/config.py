@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -207,6 +207,9 @@ def _explain(error: msgspec.ValidationError, tables: dict[str, Any], text: str) 
     value: Any = tables
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
+    if allowed := _choices(key):
+        remedy = f"Write one of {', '.join(allowed)}"
+        return ConfigError(f"{value!r} is not known"[:80], key=key, line=line_of(text, key), remedy=remedy)
     problem = f"{message[:1].lower()}{message[1:]}".replace("`", "")
     got = f", here {value!r}"[:80] if isinstance(value, bool | int | float | str) else ""
     return ConfigError(
@@ -217,11 +220,20 @@ def _explain(error: msgspec.ValidationError, tables: dict[str, Any], text: str) 
     )
 
 
+def _choices(key: str) -> list[str]:
+    """The values of a key that takes one of a few words; empty for the others."""
+    section, _, name = key.partition(".")
+    fields = get_type_hints(type(getattr(Config(), section, None)))
+    return [f'"{word}"' for word in get_args(fields.get(name)) if isinstance(word, str)]
+
+
 def _cross_check(config: Config) -> list[tuple[str, str, str]]:
     """Rules that span keys or look inside an address: (key, problem, remedy) for each one broken."""
     broken: list[tuple[str, str, str]] = []
     if config.inference.url != EMBEDDED:
         broken += _check_url("inference.url", config.inference.url, {"http", "https"})
+    if config.inference.path != "/" and config.inference.url.rstrip("/").endswith(config.inference.path):
+        broken.append(("inference.url", "ends with inference.path", "Write the address alone"))
     if config.database.url != EMBEDDED:
         broken += _check_url("database.url", config.database.url, {"postgresql", "postgres"})
     if config.kafka.brokers != EMBEDDED and not all(map(_is_host_and_port, config.kafka.brokers.split(","))):
@@ -253,7 +265,8 @@ def _check_url(key: str, url: str, schemes: set[str]) -> list[tuple[str, str, st
         parts, port = urlsplit(""), 0
     http = "http" in schemes
     if parts.scheme not in schemes or port == 0 or (http and not parts.hostname) or not re.fullmatch(r"[!-~]+", url):
-        return [(key, "not a usable address", f'Write {min(schemes)}://host:port, or "{EMBEDDED}"')]
+        example = "http://host:port" if http else "postgresql://user@host:port/database"
+        return [(key, "not a usable address", f'Write "{example}", or "{EMBEDDED}"')]
     if parts.password is not None or (http and parts.username is not None) or "password=" in parts.query:
         remedy = "Remove the user name and password" if http else "Set database.password_file instead"
         return [(key, "holds a secret, which would end up in logs", remedy)]

@@ -73,7 +73,7 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
         watchers.start_soon(_tell_manager, runner, notifier, _stalled_seconds(config))
         # A refused claim is an outcome like the others, and the display says why.
         with suppress(ClaimRefusedError):
-            await runner.process_scenario(config.scenario.id)
+            await runner.process_scenario()
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
@@ -101,6 +101,7 @@ def _stalled_seconds(config: Config) -> float:
         config.video.frame_timeout_seconds,
         config.inference.timeout_seconds,
         config.database.command_timeout_seconds,
+        config.kafka.publish_timeout_seconds,
     )
     return max(STALLED_SECONDS, 1.5 * max(deadlines))
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from trio_runner import retry
@@ -40,14 +41,20 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
     """
     lost = None if attempt.epoch else await store.expired_claim(attempt.scenario_id)
     if lost is not None:
-        progress = Progress(next_frame=lost.next_frame, frames_stored_before=lost.frames_stored)
+        claim, runner_id, host = lost
         message = "its runner was not heard of until the lease ended"
         failure = Failure(code=ErrorCode.LEASE_EXPIRED, type="LeaseExpired", message=message)
         event = retry.build_event(
-            failure, claim=lost, runner_id=attempt.runner_id, progress=progress, reporter="takeover"
+            failure, claim=claim, runner_id=runner_id, progress=_progress_of(claim), reporter="takeover"
         )
-        await _tell_ledger(store, lost, failure, event)
+        event = msgspec.structs.replace(event, host=host, pid=None)
+        # For the ledger alone: nobody need be called, the next attempt is this one.
+        await _tell_ledger(store, claim, failure, event)
     return await store.claim(attempt)
+
+
+def _progress_of(claim: Claim) -> Progress:
+    return Progress(next_frame=claim.next_frame, frames_stored_before=claim.frames_stored)
 
 
 async def _tell_ledger(store: Store, claim: Claim, failure: Failure, event: retry.RetryEvent) -> bool:
@@ -91,10 +98,10 @@ class _Obituary:
 
     @property
     def claim(self) -> Claim:
-        """The claim this death is about; without one, the epoch the process was started for (0: none)."""
+        """The claim this death is about; without one its epoch is 0, since another may hold the one it was for."""
         return self._claimed or Claim(
             scenario_id=self._attempt.scenario_id,
-            epoch=self._attempt.epoch,
+            epoch=0,
             instance_id=self._attempt.instance_id,
             next_frame=0,
             frames_stored=0,
@@ -108,6 +115,7 @@ class _Obituary:
                 async with open_store(self._config.database, application_name="trio-runner death") as store:
                     if self._claimed is None:
                         self._claimed = await claim_scenario(store, self._attempt)
+                        self._progress = _progress_of(self._claimed)
                         self._event = self._build()
                     ours = await _tell_ledger(store, self._claimed, self._failure, self._event)
             except (ClaimRefusedError, SupersededError):

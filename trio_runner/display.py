@@ -1,4 +1,4 @@
-"""What a person sees: progress while it runs, a summary at the end, and the tables of `show` and `events`."""
+"""What a person sees of a run: progress while it goes, a summary at the end."""
 
 from __future__ import annotations
 

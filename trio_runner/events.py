@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from aiokafka.errors import KafkaError
 
 from trio_runner import aio
 from trio_runner.model import ErrorCode, RunnerError
+from trio_runner.retry import CauseCollector
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,7 +51,7 @@ class TopicReader:
                 await trio.sleep(wait_seconds)
                 return []
             self._consumer.subscribe([self._config.retry_topic])
-        batches = await aio.call(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000))
+        batches = await self._bounded(partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000)))
         return [_record(message) for messages in batches.values() for message in messages]
 
     async def at_end(self) -> bool:
@@ -69,10 +71,12 @@ class TopicReader:
 
 @contextmanager
 def _named_errors(config: KafkaSection) -> Iterator[None]:
-    try:
-        yield
-    except (KafkaError, OSError, trio.TooSlowError, aio.LibraryCancelledError) as error:
-        raise RunnerError(ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {error}") from error
+    with CauseCollector() as causes:
+        try:
+            yield
+        except (KafkaError, OSError, trio.TooSlowError, aio.LibraryCancelledError) as error:
+            why = causes.last or str(error) or "no answer in time"
+            raise RunnerError(ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {why}") from error
 
 
 @asynccontextmanager

@@ -45,7 +45,10 @@ def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Fail
 def _sayable(text: str, secrets: frozenset[str]) -> str:
     """Bounded, without secrets, and free of what JSON or PostgreSQL refuse; a path may hold any byte."""
     text = redact(text, secrets)[:MAX_MESSAGE_CHARACTERS]
-    return "".join("\N{REPLACEMENT CHARACTER}" if category(letter) in {"Cc", "Cs"} else letter for letter in text)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if category(letter) in {"Cc", "Cs"} and letter != "\n" else letter
+        for letter in text
+    )
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

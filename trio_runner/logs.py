@@ -40,7 +40,9 @@ def set_up_logging(config: LogSection) -> None:
     root.setLevel(config.level.upper())
     # One INFO line per request. What aiokafka warns of comes back as the cause in our own errors.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("aiokafka").propagate = config.level == "debug"
+    aiokafka = logging.getLogger("aiokafka")
+    aiokafka.propagate = config.level == "debug"
+    aiokafka.addHandler(logging.NullHandler())
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -63,7 +63,7 @@ class RetryEvent(msgspec.Struct, frozen=True, kw_only=True):
     reporter: str
     instance_id: str
     host: str
-    pid: int
+    pid: int | None
     version: str
 
     @property
@@ -156,7 +156,7 @@ async def check_broker(config: KafkaSection) -> None:
 
 
 async def _with_producer(config: KafkaSection, event: RetryEvent | None, *, seconds: float) -> None:
-    with _CauseCollector() as causes:
+    with CauseCollector() as causes:
         try:
             with trio.fail_after(seconds):
                 # Making it does not wait; a cancellation now would leave one behind that nobody stops.
@@ -200,7 +200,7 @@ async def _make_producer(config: KafkaSection) -> AIOKafkaProducer:
     )
 
 
-class _CauseCollector(logging.Handler):
+class CauseCollector(logging.Handler):
     """aiokafka raises one and the same error for every reason and tells the reason only to its logger."""
 
     def __init__(self) -> None:
@@ -208,6 +208,7 @@ class _CauseCollector(logging.Handler):
         self.last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
         self.last = record.getMessage()
 
     def __enter__(self) -> Self:

@@ -29,10 +29,11 @@ from trio_runner.model import (
     SupersededError,
 )
 from trio_runner.pipeline import run_pipeline
-from trio_runner.store import Attempt, Store, open_store
+from trio_runner.store import Attempt, Store, open_store, secrets_of
 from trio_runner.video import Video, spawn_decoder
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator
     from types import TracebackType
 
@@ -72,14 +73,15 @@ class Runner:
         success = await runner.process_scenario(scenario_id=1)
         await runner.stop()
 
-    `async with Runner(...) as runner:` is the same with `start` and `stop` called for you.
+    `async with Runner(...) as runner:` is the same with `start` and `stop` called for you, and the way to use embedded
+    servers: they stay up for the whole block, where each single call would start and stop them.
     """
 
     def __init__(
         self,
         *,
         runner_id: str | None = None,
-        video_path: str | None = None,
+        video_path: str | os.PathLike[str] | None = None,
         inference_url: str | None = None,
         database_url: str | None = None,
         kafka_brokers: str | None = None,
@@ -95,7 +97,7 @@ class Runner:
         """
         named = {
             "runner": {"id": runner_id},
-            "video": {"path": video_path and str(Path.cwd() / video_path)},
+            "video": {"path": None if video_path is None else str(Path.cwd() / video_path)},
             "inference": {"url": inference_url},
             "database": {"url": database_url},
             "kafka": {"brokers": kafka_brokers},
@@ -107,7 +109,7 @@ class Runner:
         self._instance_id = str(uuid.uuid4())
         self._drain = trio.Event()
         self._work = trio.CancelScope()
-        self._aborted = self._dead = False
+        self._aborted = self._busy = self._dead = False
         self.claimed = trio.Event()
         """Set when the scenario is claimed and work begins."""
         self.claim: Claim | None = None
@@ -138,8 +140,8 @@ class Runner:
         if problem is not None:
             raise problem
 
-    async def process_scenario(self, scenario_id: int = 1) -> bool:
-        """Claim the scenario, process its video, store every prediction.
+    async def process_scenario(self, scenario_id: int | None = None) -> bool:
+        """Claim the scenario (without a number, the config's), process its video, store every prediction.
 
         Returns:
             True when the video's end was reached and everything is stored; False when it failed or was stopped: then
@@ -147,22 +149,31 @@ class Runner:
 
         Raises:
             ClaimRefusedError: the scenario is completed, another video's, given up, or owned by a living runner.
+            ServerError: an embedded server cannot be had; perhaps in an exception group.
             RunnerDead: this runner has ended.
         """
         self._require_alive()
-        config = self._config.replace(scenario={"id": scenario_id})
+        if self._busy:
+            raise RuntimeError("this runner is processing a scenario already")
+        config = self._config if scenario_id is None else self._config.replace(scenario={"id": scenario_id})
+        self._busy = True
+        try:
+            return await self._process_once(config)
+        finally:
+            # Scopes and events serve once; a runner that is alive may take another scenario.
+            self._work, self.claimed, self._busy = trio.CancelScope(), trio.Event(), False
+
+    async def _process_once(self, config: Config) -> bool:
         self.progress = Progress(last_advance=trio.current_time())
         refusal: ClaimRefusedError | None = None
         async with aio.open_loop(), open_addresses(config) as live:
             try:
-                self.outcome = await self._attempt(live)
+                self.outcome = await self._attempt(live, await secrets_of(live.database))
             except ClaimRefusedError as error:
                 completed = isinstance(error, ScenarioCompletedError)
                 ending = Ending.ALREADY_COMPLETED if completed else Ending.REFUSED
                 self.outcome = Outcome(ending=ending, claim=None, failure=flatten(error))
                 refusal = error
-        # Scopes and events serve once; a runner that is alive may take another scenario.
-        self._work, self.claimed = trio.CancelScope(), trio.Event()
         # Raised out here, where no nursery wraps it into a group.
         if refusal is not None:
             raise refusal
@@ -170,7 +181,10 @@ class Runner:
         return not self._dead
 
     async def stop(self) -> None:
-        """Stop the source, let what is under way be finished (bounded), end; harmless when nothing runs."""
+        """Ask the work to end: the source stops, what is under way is finished, within `drain_seconds`.
+
+        Returns at once; `process_scenario` returns when it is done. Nothing more can be started on this runner.
+        """
         await trio.lowlevel.checkpoint()
         self._drain.set()
         # Before the claim there is nothing under way that could be finished.
@@ -228,7 +242,7 @@ class Runner:
         """Passing over frames that are stored already is progress too."""
         self.progress.last_advance = trio.current_time()
 
-    async def _attempt(self, config: Config) -> Outcome:
+    async def _attempt(self, config: Config, secrets: frozenset[str]) -> Outcome:
         attempt = Attempt(
             scenario_id=config.scenario.id,
             epoch=config.scenario.epoch,
@@ -248,7 +262,7 @@ class Runner:
         except ClaimRefusedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this runner and must be reported
-            failure = flatten(error)
+            failure = flatten(error, secrets)
         except BaseException:
             # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on.
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"))
@@ -288,6 +302,8 @@ class Runner:
             progress=self.progress,
             drain=self._drain,
         )
+        if end.skipped_corrupt:
+            logger.warning("%d damaged frames were passed over", end.skipped_corrupt)
         await store.finish(claim, end.selected, config.scenario.on_complete)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
@@ -42,7 +42,7 @@ LIBRARY_ERRORS = (
     aio.LibraryCancelledError,
     OSError,
 )
-"""What asyncpg raises; a connection that was cut shows as any of the last four."""
+"""What asyncpg raises; a connection that was cut shows as any but the first."""
 _SCHEMA_LOCK = 0x7472_696F
 _SESSION = {
     "search_path": SCHEMA,
@@ -102,22 +102,24 @@ class Store:
             frames_stored=row["claimed_frames_stored"],
         )
 
-    async def expired_claim(self, scenario_id: int) -> Claim | None:
-        """The claim of a runner that was not heard of until its lease ended."""
+    async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
+        """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
         row = await self._fetch_one(
-            "SELECT epoch, instance_id, next_frame, frames_stored FROM scenarios"
-            " WHERE id = $1 AND lease_until < clock_timestamp()",
+            "SELECT s.epoch, s.instance_id, s.next_frame, s.frames_stored, a.runner_id, a.host"
+            " FROM scenarios s JOIN attempts a ON a.scenario_id = s.id AND a.epoch = s.epoch"
+            " WHERE s.id = $1 AND s.lease_until < clock_timestamp()",
             scenario_id,
         )
         if row is None:
             return None
-        return Claim(
+        claim = Claim(
             scenario_id=scenario_id,
             epoch=row["epoch"],
             instance_id=str(row["instance_id"]),
             next_frame=row["next_frame"],
             frames_stored=row["frames_stored"],
         )
+        return claim, row["runner_id"], row["host"]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
@@ -166,9 +168,11 @@ class Store:
         )
         return bool(row and row["recorded"])
 
-    async def scenarios(self) -> list[dict[str, Any]]:
-        """All scenarios, oldest id first."""
-        return await self._fetch_all("SELECT * FROM scenarios ORDER BY id")
+    async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
+        """All scenarios in the order of their ids, or just the one."""
+        return await self._fetch_all(
+            "SELECT * FROM scenarios WHERE $1::bigint IS NULL OR id = $1 ORDER BY id", scenario_id
+        )
 
     async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
         """The attempts of one scenario in order."""
@@ -280,6 +284,13 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
+
+
+async def secrets_of(config: DatabaseSection) -> frozenset[str]:
+    """What must not appear in anything that is said about this database; a password that cannot be read cannot leak."""
+    with suppress(RunnerError):
+        return frozenset({await _read_password(config.password_file)} if config.password_file else ())
+    return frozenset()
 
 
 async def _read_password(path: str) -> str:

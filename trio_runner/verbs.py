@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 import trio
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from trio_runner import aio
@@ -22,9 +23,6 @@ from trio_runner.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from datetime import datetime
-
-    from rich.console import Console
 
     from trio_runner.config import Config
 
@@ -55,19 +53,19 @@ async def show(config: Config, scenario_id: int | None, console: Console, *, as_
         open_store(live.database, application_name="trio-runner show") as store,
     ):
         await store.check_schema()
-        scenarios = [row for row in await store.scenarios() if scenario_id in (None, row["id"])]
+        scenarios = await store.scenarios(scenario_id)
         if scenario_id is not None and scenarios:
             scenarios[0]["attempts"] = await store.attempts(scenario_id)
             scenarios[0]["found"] = await store.label_counts(scenario_id)
             scenarios[0]["first_stored_at"] = await store.first_stored_at(scenario_id)
     missing = scenario_id is not None and not scenarios
     if as_json:
-        print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
+        _print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
     elif scenario_id is None:
         console.print(_scenario_table(scenarios))
     elif scenarios:
         _print_scenario(scenarios[0], console)
-    elif missing:
+    else:
         console.print(f"there is no scenario {scenario_id}", highlight=False)
     return EXIT_NOTHING if missing else EXIT_OK
 
@@ -127,17 +125,17 @@ async def _events_from_ledger(config: Config, console: Console, *, as_json: bool
     ):
         await store.check_schema()
         rows = await store.retry_events()
-    if not as_json:
-        console.print(
-            "the embedded broker is not running and keeps nothing; this is the ledger's record of the events:",
-            highlight=False,
-        )
+    # On stderr: what follows on stdout is the events, perhaps for a program.
+    Console(stderr=True).print(
+        "the embedded broker is not running and keeps nothing; this is the ledger's record of the events:",
+        highlight=False,
+    )
     for row in rows:
         _print_event(msgspec.json.decode(row["body"]), {"ce_id": str(row["event_id"])}, console, as_json=as_json)
     return EXIT_OK
 
 
-def print_json(console: Console, value: Any) -> None:
+def _print_json(console: Console, value: Any) -> None:
     """One JSON document a line; jsonb columns as what they hold."""
     console.print(msgspec.json.encode(_plain(value)).decode(), highlight=False, markup=False, soft_wrap=True)
 
@@ -155,7 +153,7 @@ def _plain(value: Any) -> Any:
 
 def _print_event(body: Any, headers: Mapping[str, str], console: Console, *, as_json: bool) -> None:
     if as_json:
-        print_json(console, {"headers": dict(headers), "body": body})
+        _print_json(console, {"headers": dict(headers), "body": body})
         return
     if not isinstance(body, dict):
         console.print(f"{headers.get('ce_id', '?')}: not a retry event of this version", highlight=False)
@@ -170,15 +168,15 @@ def _print_event(body: Any, headers: Mapping[str, str], console: Console, *, as_
 
 
 def _scenario_table(scenarios: list[dict[str, Any]]) -> Table:
-    table = _table("id", "state", "attempt", "frames", "video", "last error")
+    table = _table("id", "state", "attempt", "frames", "last error", "video")
     for row in scenarios:
         table.add_row(
             str(row["id"]),
             _state(row),
             str(row["epoch"]),
-            f"{row['frames_stored']} of {row['total_frames'] or '?'}",
-            Path(row["video_path"]).name,
+            f"{row['frames_stored']}/{row['total_frames'] or '?'}",
             _error_line(row["last_error"]).partition(":")[0],
+            Path(row["video_path"]).name,
         )
     return table
 
@@ -194,16 +192,16 @@ def _print_scenario(row: dict[str, Any], console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
-    attempts = _table("attempt", "runner", "started", "ended", "frames", "outcome", "error")
+    attempts = _table("attempt", "started", "took", "frames", "outcome", "error", "runner")
     for attempt in row["attempts"]:
         attempts.add_row(
             str(attempt["epoch"]),
-            attempt["runner_id"],
-            _time(attempt["started_at"]),
-            _time(attempt["ended_at"]),
+            f"{attempt['started_at']:%m-%d %H:%M:%S}",
+            _duration(attempt),
             f"{attempt['first_frame']} to {'' if attempt['end_frame'] is None else attempt['end_frame']}",
             attempt["outcome"] or "running",
             _error_line(attempt["error"]).partition(":")[0],
+            attempt["runner_id"],
         )
     console.print(attempts)
     if row["found"]:
@@ -231,5 +229,7 @@ def _error_line(error: str | None) -> str:
     return f"{told.get('code', '')}: {told.get('message', '')}".rstrip(": ")
 
 
-def _time(moment: datetime | None) -> str:
-    return moment.strftime("%m-%d %H:%M:%S") if moment else ""
+def _duration(attempt: Mapping[str, Any]) -> str:
+    if attempt["ended_at"] is None:
+        return ""
+    return f"{(attempt['ended_at'] - attempt['started_at']).total_seconds():.1f} s"

@@ -1,4 +1,4 @@
-"""Bounds what is under way: bytes of frames not yet answered, and frames not yet back in order."""
+"""Bounds what is under way: bytes of frames not yet answered, and frames not yet stored."""
 
 from __future__ import annotations
 

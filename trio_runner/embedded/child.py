@@ -44,6 +44,8 @@ class Child:
     remains: int
     environment: Mapping[str, str]
     stop_signal: signal.Signals = signal.SIGTERM
+    on_death: Callable[[ServerError], None] | None = None
+    """Told when a server that was up ends by itself; without it that is raised, and takes the other servers down."""
 
     def died(self, process: subprocess.Popen[bytes]) -> ServerError:
         """The error for this child's own end, which must have been waited for."""
@@ -81,16 +83,23 @@ async def serve(
     """Run the server until cancelled, and report the port that `ready` finds once it answers.
 
     Raises:
-        ServerError: It did not come up in time, or it ended by itself (in a group, as from any nursery).
+        ServerError: It did not come up in time (in a group, as from any nursery), or it ended by itself and the child
+            has no `on_death`.
     """
-    async with _running(child, stdin=subprocess.DEVNULL) as process, trio.open_nursery() as nursery:
-        nursery.start_soon(_raise_when_it_ends, child, process)
-        with trio.move_on_after(START_SECONDS) as patience:
-            port = await ready(process)
-        if patience.cancelled_caught:
-            late = f"did not answer within {START_SECONDS:g} s"
-            raise ServerError(f"the embedded {child.name} server {late}; {child.last_words()}")
+    async with _running(child, stdin=subprocess.DEVNULL) as process:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_raise_when_it_ends, child, process)
+            with trio.move_on_after(START_SECONDS) as patience:
+                port = await ready(process)
+            if patience.cancelled_caught:
+                late = f"did not answer within {START_SECONDS:g} s"
+                raise ServerError(f"the embedded {child.name} server {late}; {child.last_words()}")
+            nursery.cancel_scope.cancel()
         task_status.started(port)
+        await _end(process)
+        if child.on_death is None:
+            raise child.died(process)
+        child.on_death(child.died(process))
 
 
 async def run_to_end(child: Child, *, stdin: bytes = b"") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import json
 import os
@@ -45,13 +46,21 @@ class Addresses:
 
 @contextlib.asynccontextmanager
 async def open_servers(
-    data_dir: Path, services: frozenset[Service], *, published: bool, on_wait: Callable[[str], None]
+    data_dir: Path,
+    services: frozenset[Service],
+    *,
+    published: bool,
+    on_wait: Callable[[str], None],
+    on_death: Callable[[ServerError], None] | None = None,
 ) -> AsyncIterator[Addresses]:
     """Bring up `services` with their state in `data_dir`, or attach to the process that has done so.
 
     A published host lets other processes attach. On leaving it tells `on_wait` once if some still are, and
     waits for them; cancelling ends that wait. An unpublished host serves itself only, and who comes
     meanwhile waits.
+
+    A server that dies while this process hosts is told to `on_death` and the others go on; without it the body is
+    cancelled and the error raised.
 
     Raises:
         ServerError: A server cannot be had: its package is missing, it did not start or ended by itself, the
@@ -64,7 +73,7 @@ async def open_servers(
     directory = DataDirectory(data_dir)
     async with directory.entered() as found:
         if found is None:
-            async with _hosted(directory, services, published=published, on_wait=on_wait) as ports:
+            async with _hosted(directory, services, published, on_wait, on_death) as ports:
                 yield _addresses(directory.path, ports, hosted=True)
             return
         ports = found["ports"]
@@ -91,7 +100,11 @@ def addresses_as_toml(addresses: Addresses) -> str:
 
 @contextlib.asynccontextmanager
 async def _hosted(
-    directory: DataDirectory, services: frozenset[Service], *, published: bool, on_wait: Callable[[str], None]
+    directory: DataDirectory,
+    services: frozenset[Service],
+    published: bool,  # noqa: FBT001 - handed through
+    on_wait: Callable[[str], None],
+    on_death: Callable[[ServerError], None] | None,
 ) -> AsyncIterator[dict[Service, int]]:
     ports: dict[Service, int] = {}
     async with directory.remains() as remains, trio.open_nursery() as nursery:
@@ -99,9 +112,11 @@ async def _hosted(
         async def start(service: Service) -> None:
             log = directory.new_log(service)
             if service is Service.DATABASE:
-                ports[service] = await start_postgres(nursery, directory.path, log, remains)
+                ports[service] = await start_postgres(nursery, directory.path, log, remains, on_death)
             else:
-                ports[service] = await nursery.start(serve, _python_child(service, log, remains), read_port)
+                ports[service] = await nursery.start(
+                    serve, dataclasses.replace(_python_child(service, log, remains), on_death=on_death), read_port
+                )
 
         async with trio.open_nursery() as starting:
             for service in services:

@@ -285,6 +285,9 @@ def listen_on(address: str) -> socket.socket:
     """Open a listening socket on `HOST:PORT`; raises ValueError for a bad port, OSError for one that cannot be had."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if not host or not port.isdecimal() or int(port) >= 2**16:
+        # An empty host would mean every interface, which nobody should open by leaving something out.
+        raise ValueError(f"{address!r} is not HOST:PORT with a port from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, int(port)), family=family, backlog=MAX_WAITING)
     # Inherited by the connections. The server writes head and body of an answer one by one, and asyncio sets this only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pwd
@@ -20,6 +21,7 @@ from trio_runner.embedded.data_directory import write_private
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
     from pathlib import Path
 
 ROLE = "trio_runner"
@@ -45,7 +47,13 @@ _SETTINGS = {
 _ACCESS = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
 
 
-async def start_postgres(nursery: trio.Nursery, data_dir: Path, log: Path, remains: int) -> int:
+async def start_postgres(
+    nursery: trio.Nursery,
+    data_dir: Path,
+    log: Path,
+    remains: int,
+    on_death: Callable[[ServerError], None] | None = None,
+) -> int:
     """Run the server in the nursery, on a cluster that is made if there is none, and return its port.
 
     The cluster is `data_dir`/postgres, the password of `ROLE` is in `data_dir`/postgres-password.
@@ -80,7 +88,7 @@ async def start_postgres(nursery: trio.Nursery, data_dir: Path, log: Path, remai
             return port
 
         server = _child("postgres", "-D", str(cluster), *options, cluster=cluster, log=log, remains=remains)
-        await nursery.start(serve, server, ready)
+        await nursery.start(serve, dataclasses.replace(server, on_death=on_death), ready)
     return port
 
 

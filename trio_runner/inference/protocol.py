@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 MAX_DETECTIONS = 1000
 MAX_LABEL_CHARACTERS = 200
-MAX_NESTING_MESSAGE = "nested too deeply"
 
 
 class BadAnswerError(ValueError):
@@ -42,7 +41,7 @@ def parse_json(body: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadAnswerError(f"$: not JSON: {error}") from error
     except RecursionError as error:
-        raise BadAnswerError(f"$: {MAX_NESTING_MESSAGE}") from error
+        raise BadAnswerError("$: nested too deeply") from error
 
 
 def items(value: Any, path: str) -> list[Any]:

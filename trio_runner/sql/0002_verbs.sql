@@ -2,16 +2,18 @@
 -- not in the client: a runner that was frozen past its lease and wakes up is refused by the row itself.
 --
 -- Refusals: RN001 owned by a living runner, RN002 completed, RN003 another video, RN004 not to be run (any more),
--- RN005 superseded, RN006 no such scenario, RN007 progress is not where the caller left it.
+-- RN005 superseded, RN006 no such scenario, RN007 progress is not where the caller left it. RN009 comes from the guard of
+-- the table itself: nothing goes backwards.
 
 -- Take a scenario. p_epoch = 0 (started by hand) creates a missing row and takes whichever attempt is free, without
--- regard to not_before; a runner started for one epoch claims that epoch or nothing. Whoever wants to take over a claim
+-- regard to not_before; a scenario without a single stored frame may then get another video, so that a mistyped path does
+-- not spend its id. A runner started for one epoch claims that epoch or nothing. Whoever wants to take over a claim
 -- whose lease has ended records that attempt's death first (fail).
 CREATE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_instance uuid, p_runner text, p_host text,
                       p_lease interval, p_max_failures integer)
 RETURNS TABLE (claimed_epoch bigint, claimed_next_frame bigint, claimed_frames_stored bigint)
 LANGUAGE plpgsql AS $$
-DECLARE s scenarios; 
+DECLARE s scenarios;
 BEGIN
     IF p_epoch = 0 THEN
         INSERT INTO scenarios (id, video_path, max_failures) VALUES (p_id, p_video, p_max_failures)
@@ -22,11 +24,14 @@ BEGIN
         RAISE EXCEPTION 'scenario % does not exist', p_id USING ERRCODE = 'RN006';
     ELSIF s.outcome = 'completed' THEN
         RAISE EXCEPTION 'scenario % is completed: % frames stored', p_id, s.frames_stored USING ERRCODE = 'RN002';
+    ELSIF s.video_path <> p_video AND p_epoch = 0 AND s.frames_stored = 0 AND s.instance_id IS NULL
+          AND s.status IN ('init_startup', 'inactive') THEN
+        UPDATE scenarios SET video_path = p_video, status = 'init_startup', outcome = NULL, failures = 0,
+                             max_failures = p_max_failures WHERE id = p_id;
     ELSIF s.video_path <> p_video THEN
         RAISE EXCEPTION 'scenario % belongs to another video: %', p_id, s.video_path USING ERRCODE = 'RN003';
     ELSIF s.outcome = 'failed' THEN
-        RAISE EXCEPTION 'scenario % has failed % times without progress and was given up', p_id, s.failures
-            USING ERRCODE = 'RN004';
+        RAISE EXCEPTION 'scenario % was given up: %', p_id, s.last_error ->> 'code' USING ERRCODE = 'RN004';
     ELSIF s.status IN ('init_shutdown', 'in_shutdown_processing', 'inactive') THEN
         RAISE EXCEPTION 'scenario % is %', p_id, s.status USING ERRCODE = 'RN004';
     ELSIF p_epoch <> 0 AND (p_epoch <> s.epoch OR s.instance_id IS NOT NULL) THEN

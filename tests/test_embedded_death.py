@@ -1,0 +1,53 @@
+"""An embedded server that dies while it hosts a run: its peer's door says so, and the others take the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import clips
+import psutil
+import pytest
+from harness import Cli, as_toml, open_service_manager
+
+WHOLE_VIDEO = 200
+
+
+@pytest.mark.parametrize(
+    ("victim", "exit_code", "codes"),
+    [
+        ("trio_runner.embedded.inference", 75, {"inference_unavailable", "inference_unreachable"}),
+        # The ledger is what died: the event tells the code, and nobody is left to ask.
+        ("postgres", 75, set()),
+        # Nobody needed it: the run completes.
+        ("trio_runner.embedded.broker", 0, set()),
+    ],
+)
+async def test_a_server_that_is_killed_during_a_run(
+    tmp_path: Path, cli: Cli, victim: str, exit_code: int, codes: set[str]
+) -> None:
+    video = clips.pixel_coded(tmp_path / "clip.mp4", frames=WHOLE_VIDEO, size=(640, 360))
+    config = tmp_path / "runner.toml"
+    config.write_text(as_toml({"runner": {"data_dir": "data"}, "video": {"path": str(video)}}))
+    async with open_service_manager() as manager, cli.started("run", config, variables=manager.variables) as running:
+        await manager.heard("READY=1")
+        (target,) = (
+            child
+            for child in psutil.Process(running.pid).children()
+            if any(word == victim or word.endswith(f"/{victim}") for word in child.cmdline())
+        )
+        target.kill()
+        done = await running.wait()
+        assert done.code == exit_code, done.err
+        assert "was killed by SIGKILL" in done.err
+        # They lead sessions of their own.
+        left = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        assert not [words for words in left if str(tmp_path) in " ".join(words)]
+    shown = json.loads((await cli("show", config, "1", "--json")).out)
+    if exit_code == 0:
+        assert (shown["outcome"], shown["frames_stored"]) == ("completed", WHOLE_VIDEO)
+    elif codes:
+        assert (shown["status"], shown["instance_id"]) == ("init_startup", None)
+        assert shown["last_error"]["code"] in codes
+    else:
+        assert "acknowledged by Kafka" in done.out
