@@ -8,7 +8,10 @@ from pathlib import Path
 import clips
 import psutil
 import pytest
-from harness import Cli, as_toml, open_service_manager
+import trio
+from harness import PATIENCE_SECONDS, Cli, as_toml, command, open_service_manager
+
+from trio_runner import Runner, load_config
 
 WHOLE_VIDEO = 200
 
@@ -51,3 +54,28 @@ async def test_a_server_that_is_killed_during_a_run(
         assert shown["last_error"]["code"] in codes
     else:
         assert "acknowledged by Kafka" in done.out
+
+
+async def test_a_caller_that_cancels_leaves_a_record(tmp_path: Path, cli: Cli) -> None:
+    """The embedded servers outlast the cancellation that the report is about."""
+    video = clips.pixel_coded(tmp_path / "clip.mp4", frames=WHOLE_VIDEO, size=(640, 360))
+    config = tmp_path / "runner.toml"
+    config.write_text(as_toml({"runner": {"data_dir": "data"}, "video": {"path": str(video)}}))
+    runner = Runner.from_config(load_config(config))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.process_scenario, 1)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await runner.claimed.wait()
+        nursery.cancel_scope.cancel()
+    shown = json.loads((await cli("show", config, "1", "--json")).out)
+    assert (shown["status"], shown["instance_id"]) == ("init_startup", None)
+    assert (shown["last_error"]["code"], shown["failures"]) == ("interrupted", 0)
+
+
+async def test_a_reader_of_stdout_that_goes_away_is_no_reason_to_die(tmp_path: Path, cli: Cli) -> None:
+    video = clips.pixel_coded(tmp_path / "clip.mp4", frames=30, size=(640, 360))
+    config = tmp_path / "runner.toml"
+    config.write_text(as_toml({"runner": {"data_dir": "data"}, "video": {"path": str(video)}}))
+    program = ["bash", "-c", 'set -o pipefail; "$0" "$@" | true', *command()]
+    async with cli.started("run", config, program=program) as running:
+        assert (await running.wait()).code == 0

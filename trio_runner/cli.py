@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
-from rich.console import Console
 
 from trio_runner import __version__
 from trio_runner.config import ConfigError, load_config
@@ -161,7 +160,7 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _run(options: argparse.Namespace) -> int:
     from trio_runner.daemon import serve
-    from trio_runner.display import Terminal
+    from trio_runner.display import Console, Terminal
 
     changed: dict[str, dict[str, Any]] = {}
     if options.scenario is not None:
@@ -171,7 +170,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.inference_url is not None:
         changed["inference"] = {"url": options.inference_url}
     config = _load(options).replace(**changed)
-    return exit_code(trio.run(serve, config, Terminal(Console(), program=_program(), config_path=options.config)))
+    terminal = Terminal(Console(), program=_program(), config_path=options.config)
+    outcome = trio.run(serve, config, terminal)
+    # All is said and done: a signal that falls into the last instants must not change how it ended.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return exit_code(outcome)
 
 
 def _program() -> str:
@@ -191,24 +195,28 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _init_db(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
     from trio_runner.verbs import init_db
 
     return trio.run(init_db, _load(options), Console())
 
 
 def _show(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
     from trio_runner.verbs import show
 
     return trio.run(partial(show, as_json=options.json), _load(options), options.scenario, Console())
 
 
 def _events(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
     from trio_runner.verbs import events
 
     return trio.run(partial(events, as_json=options.json, follow=options.follow), _load(options), Console())
 
 
 def _embedded(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
     from trio_runner.verbs import host_embedded
 
     return trio.run(host_embedded, _load(options), Console())

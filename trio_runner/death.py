@@ -29,8 +29,10 @@ class Report:
     """What became of the news: the claim it was about, whether it was still ours to report, whether Kafka has it."""
 
     claim: Claim
-    superseded: bool
-    event_confirmed: bool
+    superseded: bool = False
+    completed: bool = False
+    """The attempt had reached its end; only the reply that said so was lost."""
+    event_confirmed: bool = False
 
 
 async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
@@ -81,10 +83,12 @@ async def report_death(
     """
     obituary = _Obituary(config, attempt, claim, failure, progress)
     if failure.code is ErrorCode.SUPERSEDED:
-        return Report(claim=obituary.claim, superseded=True, event_confirmed=False)
+        return Report(claim=obituary.claim, superseded=True)
     with trio.CancelScope(shield=True):
         ours = await obituary.record()
         confirmed = ours and await obituary.publish()
+    if obituary.completed:
+        return Report(claim=obituary.claim, completed=True)
     return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed)
 
 
@@ -94,6 +98,7 @@ class _Obituary:
     ) -> None:
         self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
         self._claimed = claim
+        self.completed = False
         self._event = self._build()
 
     @property
@@ -118,6 +123,7 @@ class _Obituary:
                         self._progress = _progress_of(self._claimed)
                         self._event = self._build()
                     ours = await _tell_ledger(store, self._claimed, self._failure, self._event)
+                    self.completed = not ours and await store.is_completed(self._claimed)
             except (ClaimRefusedError, SupersededError):
                 raise
             except RunnerError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import rich.console
 import trio
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,8 +17,6 @@ from trio_runner.runner import Ending
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trio_runner.config import Config
     from trio_runner.runner import Runner
 
@@ -23,6 +24,17 @@ logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 0.2
 LINE_SECONDS: Final = 5.0
+
+
+class Console(rich.console.Console):
+    """A reader that went away, as `head -1` does, is no reason to stop working."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on; rich would end the process."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class Terminal:

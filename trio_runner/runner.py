@@ -263,9 +263,11 @@ class Runner:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this runner and must be reported
             failure = flatten(error, secrets)
-        except BaseException:
-            # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on.
-            failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"))
+        except BaseException as error:
+            # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on. What
+            # failed in the same moment is the better reason.
+            named = error.subgroup(Exception) if isinstance(error, BaseExceptionGroup) else None
+            failure = flatten(named or RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"), secrets)
             self._dead = True
             with suppress(ClaimRefusedError, SupersededError):
                 # It shields and bounds itself.
@@ -277,6 +279,8 @@ class Runner:
             report = await report_death(config, attempt, self.claim, failure, self.progress)
         except SupersededError as error:
             return Outcome(ending=Ending.SUPERSEDED, claim=None, failure=flatten(error))
+        if report.completed:
+            return Outcome(ending=Ending.COMPLETED, claim=report.claim)
         drained = failure.code is ErrorCode.INTERRUPTED and not self._aborted
         return Outcome(
             ending=Ending.SUPERSEDED if report.superseded else Ending.DRAINED if drained else Ending.FAILED,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 import uuid
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ T = TypeVar("T")
 
 SCHEMA = "trio_runner"
 CLOSE_SECONDS = 2.0
+PASSWORD_SECONDS = 2.0
+MAX_PASSWORD_BYTES = 4096
 LIBRARY_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -168,6 +172,15 @@ class Store:
         )
         return bool(row and row["recorded"])
 
+    async def is_completed(self, claim: Claim) -> bool:
+        """Whether this very claim completed its scenario: the reply to `finish` may have been lost."""
+        row = await self._fetch_one(
+            "SELECT 1 FROM scenarios WHERE id = $1 AND epoch = $2 AND outcome = 'completed'",
+            claim.scenario_id,
+            claim.epoch,
+        )
+        return row is not None
+
     async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
         """All scenarios in the order of their ids, or just the one."""
         return await self._fetch_all(
@@ -294,11 +307,23 @@ async def secrets_of(config: DatabaseSection) -> frozenset[str]:
 
 
 async def _read_password(path: str) -> str:
+    """In a thread that a deadline leaves behind: a file may lie on storage that does not answer."""
     try:
-        return (await trio.Path(path).read_text("utf-8")).rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        with trio.fail_after(PASSWORD_SECONDS):
+            return await trio.to_thread.run_sync(_read_small_file, path, abandon_on_cancel=True)
+    except (OSError, UnicodeDecodeError, trio.TooSlowError) as error:
+        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it could not be read in time"
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
         raise RunnerError(ErrorCode.STORE_UNREACHABLE, f"cannot read database.password_file {path}: {why}") from error
+
+
+def _read_small_file(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is not a file")
+        return file.read(MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
 
 
 def _named(error: Exception) -> RunnerError:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,9 @@ class Child:
     remains: int
     environment: Mapping[str, str]
     stop_signal: signal.Signals = signal.SIGTERM
+    lifetime: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
+    """Cancelled when the server is no longer needed. Whatever else cancels its host does not reach it: somebody who is
+    cancelled may still have to say so, to the database and the broker."""
     on_death: Callable[[ServerError], None] | None = None
     """Told when a server that was up ends by itself; without it that is raised, and takes the other servers down."""
 
@@ -95,11 +98,12 @@ async def serve(
                 late = f"did not answer within {START_SECONDS:g} s"
                 raise ServerError(f"the embedded {child.name} server {late}; {child.last_words()}")
             nursery.cancel_scope.cancel()
-        task_status.started(port)
-        await _end(process)
-        if child.on_death is None:
-            raise child.died(process)
-        child.on_death(child.died(process))
+        with child.lifetime:
+            task_status.started(port)
+            await _end(process)
+            if child.on_death is None:
+                raise child.died(process)
+            child.on_death(child.died(process))
 
 
 async def run_to_end(child: Child, *, stdin: bytes = b"") -> None:
@@ -108,7 +112,10 @@ async def run_to_end(child: Child, *, stdin: bytes = b"") -> None:
         assert process.stdin is not None  # noqa: S101
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(stdin)
-        await _end(process)
+        with trio.move_on_after(START_SECONDS):
+            await _end(process)
+        if process.returncode is None:
+            raise ServerError(f"{child.name} did not end within {START_SECONDS:g} s; {child.last_words()}")
         if process.returncode != 0:
             raise child.died(process)
 

@@ -107,26 +107,32 @@ async def _hosted(
     on_death: Callable[[ServerError], None] | None,
 ) -> AsyncIterator[dict[Service, int]]:
     ports: dict[Service, int] = {}
+    lifetimes: list[trio.CancelScope] = []
     async with directory.remains() as remains, trio.open_nursery() as nursery:
 
         async def start(service: Service) -> None:
             log = directory.new_log(service)
+            lifetime = trio.CancelScope(shield=True)
+            lifetimes.append(lifetime)
             if service is Service.DATABASE:
-                ports[service] = await start_postgres(nursery, directory.path, log, remains, on_death)
+                ports[service] = await start_postgres(nursery, directory.path, log, remains, lifetime, on_death)
             else:
-                ports[service] = await nursery.start(
-                    serve, dataclasses.replace(_python_child(service, log, remains), on_death=on_death), read_port
-                )
+                child = _python_child(service, log, remains)
+                child = dataclasses.replace(child, lifetime=lifetime, on_death=on_death)
+                ports[service] = await nursery.start(serve, child, read_port)
 
-        async with trio.open_nursery() as starting:
-            for service in services:
-                starting.start_soon(start, service)
-        if published:
-            async with directory.published({"pid": os.getpid(), "ports": ports}, on_wait):
+        try:
+            async with trio.open_nursery() as starting:
+                for service in services:
+                    starting.start_soon(start, service)
+            if published:
+                async with directory.published({"pid": os.getpid(), "ports": ports}, on_wait):
+                    yield ports
+            else:
                 yield ports
-        else:
-            yield ports
-        nursery.cancel_scope.cancel()
+        finally:
+            for lifetime in lifetimes:
+                lifetime.cancel()
 
 
 def _python_child(service: Service, log: Path, remains: int) -> Child:

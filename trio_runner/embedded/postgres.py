@@ -52,6 +52,7 @@ async def start_postgres(
     data_dir: Path,
     log: Path,
     remains: int,
+    lifetime: trio.CancelScope,
     on_death: Callable[[ServerError], None] | None = None,
 ) -> int:
     """Run the server in the nursery, on a cluster that is made if there is none, and return its port.
@@ -88,7 +89,7 @@ async def start_postgres(
             return port
 
         server = _child("postgres", "-D", str(cluster), *options, cluster=cluster, log=log, remains=remains)
-        await nursery.start(serve, dataclasses.replace(server, on_death=on_death), ready)
+        await nursery.start(serve, dataclasses.replace(server, lifetime=lifetime, on_death=on_death), ready)
     return port
 
 

@@ -22,6 +22,10 @@ BEGIN
     SELECT * INTO s FROM scenarios WHERE id = p_id FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'scenario % does not exist', p_id USING ERRCODE = 'RN006';
+    ELSIF s.instance_id = p_instance THEN
+        -- It is the caller's already: the reply to its claim was lost.
+        RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored;
+        RETURN;
     ELSIF s.outcome = 'completed' THEN
         RAISE EXCEPTION 'scenario % is completed: % frames stored', p_id, s.frames_stored USING ERRCODE = 'RN002';
     ELSIF s.video_path <> p_video AND p_epoch = 0 AND s.frames_stored = 0 AND s.instance_id IS NULL
@@ -31,7 +35,8 @@ BEGIN
     ELSIF s.video_path <> p_video THEN
         RAISE EXCEPTION 'scenario % belongs to another video: %', p_id, s.video_path USING ERRCODE = 'RN003';
     ELSIF s.outcome = 'failed' THEN
-        RAISE EXCEPTION 'scenario % was given up: %', p_id, s.last_error ->> 'code' USING ERRCODE = 'RN004';
+        RAISE EXCEPTION 'scenario % was given up: %; to try again: UPDATE trio_runner.scenarios SET status = ''init_startup'', outcome = NULL, failures = 0 WHERE id = %',
+            p_id, s.last_error ->> 'code', p_id USING ERRCODE = 'RN004';
     ELSIF s.status IN ('init_shutdown', 'in_shutdown_processing', 'inactive') THEN
         RAISE EXCEPTION 'scenario % is %', p_id, s.status USING ERRCODE = 'RN004';
     ELSIF p_epoch <> 0 AND (p_epoch <> s.epoch OR s.instance_id IS NOT NULL) THEN
@@ -78,7 +83,8 @@ CREATE FUNCTION finish(p_id bigint, p_epoch bigint, p_instance uuid, p_total big
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE scenarios
-       SET outcome = 'completed', status = p_status, total_frames = p_total, failures = 0, last_error = NULL,
+       SET outcome = 'completed', total_frames = p_total, failures = 0, last_error = NULL,
+           status = CASE WHEN status IN ('init_shutdown', 'in_shutdown_processing') THEN status ELSE p_status END,
            instance_id = NULL, lease_until = NULL
      WHERE id = p_id AND epoch = p_epoch AND instance_id = p_instance AND frames_stored = p_total;
     IF NOT FOUND THEN PERFORM refuse(p_id, p_epoch, p_instance); END IF;
@@ -111,7 +117,10 @@ BEGIN
     UPDATE scenarios
        SET epoch = s.epoch + 1, instance_id = NULL, lease_until = NULL, failures = counted,
            last_error = p_body -> 'error',
-           status = CASE WHEN given_up THEN 'inactive' ELSE 'init_startup' END,
+           -- A shutdown that somebody has asked for meanwhile goes on.
+           status = CASE WHEN given_up THEN 'inactive'
+                         WHEN s.status IN ('init_shutdown', 'in_shutdown_processing') THEN s.status
+                         ELSE 'init_startup' END,
            outcome = CASE WHEN given_up THEN 'failed' END,
            -- Exponential with full jitter (random up to 2^n seconds, at most 5 minutes), so that a fleet that fell
            -- together does not rise together; an interrupted attempt may go on at once.
