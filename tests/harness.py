@@ -302,6 +302,23 @@ async def _read_topic(brokers: str, topic: str) -> list[Event]:
     ]
 
 
+@asynccontextmanager
+async def full_backlog() -> AsyncIterator[str]:
+    """Takes no connection and refuses none."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        try:
+            for client in waiting:
+                client.settimeout(0)
+                client.connect_ex(listener.getsockname())
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            for client in waiting:
+                client.close()
+
+
 async def until(condition: Callable[[], Awaitable[T]], *, described: str, seconds: float = PATIENCE_SECONDS) -> T:
     """The first true value of `condition`; the test fails where there is none in time."""
     with trio.move_on_after(seconds):

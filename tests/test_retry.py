@@ -16,7 +16,7 @@ import jsonschema
 import msgspec
 import pytest
 import trio
-from harness import PATIENCE_SECONDS, Servers, free_port
+from harness import PATIENCE_SECONDS, Servers, free_port, full_backlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 from makers import make_claim
@@ -363,23 +363,6 @@ async def peer_that(behaves: Callable[[trio.SocketStream], Awaitable[None]]) -> 
         listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
         yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def full_backlog() -> AsyncIterator[str]:
-    """Takes no connection and refuses none."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        try:
-            for client in waiting:
-                client.settimeout(0)
-                client.connect_ex(listener.getsockname())
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            for client in waiting:
-                client.close()
 
 
 @pytest.mark.parametrize("door", DOORS, ids=["check_broker", "publish"])

@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 import pytest
 import trio
-from harness import PATIENCE_SECONDS, Ledger, Servers, free_port, until
+from harness import PATIENCE_SECONDS, Ledger, Servers, free_port, full_backlog, until
 from makers import make_result
 
 from trio_runner import aio
@@ -659,19 +659,9 @@ async def test_a_password_file_that_cannot_be_read_is_named(
 
 
 async def test_a_peer_that_accepts_nobody_is_unreachable_in_time(config: DatabaseSection) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        try:
-            for client in waiting:
-                client.settimeout(0)
-                client.connect_ex(listener.getsockname())
-            hole = at_port(config, listener.getsockname()[1])
-            error = await refusal(msgspec.structs.replace(hole, connect_timeout_seconds=0.3))
-        finally:
-            for client in waiting:
-                client.close()
+    async with full_backlog() as address:
+        hole = at_port(config, int(address.rpartition(":")[2]))
+        error = await refusal(msgspec.structs.replace(hole, connect_timeout_seconds=0.3))
     assert error.code is ErrorCode.STORE_UNREACHABLE
     assert "0.3 s" in error.message
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,15 +68,3 @@ async def open_addresses(
 
 def _log_death(error: ServerError) -> None:
     logger.error("%s", error)
-
-
-def is_hosted(data_dir: Path) -> bool:
-    """Whether some process hosts the embedded servers of this data directory right now."""
-    try:
-        with (data_dir / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

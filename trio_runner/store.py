@@ -247,15 +247,10 @@ class Store:
                     return await aio.call(function, *args)
             except trio.TooSlowError as error:
                 raise RunnerError(ErrorCode.STORE_TIMEOUT, f"PostgreSQL did not answer within {seconds:g} s") from error
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-            ) as error:
-                raise _named(error) from error
             except aio.LibraryCancelledError as error:
                 raise RunnerError(ErrorCode.STORE_LOST, "the connection to PostgreSQL was lost") from error
+            except LIBRARY_ERRORS as error:
+                raise _named(error) from error
 
 
 @asynccontextmanager

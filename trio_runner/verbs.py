@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_runner import aio
-from trio_runner.addresses import embedded_services, is_hosted, open_addresses
+from trio_runner.addresses import embedded_services, open_addresses
+from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
 from trio_runner.events import open_topic
 from trio_runner.store import open_store

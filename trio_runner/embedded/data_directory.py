@@ -136,6 +136,15 @@ class DataDirectory:
             os.close(descriptor)
 
 
+def is_hosted(path: Path) -> bool:
+    """Whether some process hosts the servers of this data directory right now; makes no directory that is not there."""
+    try:
+        with (path / "lock").open("rb") as lock:
+            return not _locked(lock.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file for this user's eyes only, which is there either whole or not at all."""
     partial = path.with_name(f"{path.name}.new")
