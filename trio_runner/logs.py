@@ -22,17 +22,17 @@ def set_up_logging(config: LogSection) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    handler = _StderrHandler()
     # Tracebacks as plain text: the pretty renderers print local variables, and those hold passwords.
     render: list[structlog.types.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        [structlog.processors.format_exc_info, handler.redact_values, structlog.processors.JSONRenderer()]
         if as_json
         else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
-    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render, _redacted],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     root = logging.getLogger()
@@ -45,14 +45,28 @@ def set_up_logging(config: LogSection) -> None:
     aiokafka.addHandler(logging.NullHandler())
 
 
+def conceal(secrets: frozenset[str]) -> None:
+    """Mask these values in every line from now on; in a program that set up its own logging this does nothing."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _StderrHandler):
+            handler.secrets |= secrets
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever `sys.stderr` is at the moment: a progress bar puts itself there while it is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: frozenset[str] = frozenset()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Last of all, so that whatever a renderer makes of tracebacks and odd values is covered too."""
+        return redact(super().format(record), self.secrets)
 
-def _redacted(_: Any, __: str, line: Any) -> str:
-    """Last of all, so that tracebacks are covered too."""
-    return redact(line)
+    def redact_values(self, _: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        """Before they become JSON, which a mask put in afterwards could break."""
+        return {key: redact(value, self.secrets) if isinstance(value, str) else value for key, value in event.items()}

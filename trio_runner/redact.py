@@ -1,16 +1,67 @@
-"""Takes secrets out of every text that leaves the process."""
+"""Takes secrets out of every text that leaves the process, also where they are written with escapes."""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from math import ceil
+from typing import TYPE_CHECKING, Final
 
-MASK = "***"
-_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MASK: Final = "***"
+MIN_SECRET_CHARACTERS: Final = len(MASK) + 1
+"""Shorter ones are not masked: they stand in every other word, and a text without them would say nothing."""
+
+_USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
-    """`text` without the given secret values and without the user part of any URL."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if secret:
-            text = text.replace(secret, MASK)
-    return _USERINFO.sub(f"{MASK}@", text)
+    """`text` without the given secret values and without the user part of any URL.
+
+    A value is also found as JSON, Python's `repr`, a URL or base64 would write it, or one of them inside another.
+    """
+    maskable = sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS), key=len, reverse=True)
+    forms = [form for secret in maskable for form in (_with_escapes(secret), *_in_base64(secret))]
+    pattern = re.compile("|".join(forms) if forms else r"(?!)", re.DOTALL)
+    # Once more after every change: what stands before a mask and behind it may make another secret. This ends, because
+    # a mask is shorter than what it covers, and in an address it stays what it is.
+    while (clean := _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text))) != text:
+        text = clean
+    return clean
+
+
+def _with_escapes(secret: str) -> str:
+    r"""Each letter as itself or escaped: é may stand as é, \u00e9, \xe9, \xc3\xa9 or %C3%A9, with any number of \."""
+    # Backslashes match as a whole run and possessively: nothing is tried twice, however many there are.
+    runs = re.findall(r"(\\*)([^\\]|\Z)", secret, re.DOTALL)
+    return r"(?<!\\)\\*+" * (not runs[0][0]) + "".join(_letter(len(run), letter) for run, letter in runs)
+
+
+def _letter(backslashes: int, letter: str) -> str:
+    before = rf"(?:\\{{{backslashes},}}+|(?:%5[Cc]){{{backslashes}}})" if backslashes else ""
+    if letter.isascii() and (letter.isalnum() or not letter):
+        return before + letter
+    octets = letter.encode("utf-8", "surrogatepass")
+    forms = [
+        re.escape(letter),
+        re.escape(json.dumps(letter)[1:-1].lstrip("\\")).replace(r"\\", r"\\*+"),
+        rf"x{ord(letter):02x}",
+        f"U{ord(letter):08x}",
+        r"\\*+".join(f"x{octet:02x}" for octet in octets),
+        "".join(f"%{octet:02x}" for octet in octets),
+        *([r"\+"] if letter == " " else []),
+    ]
+    return rf"{before}\\*+(?i:{'|'.join(forms)})"
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """What base64 makes of it, wherever it begins: SASL/PLAIN and HTTP send it with a name before it."""
+    octets = secret.encode("utf-8", "surrogatepass")
+    for offset in range(3):
+        digits = base64.b64encode(bytes(offset) + octets).decode()
+        # The digits at either end also hold bits of the neighbours.
+        inner = digits[ceil(offset * 8 / 6) : (offset + len(octets)) * 8 // 6]
+        yield inner.replace("+", "[+-]").replace("/", "[/_]")

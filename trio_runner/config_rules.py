@@ -1,0 +1,246 @@
+"""Rules beyond the type of one key: addresses, keys that exclude or need each other, secrets in the open."""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from trio_runner.config_errors import Problem, shown
+from trio_runner.sections import EMBEDDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trio_runner.sections import (
+        DatabaseSection,
+        InferenceSection,
+        KafkaSection,
+        PeerSection,
+        PipelineSection,
+        VideoSection,
+    )
+
+DATABASE_PARAMETERS: Final = ("host", "port", "user", "dbname")
+"""What the query of `database.url` may hold. Of the rest that libpq knows, most would override keys of ours."""
+
+INSTEAD: Final = MappingProxyType(
+    {
+        "password": "database.password_file",
+        "passfile": "database.password_file",
+        "sslmode": "database.sslmode",
+        "sslrootcert": "database.ca_file",
+        "sslcert": "database.certificate_file",
+        "sslkey": "database.key_file",
+    }
+)
+"""The key that says the same as a parameter of libpq."""
+
+
+def _broken(key: str, problem: str, remedy: str = "", *others: str, allowed: str = "", found: str = "") -> Problem:
+    return Problem(
+        path=tuple(key.split(".")),
+        problem=problem,
+        remedy=remedy,
+        found=found,
+        allowed=allowed,
+        others=tuple(tuple(other.split(".")) for other in others),
+    )
+
+
+def video_rules(video: VideoSection) -> Iterator[Problem]:
+    """There is one way of sampling at a time."""
+    if video.stride > 1 and video.max_fps > 0:
+        yield _broken("video.max_fps", "stride and max_fps are both set", "choose one way of sampling", "video.stride")
+
+
+def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
+    """The address, and what may be sent to it in the open."""
+    key = "inference.url"
+    if inference.url == EMBEDDED:
+        yield from _no_tls_files(inference, "inference", "the embedded service speaks no TLS", "remove it", key)
+        if inference.token_file:
+            yield _broken("inference.token_file", "the embedded service wants no token", "remove it", key)
+        return
+    parts = _split(inference.url, {"http", "https"})
+    if parts is None or not parts.hostname:
+        found = shown(("inference", "url"), inference.url)
+        yield _broken(
+            key, "not a usable address", found=found, allowed='http://host:port, https://host:port, "embedded"'
+        )
+        return
+    if "@" in parts.netloc:
+        yield _broken(key, "holds a user name or a secret", "remove it; a token is read from inference.token_file")
+        return
+    if parts.query or parts.fragment:
+        yield _broken(key, "has a query or a fragment", "write the address alone; the path is inference.path")
+    if inference.path != "/" and inference.url.rstrip("/").endswith(inference.path):
+        yield _broken(key, "ends with inference.path", "write the address alone", "inference.path")
+    if parts.scheme == "https":
+        yield from _lonely_key_file(inference, "inference")
+        return
+    why, remedy = f"{key} begins with http://", "write https:// there, or remove this"
+    yield from _no_tls_files(inference, "inference", why, remedy, key)
+    if inference.token_file and not inference.allow_plaintext_token:
+        yield _broken(
+            key,
+            "the token would be sent over a connection that is not encrypted",
+            "write https://, or set inference.allow_plaintext_token = true",
+            "inference.token_file",
+            "inference.allow_plaintext_token",
+        )
+
+
+def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iterator[Problem]:
+    """The address, what may be sent to it in the open, and the size of a batch."""
+    if database.batch_frames > pipeline.max_buffered_frames:
+        yield _broken(
+            "database.batch_frames",
+            "larger than pipeline.max_buffered_frames",
+            "a batch must fit into the buffer",
+            "pipeline.max_buffered_frames",
+        )
+    url, sslmode = "database.url", "database.sslmode"
+    if database.url == EMBEDDED:
+        yield from _no_tls_files(database, "database", "the embedded database speaks no TLS", "remove it", url)
+        if database.password_file:
+            problem = "the embedded database has a password of its own"
+            yield _broken("database.password_file", problem, "remove it", url)
+    elif wrong_address := list(_database_address(database.url)):
+        yield from wrong_address
+    elif _database_host(database.url)[:1] in {"", "/"}:
+        yield from _no_tls_files(database, "database", "no TLS is spoken at a Unix socket", "remove it", url)
+    elif database.sslmode == "disable":
+        why, remedy = f'{sslmode} is "disable"', 'set that to "verify-full", or remove this'
+        yield from _no_tls_files(database, "database", why, remedy, sslmode, url)
+        yield from _password_in_the_open(database, "be sent over a connection that is not encrypted")
+    else:
+        yield from _lonely_key_file(database, "database")
+        if database.sslmode == "require":
+            # asyncpg answers a server that asks for it in clear text.
+            yield from _password_in_the_open(
+                database, 'be sent to whoever answers, for "require" checks no certificate'
+            )
+            if database.ca_file:
+                why = f'of no use, for {sslmode} "require" checks no certificate'
+                yield _broken("database.ca_file", why, 'set that to "verify-full", or remove this', sslmode, url)
+        elif database.sslmode == "verify-ca" and not database.ca_file:
+            # As libpq has it: any host at all can have a certificate of one of these authorities.
+            problem = "verify-ca with the system's authorities would trust any host that has a certificate"
+            yield _broken(sslmode, problem, 'set database.ca_file, or write "verify-full"', "database.ca_file", url)
+
+
+def _password_in_the_open(database: DatabaseSection, would: str) -> Iterator[Problem]:
+    if database.password_file and not database.allow_plaintext_password:
+        yield _broken(
+            "database.sslmode",
+            f"the password would {would}",
+            'write "verify-full", or set database.allow_plaintext_password = true; a Unix socket needs neither, as'
+            " postgresql:///database?host=/directory",
+            "database.password_file",
+            "database.allow_plaintext_password",
+            "database.url",
+        )
+
+
+def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
+    """The addresses, and what belongs to SASL and to TLS."""
+    brokers, key = "kafka.brokers", "kafka.security_protocol"
+    if kafka.brokers == EMBEDDED and kafka.security_protocol != "PLAINTEXT":
+        yield _broken(key, "the embedded broker speaks PLAINTEXT alone", "remove it", brokers)
+        return
+    if kafka.brokers != EMBEDDED and not all(map(_is_host_and_port, kafka.brokers.split(","))):
+        found = shown(("kafka", "brokers"), kafka.brokers)
+        yield _broken(brokers, "not a list of addresses", found=found, allowed='host1:9092,host2:9092, "embedded"')
+    yield from _sasl(kafka, key)
+    if kafka.security_protocol.endswith("SSL"):
+        yield from _lonely_key_file(kafka, "kafka")
+        return
+    instead = "SASL_SSL" if kafka.security_protocol == "SASL_PLAINTEXT" else "SSL"
+    why, remedy = f"{key} is {kafka.security_protocol}", f"set that to {instead}, or remove this"
+    yield from _no_tls_files(kafka, "kafka", why, remedy, key)
+
+
+def _sasl(kafka: KafkaSection, protocol: str) -> Iterator[Problem]:
+    sasl = kafka.security_protocol.startswith("SASL_")
+    for name in ("username", "password_file"):
+        if sasl and not getattr(kafka, name):
+            yield _broken(f"kafka.{name}", "missing", f"{kafka.security_protocol} needs it", protocol)
+        if not sasl and getattr(kafka, name):
+            why = f"of no use, for {protocol} is {kafka.security_protocol}"
+            yield _broken(f"kafka.{name}", why, "set that to SASL_SSL, or remove this", protocol)
+    if kafka.security_protocol == "SASL_PLAINTEXT" and not kafka.allow_plaintext_password:
+        yield _broken(
+            protocol,
+            "the password would be sent over a connection that is not encrypted",
+            "write SASL_SSL, or set kafka.allow_plaintext_password = true",
+            "kafka.allow_plaintext_password",
+        )
+
+
+def _lonely_key_file(peer: PeerSection, section: str) -> Iterator[Problem]:
+    if peer.key_file and not peer.certificate_file:
+        certificate = f"{section}.certificate_file"
+        yield _broken(f"{section}.key_file", "a key without its certificate", f"set {certificate} too", certificate)
+
+
+def _no_tls_files(peer: PeerSection, section: str, why: str, remedy: str, *others: str) -> Iterator[Problem]:
+    for name in ("ca_file", "certificate_file", "key_file"):
+        if getattr(peer, name):
+            yield _broken(f"{section}.{name}", f"of no use, for {why}", remedy, *others)
+
+
+def _is_host_and_port(address: str) -> bool:
+    matched = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", address)
+    return matched is not None and 0 < int(matched[1]) < 2**16
+
+
+def _split(url: str, schemes: set[str]) -> SplitResult | None:
+    """None for what is no address of these schemes in printable ASCII."""
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what makes urlsplit check it. Where there are two @, not everybody cuts at the same.
+        usable = parts.scheme in schemes and parts.port != 0 and parts.netloc.count("@") < 2  # noqa: PLR2004
+    except ValueError:
+        return None
+    return parts if usable and re.fullmatch(r"[!-~]+", url) else None
+
+
+def _database_address(url: str) -> Iterator[Problem]:
+    key = "database.url"
+    parts = _split(url, {"postgresql", "postgres"})
+    parameters = _parameters(parts.query) if parts and not parts.fragment else None
+    if (
+        parts is None
+        or parameters is None
+        or "," in _database_host(url)
+        or not _is_host_and_port(f"host:{parameters.get('port', '5432')}")
+    ):
+        found, form = shown(("database", "url"), url), 'postgresql://user@host:port/database, "embedded"'
+        yield _broken(key, "not a usable address", found=found, allowed=form)
+        return
+    if parts.password is not None:
+        yield _broken(key, "holds a secret", "write it into a file and name that in database.password_file")
+        return
+    for name in parameters:
+        if name in INSTEAD:
+            yield _broken(key, f"its query sets {name}", f"remove that and set {INSTEAD[name]}")
+        elif name not in DATABASE_PARAMETERS:
+            # Not repeated: whatever stands there may be half of a secret.
+            allowed = ", ".join(DATABASE_PARAMETERS)
+            yield _broken(key, "its query holds a parameter that is not read", "remove it", allowed=allowed)
+
+
+def _parameters(query: str) -> dict[str, str] | None:
+    try:
+        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
+    except ValueError:
+        return None
+
+
+def _database_host(url: str) -> str:
+    """A Unix socket's directory begins with /; nothing stands for the usual ones of these."""
+    parts = urlsplit(url)
+    # Not `parts.hostname`, which is in lower case: a path is not.
+    return unquote(parts.netloc.rpartition("@")[2]) or dict(parse_qsl(parts.query)).get("host", "")

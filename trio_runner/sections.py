@@ -1,0 +1,175 @@
+"""The tables of a config file: every key with its type, its range in words and its default."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+EMBEDDED = "embedded"
+"""In place of an address: the runner brings a real server of its own for it."""
+
+OPTIONAL_PATHS: Final = MappingProxyType(
+    {
+        "video": ("root",),
+        "inference": ("ca_file", "certificate_file", "key_file", "token_file"),
+        "database": ("ca_file", "certificate_file", "key_file", "password_file"),
+        "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
+    }
+)
+"""Keys that may be empty; a relative path in them starts from the config's directory."""
+
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+FilePath = Annotated[
+    str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z", description="a path of at most 4096 characters")
+]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._:@-]+\Z",
+        description="1 to 200 letters, digits or any of . _ : @ -",
+    ),
+]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the config file."""
+
+
+class PeerSection(Section, frozen=True, kw_only=True):
+    """What TLS needs to know of a peer; without `ca_file` the system's authorities are trusted."""
+
+    ca_file: FilePath = ""
+    certificate_file: FilePath = ""
+    key_file: FilePath = ""
+
+
+class RunnerSection(Section, frozen=True, kw_only=True):
+    """Who this process is and where it keeps its state."""
+
+    id: Name = "runner_1"
+    data_dir: FilePath = ".trio-runner"
+    drain_seconds: Seconds = 10.0
+
+
+class LogSection(Section, frozen=True, kw_only=True):
+    """What is logged to stderr, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class ScenarioSection(Section, frozen=True, kw_only=True):
+    """Which scenario this process serves."""
+
+    id: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 1
+    epoch: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    on_complete: Literal["active", "inactive"] = "active"
+    max_failures: Positive = 5
+
+
+class VideoSection(Section, frozen=True, kw_only=True):
+    """Which video, which of its frames, in what form, and within what limits."""
+
+    path: Annotated[FilePath, Meta(min_length=1, description="the path of a file")] = "test_videos/test_video.mp4"
+    root: FilePath = ""
+    stride: Positive = 1
+    max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
+    start_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0.0
+    max_frames: NotNegative = 0
+    max_width: Annotated[int, Meta(ge=0, le=16_384)] = 0
+    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 90
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    frame_timeout_seconds: Seconds = 10.0
+    decoder_threads: Annotated[int, Meta(ge=1, le=16)] = 1
+    encoder_threads: Annotated[int, Meta(ge=1, le=16)] = 1
+    limit_width: Annotated[int, Meta(ge=1, le=16_384)] = 4096
+    limit_height: Annotated[int, Meta(ge=1, le=16_384)] = 4096
+    limit_fps: Annotated[float, Meta(gt=0, le=1000)] = 240.0
+    limit_memory_mib: Annotated[int, Meta(ge=256, le=2**20)] = 2048
+
+
+class InferenceSection(PeerSection, frozen=True, kw_only=True):
+    """Where frames are sent and how long an answer may take."""
+
+    url: str = EMBEDDED
+    protocol: Literal["predict"] = "predict"
+    path: Annotated[
+        str, Meta(pattern=r"^/((?![?#])[!-~])*\Z", description="a path that begins with /, without blanks, ? and #")
+    ] = "/predict"
+    field: Name = "frame"
+    in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
+    connect_timeout_seconds: Seconds = 3.0
+    timeout_seconds: Seconds = 10.0
+    token_file: FilePath = ""
+    allow_plaintext_token: bool = False
+    max_response_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20)] = 2**20
+
+
+class PipelineSection(Section, frozen=True, kw_only=True):
+    """How much may be under way at once."""
+
+    max_buffered_bytes: Annotated[int, Meta(ge=2**16, le=2**40)] = 32 * 2**20
+    max_buffered_frames: Positive = 64
+
+
+class DatabaseSection(PeerSection, frozen=True, kw_only=True):
+    """The ledger: where it is, and how it is written."""
+
+    url: str = EMBEDDED
+    password_file: FilePath = ""
+    sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = "verify-full"
+    allow_plaintext_password: bool = False
+    create_schema: bool = True
+    connect_timeout_seconds: Seconds = 5.0
+    command_timeout_seconds: Seconds = 10.0
+    batch_frames: Annotated[int, Meta(ge=1, le=1000)] = 16
+    batch_seconds: Seconds = 0.25
+    lease_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 30.0
+
+
+class KafkaSection(PeerSection, frozen=True, kw_only=True):
+    """The doorbell: where deaths are announced."""
+
+    brokers: str = EMBEDDED
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            # SASL/PLAIN separates name and password by a NUL (RFC 4616).
+            pattern=r"^[^\x00-\x1f\x7f]*\Z",
+            description="at most 200 characters, none of them a control character",
+        ),
+    ] = ""
+    password_file: FilePath = ""
+    allow_plaintext_password: bool = False
+    spool_dir: FilePath = ""
+    retry_topic: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits or any of . _ -")
+    ] = "runner.retry"
+    connect_timeout_seconds: Seconds = 5.0
+    publish_timeout_seconds: Seconds = 15.0
+
+
+def allowed(kind: Any) -> str:
+    """What a key of this type takes, in words."""
+    base, *metas = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    for meta in reversed(metas):
+        if meta.description:
+            return str(meta.description)
+    if get_origin(base) is Literal:
+        return " | ".join(map(json.dumps, get_args(base)))
+    if base is not int and base is not float:
+        return "true or false" if base is bool else "text in quotes"
+    limits = {name: getattr(meta, name) for meta in metas for name in ("ge", "gt", "le")}
+    span = f"from {limits['ge']} to" if limits["gt"] is None else f"above {limits['gt']}, at most"
+    return f"{'an integer' if base is int else 'a number'} {span} {limits['le']}"
