@@ -34,15 +34,17 @@ from trio_runner.model import (
     ScenarioCompletedError,
     SupersededError,
 )
+from trio_runner.postgres import Address, address_of
 from trio_runner.retry import event_id
 from trio_runner.store import Attempt, Store, open_store
 
 VIDEO = "/videos/a.mp4"
+FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql"]
 
 
 @pytest.fixture
 def config(servers: Servers) -> DatabaseSection:
-    return DatabaseSection(url=servers.database_url, password_file=str(servers.password_file or ""))
+    return DatabaseSection(**servers.database)
 
 
 @pytest.fixture
@@ -244,6 +246,22 @@ async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_conn
     assert caught.value.code is ErrorCode.STORE_REJECTED
     # And the connection is as good as before.
     assert (await store.claim(attempt(scenario_id))).epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("53100", ErrorCode.STORE_REJECTED),
+        ("53200", ErrorCode.STORE_REJECTED),
+        ("42501", ErrorCode.STORE_AUTH),
+        ("55P03", ErrorCode.STORE_TIMEOUT),
+        ("57P01", ErrorCode.STORE_LOST),
+    ],
+)
+async def test_what_the_server_runs_out_of_has_a_name(store: Store, state: str, code: ErrorCode) -> None:
+    with pytest.raises(RunnerError, match="no space") as caught:
+        await store._fetch_all(f"DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '{state}'; END $$")
+    assert caught.value.code is code
 
 
 # storing
@@ -623,6 +641,38 @@ def at_port(config: DatabaseSection, port: int) -> DatabaseSection:
     return msgspec.structs.replace(config, url=f"{parts.scheme}://{parts.username}@127.0.0.1:{port}{parts.path}")
 
 
+@pytest.mark.parametrize(
+    ("url", "hosts", "port", "user", "database"),
+    [
+        ("postgresql://me@db.example:5433/x", ("db.example",), 5433, "me", "x"),
+        ("postgres://me@db.example", ("db.example",), 5432, "me", "me"),
+        ("postgresql://m%C3%A9%40x@[::1]:5433/a%2Fb", ("::1",), 5433, "mé@x", "a/b"),
+        ("postgresql://me@%2FRun%2Fpg:5433/x", ("/Run/pg",), 5433, "me", "x"),
+        ("postgresql:///x?host=/run/pg&port=5433&user=me", ("/run/pg",), 5433, "me", "x"),
+        ("postgresql://me@?dbname=x", ("/run/postgresql", "/var/run/postgresql", "/tmp"), 5432, "me", "x"),  # noqa: S108
+    ],
+)
+def test_an_address_says_where_as_whom_and_to_what(
+    monkeypatch: pytest.MonkeyPatch, url: str, hosts: tuple[str, ...], port: int, user: str, database: str
+) -> None:
+    for name in ("HOST", "PORT", "USER", "DATABASE"):
+        monkeypatch.setenv(f"PG{name}", "7")
+    address = address_of(url)
+    assert address == Address(hosts=hosts, port=port, user=user, database=database)
+    assert address.is_socket is hosts[0].startswith("/")
+
+
+@pytest.mark.parametrize(
+    "parameter", ["sslmode=disable", "passfile=x", "service=x", "sslrootcert=x", "options=x", "port=x", "target=x"]
+)
+def test_a_parameter_that_would_count_for_nothing_is_refused(parameter: str) -> None:
+    with pytest.raises(RunnerError, match=r"database\.url") as caught:
+        address_of(
+            f"postgresql://me@db.example/x?{parameter}" if "port" not in parameter else f"postgresql://?{parameter}"
+        )
+    assert caught.value.code is ErrorCode.CONFIG_INVALID
+
+
 async def test_a_closed_port_is_unreachable(config: DatabaseSection) -> None:
     port = free_port()
     error = await refusal(at_port(config, port))
@@ -635,8 +685,9 @@ async def test_a_wrong_password_is_named_and_not_repeated(config: DatabaseSectio
         pytest.skip("the database given asks for no password")
     (tmp_path / "password").write_text("c4n4ryc4n4ry\n")
     error = await refusal(msgspec.structs.replace(config, password_file=str(tmp_path / "password")))
-    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert error.code is ErrorCode.STORE_AUTH
     assert "password authentication failed" in error.message
+    assert "database.password_file" in error.message
     assert "c4n4ry" not in repr((error, error.__cause__, error.__context__))
 
 
@@ -654,7 +705,7 @@ async def test_a_password_file_that_cannot_be_read_is_named(
     if content is not None:
         path.write_bytes(content)
     error = await refusal(msgspec.structs.replace(config, password_file=str(path)))
-    assert error.code is ErrorCode.STORE_UNREACHABLE
+    assert error.code is ErrorCode.CREDENTIAL_UNREADABLE
     assert str(path) in error.message
 
 
@@ -840,9 +891,7 @@ async def empty_database(servers: Servers, ledger: Ledger) -> AsyncIterator[Data
     await ledger.query(f"CREATE DATABASE {name}")
     try:
         parts = urlsplit(servers.database_url)
-        yield DatabaseSection(
-            url=f"{parts.scheme}://{parts.netloc}/{name}", password_file=str(servers.password_file or "")
-        )
+        yield DatabaseSection(**servers.database | {"url": f"{parts.scheme}://{parts.netloc}/{name}"})
     finally:
         with trio.move_on_after(PATIENCE_SECONDS, shield=True):
             await trio.to_thread.run_sync(lambda: asyncio.run(_drop(servers, name)))
@@ -860,7 +909,7 @@ async def test_an_empty_database_is_told_from_a_ready_one(empty_database: Databa
             with pytest.raises(RunnerError, match="init-db") as caught:
                 await verb
             assert caught.value.code is ErrorCode.STORE_SCHEMA
-        assert await store.create_schema() == ["0001_tables.sql", "0002_verbs.sql"]
+        assert await store.create_schema() == FILES
         await store.check_schema()
         assert await store.create_schema() == []
         assert await store.scenarios() == []
@@ -886,7 +935,7 @@ async def test_many_runners_on_an_empty_database_make_its_schema_once(empty_data
     async with aio.open_loop(), trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(create)
-    assert sorted(applied) == [[], [], [], [], ["0001_tables.sql", "0002_verbs.sql"]]
+    assert sorted(applied) == [[], [], [], [], FILES]
 
 
 async def test_numbers_that_are_none_stay_out(store: Store, ledger: Ledger, scenario_id: int) -> None:

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 import uuid
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-import asyncpg
 import msgspec
 import trio
 
-from trio_runner import aio
-from trio_runner.model import (
-    Claim,
-    ClaimRefusedError,
-    ErrorCode,
-    RunnerError,
-    ScenarioCompletedError,
-    SupersededError,
-)
+from trio_runner import aio, schema
+from trio_runner.model import Claim, ErrorCode, RunnerError
+from trio_runner.postgres import LIBRARY_ERRORS, connect, named_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    import asyncpg
 
     from trio_runner.config import DatabaseSection
     from trio_runner.model import FrameResult
 
 T = TypeVar("T")
 
-SCHEMA = "trio_runner"
 CLOSE_SECONDS = 2.0
-PASSWORD_SECONDS = 2.0
-MAX_PASSWORD_BYTES = 4096
-LIBRARY_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    aio.LibraryCancelledError,
-    OSError,
-)
-"""What asyncpg raises; a connection that was cut shows as any but the first."""
-_SCHEMA_LOCK = 0x7472_696F
-_SESSION = {
-    "search_path": SCHEMA,
-    "lock_timeout": "5s",
-    "idle_in_transaction_session_timeout": "15s",
-    "tcp_keepalives_idle": "30",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +81,7 @@ class Store:
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
         """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
-        row = await self._fetch_one(
-            "SELECT s.epoch, s.instance_id, s.next_frame, s.frames_stored, a.runner_id, a.host"
-            " FROM scenarios s JOIN attempts a ON a.scenario_id = s.id AND a.epoch = s.epoch"
-            " WHERE s.id = $1 AND s.lease_until < clock_timestamp()",
-            scenario_id,
-        )
+        row = await self._fetch_one("SELECT * FROM expired_claim($1)", scenario_id)
         if row is None:
             return None
         claim = Claim(
@@ -174,12 +142,8 @@ class Store:
 
     async def is_completed(self, claim: Claim) -> bool:
         """Whether this very claim completed its scenario: the reply to `finish` may have been lost."""
-        row = await self._fetch_one(
-            "SELECT 1 FROM scenarios WHERE id = $1 AND epoch = $2 AND outcome = 'completed'",
-            claim.scenario_id,
-            claim.epoch,
-        )
-        return row is not None
+        row = await self._fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
+        return bool(row and row["done"])
 
     async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
         """All scenarios in the order of their ids, or just the one."""
@@ -201,29 +165,35 @@ class Store:
 
     async def label_counts(self, scenario_id: int) -> list[dict[str, Any]]:
         """Label, boxes and frames with at least one such box, most boxes first."""
-        return await self._fetch_all(
-            "SELECT label, count(*) AS boxes, count(DISTINCT frame_index) AS frames FROM detections"
-            " WHERE scenario_id = $1 GROUP BY label ORDER BY boxes DESC, label",
-            scenario_id,
-        )
+        return await self._fetch_all("SELECT * FROM label_counts($1)", scenario_id)
 
     async def retry_events(self) -> list[dict[str, Any]]:
         """The ledger's own record of every death, oldest first."""
         return await self._fetch_all("SELECT * FROM retry_events ORDER BY received_at")
 
     async def create_schema(self) -> list[str]:
-        """Apply the schema files that this database lacks, in order, in one transaction; returns their names."""
-        return await self._run(_create_schema, self._connection)
+        """Apply the schema files that this database lacks, in order, in one transaction; returns their names.
+
+        Raises:
+            RunnerError: `store_schema`: something is missing, and this role may not create it.
+        """
+        return await self._run(schema.create, self._connection)
 
     async def check_schema(self) -> None:
         """Raise `store_schema` unless every schema file of this version has been applied."""
-        rows = await self._fetch_all("SELECT name FROM schema_migrations")
-        missing = [path.name for path in _schema_files() if path.name not in {row["name"] for row in rows}]
-        if missing:
+        if missing := await self._run(schema.missing, self._connection):
             raise RunnerError(
                 ErrorCode.STORE_SCHEMA,
                 f"the database lacks {', '.join(missing)}; run: trio-runner init-db CONFIG",
             )
+
+    async def grant(self, role: str) -> None:
+        """Let `role` do what a runner does, and nothing else.
+
+        Raises:
+            RunnerError: `store_auth`: there is no such role, or this one may not grant that.
+        """
+        await self._run(schema.grant, self._connection, role)
 
     @property
     def _lease(self) -> timedelta:
@@ -250,7 +220,7 @@ class Store:
             except aio.LibraryCancelledError as error:
                 raise RunnerError(ErrorCode.STORE_LOST, "the connection to PostgreSQL was lost") from error
             except LIBRARY_ERRORS as error:
-                raise _named(error) from error
+                raise named_error(error) from error
 
 
 @asynccontextmanager
@@ -258,32 +228,9 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
     """Connect within `connect_timeout_seconds`; closed politely after a clean end, cut off after any other.
 
     Raises:
-        RunnerError: `store_unreachable`, naming host and cause.
+        RunnerError: `store_unreachable`, `store_tls`, `store_auth` or `credential_unreadable`, naming the cause.
     """
-    where = urlsplit(config.url)
-    address = f"{where.hostname or 'local socket'}:{where.port or 5432}"
-    password = await _read_password(config.password_file) if config.password_file else None
-    try:
-        with trio.fail_after(config.connect_timeout_seconds):
-            connection = await aio.call(
-                asyncpg.connect,
-                config.url,
-                password=password,
-                timeout=config.connect_timeout_seconds,
-                command_timeout=config.command_timeout_seconds,
-                server_settings=_SESSION
-                | {
-                    "application_name": application_name[:63],
-                    "statement_timeout": str(int(config.command_timeout_seconds * 1000)),
-                },
-            )
-    except (trio.TooSlowError, TimeoutError) as error:
-        raise RunnerError(
-            ErrorCode.STORE_UNREACHABLE,
-            f"PostgreSQL at {address} did not answer within {config.connect_timeout_seconds:g} s",
-        ) from error
-    except (*LIBRARY_ERRORS, ValueError) as error:
-        raise RunnerError(ErrorCode.STORE_UNREACHABLE, f"PostgreSQL at {address}: {error}") from error
+    connection = await connect(config, application_name=application_name)
     clean = False
     try:
         yield Store(connection, config)
@@ -292,79 +239,3 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
-
-
-async def secrets_of(config: DatabaseSection) -> frozenset[str]:
-    """What must not appear in anything that is said about this database; a password that cannot be read cannot leak."""
-    with suppress(RunnerError):
-        return frozenset({await _read_password(config.password_file)} if config.password_file else ())
-    return frozenset()
-
-
-async def _read_password(path: str) -> str:
-    """In a thread that a deadline leaves behind: a file may lie on storage that does not answer."""
-    try:
-        with trio.fail_after(PASSWORD_SECONDS):
-            return await trio.to_thread.run_sync(_read_small_file, path, abandon_on_cancel=True)
-    except (OSError, UnicodeDecodeError, trio.TooSlowError) as error:
-        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it could not be read in time"
-        if isinstance(error, OSError):
-            why = error.strerror or str(error)
-        raise RunnerError(ErrorCode.STORE_UNREACHABLE, f"cannot read database.password_file {path}: {why}") from error
-
-
-def _read_small_file(path: str) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is not a file")
-        return file.read(MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
-
-
-def _named(error: Exception) -> RunnerError:
-    """The named error behind what asyncpg raised; whatever is no data error means that the connection is lost."""
-    state = getattr(error, "sqlstate", None) or ""
-    message = str(error) or type(error).__name__
-    if state == "RN002":
-        return ScenarioCompletedError(ErrorCode.CLAIM_REFUSED, message)
-    if state in {"RN001", "RN003", "RN004", "RN006"}:
-        return ClaimRefusedError(ErrorCode.CLAIM_REFUSED, message)
-    if state == "RN005":
-        return SupersededError(message)
-    if state in {"3F000", "42P01", "42883"}:
-        code, message = ErrorCode.STORE_SCHEMA, f"{message}; run: trio-runner init-db CONFIG"
-    elif state in {"57014", "55P03"} or isinstance(error, TimeoutError):
-        code, message = ErrorCode.STORE_TIMEOUT, f"PostgreSQL gave up: {message}"
-    elif isinstance(error, asyncpg.DataError):
-        code, message = ErrorCode.STORE_REJECTED, f"a value does not fit its column: {message}"
-    elif not isinstance(error, asyncpg.PostgresError) or not state or state[:2] in {"08", "57"}:
-        code, message = ErrorCode.STORE_LOST, f"the connection to PostgreSQL was lost: {message}"
-    else:
-        code, message = ErrorCode.STORE_REJECTED, f"PostgreSQL refused: {message} (SQLSTATE {state})"
-    return RunnerError(code, message)
-
-
-def _schema_files() -> list[Any]:
-    return sorted(
-        (path for path in resources.files("trio_runner").joinpath("sql").iterdir() if path.name.endswith(".sql")),
-        key=lambda path: path.name,
-    )
-
-
-async def _create_schema(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
-    """asyncio-flavoured. Two runners on an empty database take turns by the advisory lock."""
-    applied = []
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations"
-            " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        known = {row["name"] for row in await connection.fetch("SELECT name FROM schema_migrations")}
-        for path in _schema_files():
-            if path.name not in known:
-                await connection.execute(path.read_text())
-                await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", path.name)
-                applied.append(path.name)
-    return applied

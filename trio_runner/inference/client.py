@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import ssl
+import math
+import re
 from contextlib import aclosing, asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import httpx
 import trio
 
+from trio_runner.credentials import read_secret, tls_context
 from trio_runner.inference import predict
 from trio_runner.inference.protocol import BadAnswerError, WireProtocol
 from trio_runner.model import ErrorCode, FrameResult, RunnerError
+from trio_runner.tls import causes, tls_problem
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from trio_runner.config import InferenceSection
@@ -28,16 +32,24 @@ moment it is used again would look like a failing service."""
 
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
 CLOSE_SECONDS: Final = 2.0
+VERDICT_SECONDS: Final = 0.2
+"""How long the preflight listens after the handshake. A service that does not accept our certificate hangs up within a
+round trip, any other says nothing; if it takes longer, the first frame finds out."""
 _UNAVAILABLE: Final = frozenset({408, 425, 429})
+_UNAUTHORISED: Final = frozenset({401, 403})
 
 
 class InferenceClient:
     """Sends frames; made by `open_client`. `infer` may be called from several tasks."""
 
-    def __init__(self, http: httpx.AsyncClient, config: InferenceSection) -> None:
-        """Take the HTTP client over; `open_client` closes it."""
+    def __init__(
+        self, http: httpx.AsyncClient, config: InferenceSection, *, tls: ssl.SSLContext | None, token: str
+    ) -> None:
+        """Take the HTTP client over; `open_client` closes it. Without a token nothing is authorised."""
         self._http = http
         self._config = config
+        self._tls = tls
+        self._token = token
         self._protocol = PROTOCOLS[config.protocol]
 
     async def infer(self, frame: Frame) -> FrameResult:
@@ -58,15 +70,10 @@ class InferenceClient:
             ) from error
         except httpx.ConnectTimeout as error:
             raise self._unreachable("did not accept a connection in time") from error
-        except httpx.ConnectError as error:
-            raise self._unreachable(_root_cause(error)) from error
         except UnicodeError as error:
             raise self._unreachable(f"not a host name: {error}") from error
         except httpx.HTTPError as error:
-            raise RunnerError(
-                ErrorCode.INFERENCE_UNAVAILABLE,
-                f"{self._config.url} broke off the exchange: {str(error) or type(error).__name__}",
-            ) from error
+            raise self._named(error) from error
         try:
             detections = self._protocol.detections(body, frame)
         except BadAnswerError as error:
@@ -80,20 +87,48 @@ class InferenceClient:
         )
 
     async def check(self) -> None:
-        """Raise `inference_unreachable` unless the service's address accepts a connection."""
+        """Connect, and for https shake hands, within `connect_timeout_seconds`; nothing is asked.
+
+        Raises:
+            RunnerError: `inference_unreachable` or `inference_tls`.
+        """
         url = httpx.URL(self._config.url)
-        port = url.port or (443 if url.scheme == "https" else 80)
+        port = url.port or (443 if self._tls else 80)
         try:
-            with trio.fail_after(self._config.connect_timeout_seconds):
+            with trio.fail_after(self._config.connect_timeout_seconds) as deadline:
                 stream = await trio.open_tcp_stream(url.host, port)
+                try:
+                    if self._tls:
+                        secured = trio.SSLStream(stream, self._tls, server_hostname=url.host, https_compatible=True)
+                        await secured.do_handshake()
+                        deadline.deadline = math.inf
+                        await self._await_verdict(secured)
+                finally:
+                    await trio.aclose_forcefully(stream)
         except trio.TooSlowError as error:
             raise self._unreachable("did not accept a connection in time") from error
+        except trio.BrokenResourceError as error:
+            raise self._broken_tls(error) or self._unreachable(_root_cause(error)) from error
         except (OSError, UnicodeError) as error:
             raise self._unreachable(_root_cause(error)) from error
-        await trio.aclose_forcefully(stream)
+
+    async def _await_verdict(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        """With TLS 1.3 a service judges our certificate only after the handshake, and tells it unasked."""
+        with trio.move_on_after(VERDICT_SECONDS):
+            cause: trio.BrokenResourceError | None = None
+            try:
+                if await stream.receive_some(1):
+                    return
+            except trio.BrokenResourceError as error:
+                cause = error
+            why = "it hung up right after the TLS handshake: does it want another inference.certificate_file?"
+            refused = RunnerError(ErrorCode.INFERENCE_TLS, f"{self._config.url}: {why}")
+            raise (cause and self._broken_tls(cause)) or refused from cause
 
     async def _exchange(self, request: httpx.Request) -> bytes:
         request.headers["Accept-Encoding"] = "identity"
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
         request.stream = _Body(request.content)
         response = await self._http.send(request, stream=True)
         try:
@@ -115,6 +150,8 @@ class InferenceClient:
                 ErrorCode.INFERENCE_REJECTED,
                 f"{answered}: redirects are not followed; set inference.url to the target",
             )
+        if status in _UNAUTHORISED:
+            raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{answered}: check the token in inference.token_file")
         if status != httpx.codes.OK:
             raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{answered}: check inference.url, path and field")
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -122,7 +159,9 @@ class InferenceClient:
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
-        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
+        # Not `aiter_raw`, which would give the connection back before it has been looked at.
+        stream = cast("httpx.AsyncByteStream", response.stream)
+        async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(stream))) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > self._config.max_response_bytes:
@@ -131,7 +170,23 @@ class InferenceClient:
                         f"{self._config.url} answered with more than {self._config.max_response_bytes} bytes"
                         " (inference.max_response_bytes)",
                     )
+        if _give_up_if_more_came(response):
+            raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} went on after its answer")
         return bytes(body)
+
+    def _named(self, error: httpx.HTTPError) -> RunnerError:
+        if broken := self._broken_tls(error):
+            return broken
+        if isinstance(error, httpx.ConnectError):
+            return self._unreachable(_root_cause(error))
+        return RunnerError(
+            ErrorCode.INFERENCE_UNAVAILABLE,
+            f"{self._config.url} broke off the exchange: {str(error) or type(error).__name__}",
+        )
+
+    def _broken_tls(self, error: BaseException) -> RunnerError | None:
+        problem = tls_problem(error, "inference")
+        return RunnerError(ErrorCode.INFERENCE_TLS, f"{self._config.url}: {problem}") if problem else None
 
     def _unreachable(self, why: str) -> RunnerError:
         return RunnerError(ErrorCode.INFERENCE_UNREACHABLE, f"{self._config.url}: {why}")
@@ -159,9 +214,15 @@ class _Body(httpx.AsyncByteStream):
 
 @asynccontextmanager
 async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient]:
-    """A client for one service: no proxies or credentials from the environment, no redirects."""
+    """A client for one service: no proxies or credentials from the environment, no redirects.
+
+    Raises:
+        RunnerError: `credential_unreadable`: a certificate or the token.
+    """
+    tls = await tls_context(config, "inference") if config.url.startswith("https:") else None
+    token = await _read_token(config.token_file) if config.token_file else ""
     http = httpx.AsyncClient(
-        verify=ssl.create_default_context() if config.url.startswith("https:") else False,
+        verify=tls or False,
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=config.connect_timeout_seconds),
@@ -173,17 +234,40 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
         ),
     )
     try:
-        yield InferenceClient(http, config)
+        yield InferenceClient(http, config, tls=tls, token=token)
     finally:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await http.aclose()
 
 
+async def _read_token(path: str) -> str:
+    """A token that fits into a header: a line break in it would begin a header of its own."""
+    token = await read_secret(path, "inference.token_file")
+    if not re.fullmatch(r"[!-~]+", token):
+        why = "it must hold one line of printable ASCII without spaces"
+        raise RunnerError(ErrorCode.CREDENTIAL_UNREADABLE, f"cannot use inference.token_file {path}: {why}")
+    return token
+
+
 def _root_cause(error: BaseException) -> str:
     """What the system said: httpx and Trio wrap it into "all attempts to connect failed"."""
-    while (deeper := error.__cause__ or error.__context__) is not None or isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else deeper or error
+    *_, error = causes(error)
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def _give_up_if_more_came(response: httpx.Response) -> bool:
+    """Whether bytes lie behind the answer, which would be taken for the answer to the next frame on this connection.
+
+    httpcore keeps them and has no public way to ask; a test sends such an answer. A connection in an error state is
+    closed and not used again.
+    """
+    layer: Any = response.stream
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        layer = getattr(layer, name)
+    more = bool(layer.trailing_data[0])
+    if more:
+        layer.send_failed()
+    return more
 
 
 def _retry_after(response_headers: httpx.Headers) -> float | None:

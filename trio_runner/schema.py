@@ -1,0 +1,116 @@
+"""The ledger's schema: which of its files a database lacks, how they are applied, and what a runner's role gets."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from trio_runner.model import ErrorCode, RunnerError
+from trio_runner.postgres import SCHEMA
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+RUNNER_VERBS: Final = (
+    "claim",
+    "store",
+    "heartbeat",
+    "finish",
+    "fail",
+    "expired_claim",
+    "is_completed",
+    "label_counts",
+)
+"""The functions that a runner calls; each runs with the rights of the schema's owner."""
+
+_LOCK: Final = 0x7472_696F
+
+
+def files() -> list[Traversable]:
+    """The schema files of this version, in the order in which they are applied."""
+    directory = resources.files("trio_runner").joinpath("sql")
+    return sorted((path for path in directory.iterdir() if path.name.endswith(".sql")), key=lambda path: path.name)
+
+
+async def missing(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
+    """asyncio-flavoured. The names of the files that this database lacks."""
+    try:
+        rows = await connection.fetch("SELECT name FROM trio_runner.schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        rows = []
+    applied = {row["name"] for row in rows}
+    return [path.name for path in files() if path.name not in applied]
+
+
+async def create(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
+    """asyncio-flavoured. Apply what is missing in one transaction and return its names; needs no right if nothing is.
+
+    Two runners on an empty database take turns by the advisory lock.
+
+    Raises:
+        RunnerError: `store_schema`: this role may not do that.
+    """
+    lacking = await missing(connection)
+    if not lacking:
+        return []
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            return await _apply(connection)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise RunnerError(
+            ErrorCode.STORE_SCHEMA,
+            f"the database lacks {', '.join(lacking)}, and this role may not create it ({error}); "
+            "run as the schema's owner: trio-runner init-db CONFIG",
+        ) from error
+
+
+async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
+    # IF NOT EXISTS would ask for the right to create schemas also where there is nothing to create.
+    if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", SCHEMA):
+        await connection.execute(f"CREATE SCHEMA {SCHEMA}")
+    await connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {SCHEMA}.schema_migrations"
+        " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    lacking = await missing(connection)
+    for path in files():
+        if path.name in lacking:
+            await connection.execute(path.read_text())
+            await connection.execute("INSERT INTO trio_runner.schema_migrations (name) VALUES ($1)", path.name)
+    return lacking
+
+
+async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str) -> None:
+    """asyncio-flavoured. Let the role do what a runner does, and nothing else; it must exist.
+
+    Raises:
+        RunnerError: `store_auth`: there is no such role, or whoever is logged in may not grant this.
+    """
+    names = await connection.fetchrow(
+        "SELECT quote_ident(rolname) AS role, quote_ident(current_database()) AS database"
+        " FROM pg_roles WHERE rolname = $1",
+        role,
+    )
+    if names is None:
+        remedy = "make it first: CREATE ROLE name LOGIN PASSWORD '...'"
+        raise RunnerError(ErrorCode.STORE_AUTH, f"there is no role {role!r}; {remedy}")
+    async with connection.transaction():
+        await connection.execute(
+            f"GRANT CONNECT ON DATABASE {names['database']} TO {names['role']};"
+            f"GRANT USAGE ON SCHEMA {SCHEMA} TO {names['role']};"
+            f"GRANT SELECT ON {SCHEMA}.schema_migrations TO {names['role']};"
+            f"GRANT EXECUTE ON FUNCTION {', '.join(f'{SCHEMA}.{verb}' for verb in RUNNER_VERBS)} TO {names['role']}"
+        )
+        # Whoever has a right without having it to give gets no more than a warning.
+        given = await connection.fetchval(
+            "SELECT bool_and(has_function_privilege($1, oid, 'EXECUTE')) AND has_schema_privilege($1, $2, 'USAGE')"
+            " FROM pg_proc WHERE pronamespace = to_regnamespace($2) AND proname = ANY($3)",
+            role,
+            SCHEMA,
+            list(RUNNER_VERBS),
+        )
+    if not given:
+        raise RunnerError(ErrorCode.STORE_AUTH, f"only the owner of the schema {SCHEMA} can grant the runner's rights")
