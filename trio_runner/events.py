@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import LeaderNotAvailableError, NoError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
 from trio_runner import aio
-from trio_runner.model import ErrorCode, RunnerError
-from trio_runner.retry import CauseCollector
+from trio_runner.kafka import STOP_SECONDS, connection_options, named_errors
+from trio_runner.retry import decode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_runner.config import KafkaSection
+    from trio_runner.retry import RetryEvent
 
 T = TypeVar("T")
 
-STOP_SECONDS = 2.0
-
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One record of the topic: its place, its CloudEvents attributes, its body (None where that is not JSON)."""
+    """One record of the topic: its place, what it holds as bytes, and that made readable whatever it is."""
 
     partition: int
     offset: int
-    headers: dict[str, str]
-    body: Any
+    key: bytes | None
+    value: bytes | None
+    raw_headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The CloudEvents attributes as text, and what else is there."""
+        return {name: (value or b"").decode(errors="replace") for name, value in self.raw_headers}
+
+    @property
+    def body(self) -> Any:
+        """The body as JSON; None where it is not that."""
+        try:
+            return msgspec.json.decode(self.value or b"null")
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return None
+
+    def event(self) -> RetryEvent:
+        """The retry event that it is.
+
+        Raises:
+            BadEventError: it is none, or of another version.
+        """
+        return decode(self.key, self.value, self.raw_headers)
 
 
 class TopicReader:
@@ -46,7 +68,7 @@ class TopicReader:
         """The next records, as soon as there are any; none after `wait_seconds`, or where there is no topic yet."""
         if not self._subscribed:
             # Subscribing to a topic that does not exist would create it on many a broker.
-            self._subscribed = self._config.retry_topic in await self._bounded(self._consumer.topics)
+            self._subscribed = await self._exists()
             if not self._subscribed:
                 await trio.sleep(wait_seconds)
                 return []
@@ -57,26 +79,19 @@ class TopicReader:
     async def at_end(self) -> bool:
         """Whether everything that was on the topic at this moment has been read."""
         if not self._subscribed:
-            return self._config.retry_topic not in await self._bounded(self._consumer.topics)
+            return not await self._exists()
         partitions = list(self._consumer.assignment())
         ends = await self._bounded(self._consumer.end_offsets, partitions)
         return bool(ends) and all(
             [await self._bounded(self._consumer.position, partition) >= end for partition, end in ends.items()]
         )
 
+    async def _exists(self) -> bool:
+        return await self._bounded(_topic_exists, self._consumer, self._config.retry_topic)
+
     async def _bounded(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
-        with _named_errors(self._config), trio.fail_after(self._config.connect_timeout_seconds):
+        with named_errors(self._config, seconds=self._config.connect_timeout_seconds):
             return await aio.call(function, *args)
-
-
-@contextmanager
-def _named_errors(config: KafkaSection) -> Iterator[None]:
-    with CauseCollector() as causes:
-        try:
-            yield
-        except (KafkaError, OSError, trio.TooSlowError, aio.LibraryCancelledError) as error:
-            why = causes.last or str(error) or "no answer in time"
-            raise RunnerError(ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {why}") from error
 
 
 @asynccontextmanager
@@ -84,35 +99,40 @@ async def open_topic(config: KafkaSection) -> AsyncIterator[TopicReader]:
     """A reader at the beginning of every partition of the retry topic.
 
     Raises:
-        RunnerError: `kafka_unreachable`.
+        RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`.
     """
-    consumer = await aio.call(_make_consumer, config)
+    options = await connection_options(config, seconds=config.connect_timeout_seconds)
+    consumer = await aio.call(_make_consumer, options)
     try:
-        with _named_errors(config), trio.fail_after(config.connect_timeout_seconds):
+        with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
         yield TopicReader(consumer, config)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
 
-async def _make_consumer(config: KafkaSection) -> AIOKafkaConsumer:
+async def _make_consumer(options: dict[str, Any]) -> AIOKafkaConsumer:
     """asyncio-flavoured: aiokafka's constructor needs the running loop."""
-    return AIOKafkaConsumer(
-        bootstrap_servers=config.brokers.split(","),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        request_timeout_ms=int(config.connect_timeout_seconds * 1000),
-    )
+    return AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="earliest")
+
+
+async def _topic_exists(consumer: AIOKafkaConsumer, topic: str) -> bool:
+    """asyncio-flavoured; does not create it, and raises where this user may not see it."""
+    client = consumer._client  # noqa: SLF001 - `topics()` leaves out what one may not see
+    request = MetadataRequest([topic], allow_auto_topic_creation=False)
+    response = await client.send(client.get_random_node(), request)
+    ((code, *_),) = response.topics
+    error = for_code(code)
+    if error not in (NoError, UnknownTopicOrPartitionError, LeaderNotAvailableError):
+        raise error
+    return error is NoError
 
 
 def _record(message: Any) -> Record:
-    try:
-        body = msgspec.json.decode(message.value or b"null")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        body = None
     return Record(
         partition=message.partition,
         offset=message.offset,
-        headers={name: value.decode(errors="replace") for name, value in message.headers},
-        body=body,
+        key=message.key,
+        value=message.value,
+        raw_headers=tuple(message.headers),
     )

@@ -2,69 +2,96 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
+import re
 import socket
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-import trio
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from msgspec import Meta
 
-from trio_runner import __version__, aio
-from trio_runner.model import ErrorCode, RunnerError
+from trio_runner import __version__, kafka
+from trio_runner.model import ErrorClass, ErrorCode, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio_runner.config import KafkaSection
     from trio_runner.model import Claim, Failure, Progress
 
 EVENT_TYPE: Final = "trio-runner.died.v1"
 EVENT_SCHEMA: Final = "urn:trio-runner:retry-event:1"
 MAX_EVENT_BYTES: Final = 16 * 1024
-STOP_SECONDS: Final = 2.0
 _NAMESPACE: Final = uuid.UUID("6d1f2f0e-5a53-5d0a-9a5e-7c1f0d6f4b21")
+_INVOCATION_ID: Final = r"^[0-9a-f]{32}\Z"
+
+# What `decode` holds an event to; the same as in `schemas/retry_event.json`. Of control characters a text may have
+# line ends: any other would reach a terminal, or be refused by PostgreSQL.
+_SAYABLE: Final = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f]*\Z"
+Text = Annotated[str, Meta(max_length=2048, pattern=_SAYABLE)]
+Word = Annotated[str, Meta(min_length=1, max_length=200, pattern=_SAYABLE)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class EventError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong: a code from the closed list, its class, and what a person needs to see."""
+class BadEventError(ValueError):
+    """A record that is no retry event of this version, and why; the text is safe to print."""
 
-    code: str
-    error_class: str = msgspec.field(name="class")
-    type: str
-    message: str
-    stack: tuple[str, ...] = ()
-    causes: tuple[dict[str, str], ...] = ()
-    suppressed: int = 0
-    retry_after_seconds: float | None = None
+    def __init__(self, reason: str) -> None:
+        """Cut the reason and take out what a terminal might obey: it quotes the record."""
+        super().__init__(
+            "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason[:300])
+        )
 
 
-class EventProgress(msgspec.Struct, frozen=True, kw_only=True):
+class EventCause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What led to the error."""
+
+    type: Word
+    message: Text
+
+
+class EventError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What went wrong: a code from the closed list, its class, and what a person needs to see; absent what is none."""
+
+    code: ErrorCode
+    error_class: ErrorClass = msgspec.field(name="class")
+    type: Word
+    message: Text
+    stack: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=20)] = ()
+    causes: Annotated[tuple[EventCause, ...], Meta(min_length=1, max_length=4)] = ()
+    suppressed: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 0
+    retry_after_seconds: Annotated[float, Meta(ge=0, le=300)] | None = None
+
+
+class EventProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far the attempt had come; a hint, the ledger decides."""
 
-    next_frame: int
-    frames_stored: int
-    declared_frames: int | None
+    next_frame: Count
+    frames_stored: Count
+    declared_frames: Count | None
 
 
-class RetryEvent(msgspec.Struct, frozen=True, kw_only=True):
+class RetryEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One death of one attempt at one scenario; `epoch` 0 where it died before it could claim."""
 
-    scenario_id: int
-    runner_id: str
-    epoch: int
-    reason: str
-    timestamp: str
-    stage: str
+    scenario_id: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    runner_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+\Z")]
+    epoch: Count
+    reason: Annotated[str, Meta(min_length=1, max_length=512, pattern=_SAYABLE)]
+    timestamp: Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z\Z")]
+    stage: Stage
     error: EventError
     progress: EventProgress
-    reporter: str
-    instance_id: str
-    host: str
-    pid: int | None
-    version: str
+    reporter: Word
+    instance_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+    invocation_id: Annotated[str, Meta(pattern=_INVOCATION_ID)] | None
+    host: Annotated[str, Meta(max_length=255, pattern=_SAYABLE)]
+    pid: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
+    uptime_seconds: Annotated[float, Meta(ge=0)] | None
+    version: Annotated[str, Meta(min_length=1, max_length=100, pattern=_SAYABLE)]
 
     @property
     def id(self) -> str:
@@ -77,13 +104,22 @@ def event_id(scenario_id: int, epoch: int, instance_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{scenario_id}:{epoch}" if epoch else f"{scenario_id}:unclaimed:{instance_id}"))
 
 
-def build_event(failure: Failure, *, claim: Claim, runner_id: str, progress: Progress, reporter: str) -> RetryEvent:
-    """Say what happened to the attempt `claim`."""
+def build_event(
+    failure: Failure,
+    *,
+    claim: Claim,
+    runner_id: str,
+    progress: Progress,
+    reporter: str,
+    uptime_seconds: float | None = None,
+) -> RetryEvent:
+    """Say what happened to the attempt `claim`; `uptime_seconds` is how long the process had run, by its own clock."""
+    invocation_id = os.environ.get("INVOCATION_ID", "") if reporter == "runner" else ""
     return RetryEvent(
         scenario_id=claim.scenario_id,
         runner_id=runner_id,
         epoch=claim.epoch,
-        reason=f"{failure.code}: {failure.message}"[:512],
+        reason=f"{failure.code}: {failure.message}"[:512].replace("\n", " "),
         timestamp=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         stage=failure.code.stage,
         error=EventError(
@@ -92,7 +128,7 @@ def build_event(failure: Failure, *, claim: Claim, runner_id: str, progress: Pro
             type=failure.type,
             message=failure.message,
             stack=failure.stack,
-            causes=tuple({"type": kind, "message": message} for kind, message in failure.causes),
+            causes=tuple(EventCause(type=kind, message=message) for kind, message in failure.causes),
             suppressed=failure.suppressed,
             retry_after_seconds=failure.retry_after_seconds,
         ),
@@ -103,8 +139,10 @@ def build_event(failure: Failure, *, claim: Claim, runner_id: str, progress: Pro
         ),
         reporter=reporter,
         instance_id=claim.instance_id,
+        invocation_id=invocation_id if re.search(_INVOCATION_ID, invocation_id) else None,
         host=socket.gethostname(),
         pid=os.getpid(),
+        uptime_seconds=uptime_seconds,
         version=__version__,
     )
 
@@ -137,83 +175,64 @@ def headers(event: RetryEvent) -> list[tuple[str, bytes]]:
     return [(name, value.encode()) for name, value in attributes.items()]
 
 
+def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple[str, bytes | None]]) -> RetryEvent:
+    """The event in a record of the retry topic, if the record is one in every respect.
+
+    The body follows the schema and has no key twice, stage and class follow from the code, and key and attributes are
+    those that `headers` makes of this body: so `ce_id` is the one that follows from it, too. Further headers, a
+    trace's for instance, may be there.
+
+    Raises:
+        BadEventError: it is something else, or of another version.
+    """
+    given = dict(headers_given)
+    if len(given) < len(headers_given):
+        raise BadEventError("a header is there twice")
+    if given.get("ce_type") != EVENT_TYPE.encode():
+        raise BadEventError(f"ce_type is {_quoted(given.get('ce_type'))}, not {EVENT_TYPE}")
+    if value is None or len(value) > MAX_EVENT_BYTES:
+        raise BadEventError("there is no body" if value is None else f"the body has more than {MAX_EVENT_BYTES} bytes")
+    try:
+        event = msgspec.json.decode(value, type=RetryEvent)
+        # msgspec lets the last one count. By now nothing is nested too deeply to be read again.
+        json.loads(value, object_pairs_hook=_refuse_a_second)
+        datetime.fromisoformat(event.timestamp)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BadEventError(f"the body is no retry event: {error}") from error
+    if (event.stage, event.error.error_class) != (event.error.code.stage, event.error.code.error_class):
+        raise BadEventError(f"stage and class are not those of {event.error.code}")
+    if key != _key(event):
+        raise BadEventError(f"the key is {_quoted(key)}, and the body is about scenario {event.scenario_id}")
+    for name, expected in headers(event):
+        if given.get(name) != expected:
+            raise BadEventError(
+                f"{name} is {_quoted(given.get(name))}, and by the body it should be {expected.decode()}"
+            )
+    return event
+
+
+def _quoted(value: bytes | None) -> str:
+    return "absent" if value is None else repr(value[:60])[1:]
+
+
+def _refuse_a_second(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+
+
+def _key(event: RetryEvent) -> bytes:
+    return str(event.scenario_id).encode()
+
+
 async def publish(config: KafkaSection, event: RetryEvent) -> None:
     """Send the event and wait until the broker has it, within `publish_timeout_seconds`.
 
-    A producer of its own, made now: one that idled through the run would add states and save nothing. Not
-    idempotent, since aiokafka never expires an idempotent producer's batch (aiokafka #1101) and consumers know a
-    repeated event by its id.
-
     Raises:
-        RunnerError: `kafka_unreachable`, naming the cause; the event may still arrive.
+        RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`; the event may still arrive.
     """
-    await _with_producer(config, event, seconds=config.publish_timeout_seconds)
+    await kafka.send(config, config.retry_topic, _key(event), encode(event), headers(event))
 
 
 async def check_broker(config: KafkaSection) -> None:
-    """Raise `kafka_unreachable` unless a broker answers within `connect_timeout_seconds`."""
-    await _with_producer(config, None, seconds=config.connect_timeout_seconds)
-
-
-async def _with_producer(config: KafkaSection, event: RetryEvent | None, *, seconds: float) -> None:
-    with CauseCollector() as causes:
-        try:
-            with trio.fail_after(seconds):
-                # Making it does not wait; a cancellation now would leave one behind that nobody stops.
-                with trio.CancelScope(shield=True):
-                    producer = await aio.call(_make_producer, config)
-                try:
-                    await aio.call(producer.start)
-                    if event is not None:
-                        await aio.call(
-                            producer.send_and_wait,
-                            config.retry_topic,
-                            encode(event),
-                            str(event.scenario_id).encode(),
-                            headers=headers(event),
-                        )
-                finally:
-                    # Without stop() the producer's finaliser crashes the loop, also when start() failed.
-                    await aio.close(producer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
-        except (KafkaError, OSError, ValueError, aio.LibraryCancelledError) as error:
-            raise RunnerError(
-                ErrorCode.KAFKA_UNREACHABLE, f"Kafka at {config.brokers}: {causes.last or error}"
-            ) from error
-        except trio.TooSlowError as error:
-            detail = f" ({causes.last})" if causes.last else ""
-            raise RunnerError(
-                ErrorCode.KAFKA_UNREACHABLE,
-                f"Kafka at {config.brokers} did not answer within {seconds:g} s{detail}",
-            ) from error
-
-
-async def _make_producer(config: KafkaSection) -> AIOKafkaProducer:
-    """asyncio-flavoured: aiokafka's constructor needs the running loop."""
-    return AIOKafkaProducer(
-        bootstrap_servers=config.brokers.split(","),
-        client_id="trio-runner",
-        acks="all",
-        enable_idempotence=False,
-        request_timeout_ms=int(config.connect_timeout_seconds * 1000),
-        retry_backoff_ms=100,
-        linger_ms=0,
-    )
-
-
-class CauseCollector(logging.Handler):
-    """aiokafka raises one and the same error for every reason and tells the reason only to its logger."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.last = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message."""
-        self.last = record.getMessage()
-
-    def __enter__(self) -> Self:
-        logging.getLogger("aiokafka").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("aiokafka").removeHandler(self)
+    """Raise what `publish` would, as far as it can be known beforehand, within `connect_timeout_seconds`."""
+    await kafka.check_broker(config)
