@@ -1,10 +1,14 @@
-"""Frames, results and claims for the tests of single rooms."""
+"""Frames, results, claims and open videos for the tests of single rooms."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+from trio_runner.config import VideoSection
 from trio_runner.model import Claim, Detection, Frame, FrameResult
+from trio_runner.video import Video, spawn_decoder
 
 
 def make_frame(
@@ -45,3 +49,11 @@ def make_claim(scenario_id: int = 1, *, epoch: int = 1, next_frame: int = 0) -> 
         next_frame=next_frame,
         frames_stored=next_frame,
     )
+
+
+@asynccontextmanager
+async def open_video(options: VideoSection, *, on_passed: Callable[[], None] = lambda: None) -> AsyncIterator[Video]:
+    """Spawn a decoder and wait until it has the video open; raises RunnerError where it cannot be, or is refused."""
+    async with spawn_decoder(options, on_passed=on_passed) as video:
+        await video.open()
+        yield video

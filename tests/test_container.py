@@ -34,7 +34,8 @@ def test_a_whole_file_declares_its_own_size_and_a_byte_less_is_cut_short(
 ) -> None:
     path = clips.INTACT[name](tmp_path / name)
     size = path.stat().st_size
-    assert inspect(path) == container.Container(kind=kind, counts_frames=counts, size_bytes=size, declared_bytes=size)
+    found = inspect(path)
+    assert (found.kind, found.counts_frames, found.size_bytes, found.declared_bytes) == (kind, counts, size, size)
     assert not inspect(path).cut_short
     path.write_bytes(path.read_bytes()[:-1])
     assert inspect(path).cut_short

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 from clips import Image, read_frame_number
+from makers import open_video
 
 from trio_runner.config import VideoSection
 from trio_runner.model import Frame, RunnerError, VideoInfo
-from trio_runner.video import open_video
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,13 +19,15 @@ class Container:
     """What can be said about a file without decoding it.
 
     `counts_frames` is whether the container holds the number of its frames: MP4 and AVI do. Matroska does not, and
-    what is reported for it is duration × rate, where the duration may be that of a longer audio track.
+    what is reported for it is duration × rate, where the duration may be that of a longer audio track. Two that are
+    equal are of a file that nobody has written to in between.
     """
 
     kind: str
     counts_frames: bool
     size_bytes: int
     declared_bytes: int | None
+    modified_ns: int
 
     @property
     def cut_short(self) -> bool:
@@ -35,16 +37,24 @@ class Container:
 
 def inspect(fd: int) -> Container:
     """Look at the outermost structure of the file behind `fd`, whose offset stays where it is."""
-    size = os.fstat(fd).st_size
-    start = os.pread(fd, 64, 0)
+    status = os.fstat(fd)
+    size, start = status.st_size, os.pread(fd, 64, 0)
+    declared: int | None
     if start[:4] == _EBML_HEADER:
-        declared = _ebml_end(start)
-        return Container(kind="matroska", counts_frames=False, size_bytes=size, declared_bytes=declared)
-    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        return Container(kind="avi", counts_frames=True, size_bytes=size, declared_bytes=_riff_end(fd, size))
-    if start[4:8] in _FIRST_BOXES:
-        return Container(kind="mp4", counts_frames=True, size_bytes=size, declared_bytes=_boxes_end(fd, size))
-    return Container(kind="unknown", counts_frames=False, size_bytes=size, declared_bytes=None)
+        kind, declared = "matroska", _ebml_end(start)
+    elif start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        kind, declared = "avi", _riff_end(fd, size)
+    elif start[4:8] in _FIRST_BOXES:
+        kind, declared = "mp4", _boxes_end(fd, size)
+    else:
+        kind, declared = "unknown", None
+    return Container(
+        kind=kind,
+        counts_frames=kind in {"avi", "mp4"},
+        size_bytes=size,
+        declared_bytes=declared,
+        modified_ns=status.st_mtime_ns,
+    )
 
 
 def _boxes_end(fd: int, size: int) -> int | None:

@@ -2,13 +2,15 @@
 
     python -m trio_runner.decoder OPTIONS
 
-OPTIONS is the `[video]` section as JSON. Records (module `records`) leave on standard output: first `Opened` or
-`Fault`; then, once a `Start` line has come on standard input, the frames, and `End` or `Fault`. Standard error must be
-a file that can be read back: FFmpeg's complaints are found there. What is not foreseen is a traceback and exit code 1.
+OPTIONS is the `[video]` section as JSON. Records (module `records`) leave on standard output: `Passed` as a sign that
+this process has started, then `Opened` or `Fault`; then, once a `Start` line has come on standard input, the frames,
+and `End` or `Fault`. Standard error must be a file that can be read back: FFmpeg's complaints are found there. What is
+not foreseen is a traceback and exit code 1.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
@@ -21,11 +23,13 @@ from typing import Any
 import cv2
 import msgspec
 
-from trio_runner import container, records
+from trio_runner import records
 from trio_runner.config import VideoSection
-from trio_runner.footage import Complaints, Footage, describe, open_capture, open_file
+from trio_runner.ffmpeg import Complaints, load_ffmpeg
+from trio_runner.footage import Footage, describe, open_capture
 from trio_runner.leash import tie_to_parent
 from trio_runner.model import ErrorCode, RunnerError
+from trio_runner.opening import open_file
 from trio_runner.sampling import Sampler
 
 SIGN_OF_LIFE_SECONDS = 0.5
@@ -38,30 +42,53 @@ def main(arguments: list[str]) -> int:
     # From here on standard output is standard error: nothing that a library prints ends up among the records.
     out = os.dup(1)
     os.dup2(2, 1)
-    options = msgspec.json.decode(arguments[0], type=VideoSection)
+    # Python's own JSON: a path is bytes, and msgspec takes no lone surrogates for those that are not UTF-8.
+    options = msgspec.convert(json.loads(arguments[0]), VideoSection)
     limit_resources(options.limit_memory_mib)
     try:
-        _run(options, out)
-    except RunnerError as error:
-        write(out, records.Fault(code=error.code, message=error.message))
+        _report_faults(options, out)
     except BrokenPipeError:
         # The daemon has what it wanted, or is gone.
         return 0
     return 0
 
 
+def _report_faults(options: VideoSection, out: int) -> None:
+    try:
+        _run(options, out)
+    except RunnerError as error:
+        code, message = error.code, error.message
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        code = ErrorCode.DECODER_FAILED
+        message = f"{options.path}: cannot be read: {error.strerror}. Check the storage that it lies on"
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, cv2.error) and error.code != cv2.Error.STS_NO_MEM:
+            raise
+        # Not the video's own fault as its size is: threads, fragmentation and leaks count too, so the next attempt
+        # may do better. Where it never does, `scenario.max_failures` ends the attempts.
+        limit = f"video.limit_memory_mib = {options.limit_memory_mib}"
+        message = f"{options.path}: decoding takes more memory than {limit}. Raise it, or scale the video down"
+        code = ErrorCode.DECODER_FAILED
+    else:
+        return
+    write(out, records.Fault(code=code, message=message.encode(errors="backslashreplace").decode()))
+
+
 def _run(options: VideoSection, out: int) -> None:
-    fd = open_file(options.path)
-    file = container.inspect(fd)
+    write(out, records.Passed(0))
+    ffmpeg = load_ffmpeg()
+    fd = open_file(options.path, options.root)
     complaints = Complaints()
-    capture = open_capture(fd, file, options, complaints)
+    capture = open_capture(fd, options, complaints, ffmpeg)
     info = describe(capture, options)
     write(out, records.Opened(info))
     line = sys.stdin.buffer.readline(4096)
     if not line:
         return
     first_frame = msgspec.json.decode(line, type=records.Start).first_frame
-    footage = Footage(capture, options, info, file, complaints)
+    footage = Footage(capture, options, info, fd, complaints)
     write(out, decode(footage, options, Emitter(out, options), first_frame))
 
 

@@ -1,24 +1,24 @@
-"""The pictures of one video file: opened safely, held to limits, read in order, and judged at their end."""
+"""The pictures of one video file: held to limits, read in order, and judged at their end."""
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import os
 import re
 import resource
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 
+from trio_runner.container import Container, inspect
+from trio_runner.ffmpeg import AV_LOG_PRINT_LEVEL, AV_LOG_VERBOSE, Complaints
 from trio_runner.model import ErrorCode, RunnerError, VideoInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trio_runner.config import VideoSection
-    from trio_runner.container import Container
 
 CODECS = {
     "h264": "h264", "hevc": "hevc", "FMP4": "mpeg4", "MJPG": "mjpeg",
@@ -35,15 +35,6 @@ CAPTURE_OPTIONS = {
     "codec_whitelist": ",".join([*CODECS.values(), "libdav1d"]),
 }
 
-HARMLESS = (
-    "mmco: unref short failure",
-    "co located POCs unavailable",
-    "SEI type",
-    "unable to decode APP fields",
-    "not on whitelist",
-)
-"""What FFmpeg reports as an error although the pictures are whole."""
-
 FAILED_GRABS_AT_END = 1000
 """OpenCV does not tell the end from a packet that cannot be decoded: so many in a row are the end."""
 
@@ -53,83 +44,41 @@ UNSETTLED_FRAMES = 32
 MAX_FPS = 1000.0
 """A rate beyond is FFmpeg's guess from a container that names none, such as a live recording in Matroska."""
 
+STILL_PICTURE_FPS = 90_000.0
+"""What FFmpeg gives a picture that is to be shown beside sound; it has no rate."""
+
 MAX_COUNT = 2**53
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+ALIGNMENT = 128
+"""FFmpeg rounds a picture's memory up by less than so many pixels each way."""
 
 READ_ATTEMPTS = 100_000
 """Packets of other streams that OpenCV reads past before it gives up on a picture; its default is 4096."""
 
-STDERR_BYTES = 64 * 1024
-"""Standard error is emptied when it holds more."""
 
-
-def open_file(path: str) -> int:
-    """Open a regular file for reading; raises RunnerError for anything else, and waits for no FIFO's writer.
-
-    A symbolic link is followed: what counts is what was opened, and that is what FFmpeg reads.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV):
-            raise _not_a_file(path, "a socket or a device") from error
-        if error.errno not in MISSING:
-            raise
-        message = f"{path}: cannot be opened: {error.strerror}. Correct video.path, or the file's permissions"
-        raise RunnerError(ErrorCode.VIDEO_MISSING, message) from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO"}
-        raise _not_a_file(path, kinds.get(stat.S_IFMT(mode), "a device"))
-    return fd
-
-
-def _not_a_file(path: str, kind: str) -> RunnerError:
-    return RunnerError(ErrorCode.VIDEO_REFUSED, f"{path}: is {kind}, not a file. Correct video.path")
-
-
-class Complaints:
-    """What FFmpeg has written to standard error: the only place where it tells that it concealed damage.
-
-    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and never the
-    decoder.
-    """
-
-    def __init__(self) -> None:
-        self._read_to = os.lseek(2, 0, os.SEEK_CUR)
-
-    def take(self) -> str:
-        """The first complaint since the last call that means damage; empty where there is none."""
-        end = os.lseek(2, 0, os.SEEK_CUR)
-        if end == self._read_to:
-            return ""
-        text = os.pread(2, min(end - self._read_to, STDERR_BYTES), self._read_to).decode(errors="replace")
-        if end > STDERR_BYTES:
-            os.ftruncate(2, 0)
-            end = os.lseek(2, 0, os.SEEK_SET)
-        self._read_to = end
-        for line in text.splitlines():
-            if line and not any(harmless in line for harmless in HARMLESS):
-                # "[h264 @ 0x55846c705300] ...": the address says nothing.
-                return "FFmpeg: " + re.sub(r" @ 0x[0-9a-f]+\]", "]", line).rstrip(" .")
-        return ""
-
-
-def open_capture(fd: int, file: Container, options: VideoSection, complaints: Complaints) -> cv2.VideoCapture:
+def open_capture(fd: int, options: VideoSection, complaints: Complaints, ffmpeg: ctypes.CDLL) -> cv2.VideoCapture:
     """Let OpenCV open the file behind `fd`; raises RunnerError where it cannot."""
+    file = inspect(fd)
+    # Opening decodes some frames already, before their size can be looked at, and any frame may be larger than the
+    # first. Six bytes a pixel are three planes of 16 bits. The index that FFmpeg makes of a long file is the other
+    # thing that grows: 24 bytes where the file has four.
+    pixels = (options.limit_width + ALIGNMENT) * (options.limit_height + ALIGNMENT)
+    ffmpeg.av_max_alloc(ctypes.c_size_t(min(6 * (pixels + file.size_bytes), 2**31 - 1)))
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{key};{value}" for key, value in CAPTURE_OPTIONS.items())
     os.environ["OPENCV_FFMPEG_READ_ATTEMPTS"] = str(READ_ATTEMPTS)
     cv2.setNumThreads(1)
     # FFmpeg has threads of its own, one a core unless told otherwise; cv2.setNumThreads does not govern them.
     threads = [cv2.CAP_PROP_N_THREADS, options.decoder_threads]
+    ffmpeg.av_log_set_flags(AV_LOG_PRINT_LEVEL)
     capture = cv2.VideoCapture(f"/proc/self/fd/{fd}", cv2.CAP_FFMPEG, threads)
     if not capture.isOpened():
         if file.cut_short:
             raise RunnerError(ErrorCode.VIDEO_TRUNCATED, f"{options.path}: {_cut_short(file)}. Copy it again")
-        found = complaints.take() or ("the file is empty" if not file.size_bytes else "no video stream was found")
+        found = complaints.take() or "no video stream was found"
         message = f"{options.path}: cannot be read as MP4, Matroska or AVI video: {found}. Give another file"
         raise RunnerError(ErrorCode.VIDEO_UNREADABLE, message)
     complaints.take()
+    ffmpeg.av_log_set_level(AV_LOG_VERBOSE)
     return capture
 
 
@@ -148,8 +97,11 @@ def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
     width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    fps = fps if 0 < fps <= MAX_FPS else 0.0
     check_size(width, height, options)
+    if fourcc == "MJPG" and fps == STILL_PICTURE_FPS:
+        message = f"{options.path}: holds a single picture, perhaps a cover, and no video. Give another file"
+        raise RunnerError(ErrorCode.VIDEO_UNREADABLE, message)
+    fps = fps if 0 < fps <= MAX_FPS else 0.0
     if fps > options.limit_fps:
         rates = f"{fps:g} frames a second, over the limit of {options.limit_fps:g}"
         message = f"{options.path}: {rates}. Raise video.limit_fps"
@@ -189,11 +141,12 @@ class Footage:
         capture: cv2.VideoCapture,
         options: VideoSection,
         info: VideoInfo,
-        file: Container,
+        fd: int,
         complaints: Complaints,
     ) -> None:
         self.decoded = self.damaged = self.lost = 0
-        self._capture, self._options, self._info, self._file = capture, options, info, file
+        self._capture, self._options, self._info, self._fd = capture, options, info, fd
+        self._file, self._written_to = inspect(fd), False
         self._complaints = complaints
         self._complaint = ""
         self._complaint_at = -UNSETTLED_FRAMES
@@ -223,6 +176,7 @@ class Footage:
             self._advance()
             # The picture that comes out while damage is reported is the damaged one, or a neighbour of it.
             yield self.decoded - 1, self._pts, not complaint
+        self._look_again()
         if self.decoded == 0:
             self._check_memory()
             declared = self._info.declared_frames or "none"
@@ -267,8 +221,13 @@ class Footage:
             return True
         # The duration of a Matroska file may be that of its audio. Where it has all its bytes and nobody complained
         # about the last of them, its end was reached; the same where nothing was declared.
-        silent = not file.cut_short and self.decoded - self._complaint_at > UNSETTLED_FRAMES
-        return silent and (not file.counts_frames or info.duration_seconds is None)
+        silent = not self._written_to and not file.cut_short and self.decoded - self._complaint_at > UNSETTLED_FRAMES
+        return silent and (not file.counts_frames or info.declared_frames is None)
+
+    def _look_again(self) -> None:
+        """The file may be another than it was: cut short meanwhile, or only now written to its end."""
+        before, self._file = self._file, inspect(self._fd)
+        self._written_to = self._file != before
 
     def _check_memory(self) -> None:
         """Raise MemoryError where a picture more would not have fitted in; else the video would be blamed for it.
@@ -279,7 +238,7 @@ class Footage:
         peak = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         picture_bytes = 3 * self._info.width * self._info.height
         if limit != resource.RLIM_INFINITY and peak and int(peak[1]) * 1024 + picture_bytes > limit:
-            raise MemoryError("the decoder has no room for another picture. Raise video.limit_memory_mib")
+            raise MemoryError("no room for another picture")
 
     def _broken(self, how: str) -> RunnerError:
         self._check_memory()
@@ -287,7 +246,8 @@ class Footage:
         declared = "an unknown number of frames"
         if info.declared_frames and info.duration_seconds:
             declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
-        why = "".join(f"; {part}" for part in (self._complaint, _cut_short(self._file)) if part)
+        changed = "the file was written to meanwhile" if self._written_to else ""
+        why = "".join(f"; {part}" for part in (self._complaint, _cut_short(self._file), changed) if part)
         remedy = "Copy it again" if self._file.cut_short else 'Give a whole file, or set video.on_corrupt = "skip"'
         return RunnerError(
             ErrorCode.VIDEO_TRUNCATED,

@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class Opened(msgspec.Struct, tag="opened", frozen=True):
-    """The first record: the file is open and within its limits; the child now waits for `Start` on its stdin."""
+    """The file is open and within its limits; the child now waits for `Start` on its stdin."""
 
     info: VideoInfo
 
@@ -35,7 +35,7 @@ class FrameHeader(msgspec.Struct, tag="frame", frozen=True):
 
 
 class Passed(msgspec.Struct, tag="passed", frozen=True):
-    """A sign of life while frames are decoded but not emitted: so many were decoded since the video's start."""
+    """A sign of life: so many frames were decoded since the video's start, but not emitted; 0 before it is opened."""
 
     decoded: int
 

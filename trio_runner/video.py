@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from trio_runner.config import VideoSection
 
 START_ALLOWANCE_SECONDS = 20.0
-"""On top of `frame_timeout_seconds`, until the file is open: Python and OpenCV start cold on a busy machine."""
+"""On top of `frame_timeout_seconds`, until the child has started: Python and OpenCV start cold on a busy machine."""
 
 END_SECONDS = 3.0
 """How long a child that has been killed, or has closed its pipe, may take to be gone."""
@@ -49,12 +50,15 @@ class Video:
 
     info: VideoInfo
 
-    def __init__(self, options: VideoSection, child: _Child, on_passed: Callable[[int], None]) -> None:
+    def __init__(self, options: VideoSection, child: _Child, on_passed: Callable[[], None]) -> None:
         self._options, self._child, self._on_passed = options, child, on_passed
 
     async def open(self) -> None:
         """Wait until the child has the file open, and take over what it declares; raises RunnerError."""
-        opened = await self._next(self._options.frame_timeout_seconds + START_ALLOWANCE_SECONDS)
+        timeout_seconds = self._options.frame_timeout_seconds
+        opened = await self._next(timeout_seconds + START_ALLOWANCE_SECONDS)
+        if isinstance(opened, records.Passed):
+            opened = await self._next(timeout_seconds)
         if not isinstance(opened, records.Opened):
             raise _malformed(self._options.path, f"it began with {type(opened).__name__}")
         self.info = opened.info
@@ -77,7 +81,7 @@ class Video:
                 case records.End():
                     return record
                 case records.Passed():
-                    self._on_passed(record.decoded)
+                    self._on_passed()
                 case _:
                     raise _malformed(self._options.path, "it opened the file twice")
 
@@ -111,13 +115,12 @@ class Video:
             message = f"{self._options.path}: the decoder was killed by {_signal_name(-status)}{hint}{said}"
             return RunnerError(ErrorCode.DECODER_KILLED, message)
         how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
-        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{said}")
+        remedy = f"Where every video ends so, reinstall trio_runner into {sys.executable}"
+        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{said}. {remedy}")
 
 
 @asynccontextmanager
-async def spawn_decoder(
-    options: VideoSection, *, on_passed: Callable[[int], None] = lambda _decoded: None
-) -> AsyncIterator[Video]:
+async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] = lambda: None) -> AsyncIterator[Video]:
     """Start a child that opens the video; it is gone when the block ends, however it ends.
 
     The child takes a while to start: whoever has other things to open does that before it awaits `Video.open`. Must be
@@ -125,25 +128,25 @@ async def spawn_decoder(
 
     Args:
         options: Which video, which of its frames, within what limits.
-        on_passed: Called now and then with the number of frames decoded so far, while `receive` waits because none
-            of them is wanted: an attempt that resumes passes over all that an earlier one has stored.
+        on_passed: Called now and then while `receive` waits because none of the frames decoded is wanted: an attempt
+            that resumes passes over all that an earlier one has stored.
+
+    Raises:
+        RunnerError: No child can be had.
     """
-    child = _Child(options)
+    try:
+        child = _Child(options)
+    except OSError as error:
+        message = (
+            f"{options.path}: the decoder cannot be started with {sys.executable or 'no Python'}: {error.strerror}. "
+            "Check that it is there, and this process's limits on processes, open files and memory"
+        )
+        raise RunnerError(ErrorCode.DECODER_FAILED, message) from error
     try:
         yield Video(options, child, on_passed)
     finally:
         with trio.move_on_after(2 * END_SECONDS, shield=True):
             await child.aclose()
-
-
-@asynccontextmanager
-async def open_video(
-    options: VideoSection, *, on_passed: Callable[[int], None] = lambda _decoded: None
-) -> AsyncIterator[Video]:
-    """`spawn_decoder`, and wait until the video is open; raises RunnerError where it cannot be, or is refused."""
-    async with spawn_decoder(options, on_passed=on_passed) as video:
-        await video.open()
-        yield video
 
 
 def _malformed(path: str, what: str) -> RunnerError:
@@ -161,25 +164,21 @@ class _Child:
     """The process and its pipes."""
 
     def __init__(self, options: VideoSection) -> None:
-        stdin, commands = os.pipe()
-        frames, stdout = os.pipe()
-        # Standard error is a file in memory: nobody has to drain it, the child can look up what FFmpeg wrote there,
-        # and what it holds at the child's death can still be read.
-        self._stderr = os.memfd_create("decoder-stderr")
-        # A larger pipe lets the child work on while the daemon is busy; the size may be refused.
-        with suppress(OSError):
-            fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        try:
-            self._process = _spawn(options, stdin, stdout, self._stderr)
-        except BaseException:
-            for fd in (commands, frames, self._stderr):
-                os.close(fd)
-            raise
-        finally:
-            os.close(stdin)
-            os.close(stdout)
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._commands = commands
+        with ExitStack() as ours:
+            with ExitStack() as theirs:
+                stdin, self._commands = _pipe(theirs, ours)
+                frames, stdout = _pipe(ours, theirs)
+                # Standard error is a file in memory: nobody has to drain it, the child can look up what FFmpeg wrote
+                # there, and what it holds at the child's death can still be read.
+                self._stderr = os.memfd_create("decoder-stderr")
+                ours.callback(os.close, self._stderr)
+                # A larger pipe lets the child work on while the daemon is busy; the size may be refused.
+                with suppress(OSError):
+                    fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+                self._process = _spawn(options, stdin, stdout, self._stderr)
+            # It takes the place of a descriptor that was just closed.
+            self._pidfd = os.pidfd_open(self._process.pid)
+            ours.pop_all()
         self._records = trio.lowlevel.FdStream(frames)
         self._buffer = bytearray()
         self.body = b""
@@ -251,15 +250,23 @@ class _Child:
             await trio.aclose_forcefully(self._records)
 
 
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Both ends of a pipe, each closed with its stack."""
+    read_end, write_end = os.pipe()
+    reader.callback(os.close, read_end)
+    writer.callback(os.close, write_end)
+    return read_end, write_end
+
+
 def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
-    arguments = ["-X", "faulthandler", "-m", "trio_runner.decoder", msgspec.json.encode(options).decode()]
+    arguments = ["-X", "faulthandler", "-m", "trio_runner.decoder", json.dumps(msgspec.to_builtins(options))]
     # Ctrl-C and systemd signal the whole group, but when to end is the daemon's decision: it may want the frames that
     # are under way. A signal blocked here stays blocked in the child, from its first instruction on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         return subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable or "", *arguments],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
