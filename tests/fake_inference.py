@@ -8,11 +8,11 @@ belongs to its frame. In a test: `async with open_fake(...) as fake`. As a proce
 from __future__ import annotations
 
 import argparse
-import enum
 import json
 import random
+import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,62 +23,41 @@ import h11
 import numpy as np
 import trio
 from clips import Image, read_frame_number
+from faults import ELSEWHERE, HARMLESS, RETRY_AFTER_SECONDS, Fault, send_answer
+
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "Fake",
+    "Fault",
+    "Plan",
+    "answer_for",
+    "at_frame",
+    "at_request",
+    "never",
+    "open_fake",
+    "random_delays",
+    "stored_for",
+]
 
 READ_BYTES = 2**16
-HUGE_BYTES = 4 * 2**20
-DRIP_SECONDS = 0.05
 
 
-class Fault(enum.StrEnum):
-    """A way in which a service lets its client down."""
-
-    STATUS_500 = "status_500"
-    STATUS_429 = "status_429"
-    STATUS_404 = "status_404"
-    REDIRECT = "redirect"
-    HANG = "hang"
-    DRIP = "drip"
-    CUT = "cut"
-    GARBAGE = "garbage"
-    EMPTY = "empty"
-    WRONG_TYPE = "wrong_type"
-    NAN = "nan"
-    HUGE = "huge"
+Plan = Callable[[int, int], "Fault | bytes | None"]
+"""From (number of the request, from 0; number painted into its picture) to what shall go wrong, if anything: a fault,
+or the body of an answer that is none."""
 
 
-RETRY_AFTER_SECONDS = 7
-
-_STATUS: Mapping[Fault, tuple[int, list[tuple[str, str]]]] = {
-    Fault.STATUS_500: (500, []),
-    Fault.STATUS_429: (429, [("Retry-After", str(RETRY_AFTER_SECONDS))]),
-    Fault.STATUS_404: (404, []),
-    # Link-local, where clouds keep their credentials: a client that follows this is an exploit.
-    Fault.REDIRECT: (307, [("Location", "http://169.254.169.254/predict")]),
-}
-
-_BODY: Mapping[Fault, bytes] = {
-    Fault.GARBAGE: b"<html>It works!</html>",
-    Fault.EMPTY: b"",
-    Fault.WRONG_TYPE: b'{"predictions": [{"class": "a", "confidence": "high", "bbox": [0, 0, 1, 1]}]}',
-    Fault.NAN: b'{"predictions": [{"class": "a", "confidence": 0.5, "bbox": [0, 0, NaN, 1]}]}',
-    Fault.HUGE: b'{"predictions": [' + b" " * HUGE_BYTES + b"]}",
-}
-
-Plan = Callable[[int, int], "Fault | None"]
-"""From (number of the request, from 0; number painted into its picture) to what shall go wrong, if anything."""
-
-
-def never(_request: int, _number: int) -> Fault | None:
+def never(_request: int, _number: int) -> Fault | bytes | None:
     """Everything goes well."""
     return None
 
 
-def at_frame(number: int, fault: Fault) -> Plan:
+def at_frame(number: int, fault: Fault | bytes) -> Plan:
     """The picture with this number painted into it meets `fault`, every time."""
     return lambda _, painted: fault if painted == number else None
 
 
-def at_request(index: int, fault: Fault) -> Plan:
+def at_request(index: int, fault: Fault | bytes) -> Plan:
     """Request number `index`, from 0, meets `fault`; no other does."""
     return lambda request, _: fault if request == index else None
 
@@ -108,6 +87,8 @@ class Fake:
     plan: Plan = never
     delay: Callable[[int], float] = lambda _: 0.0
     held: Callable[[int], bool] = lambda _: False
+    early: bytes = b""
+    elsewhere: str = ELSEWHERE
     url: str = ""
     numbers: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -120,19 +101,19 @@ class Fake:
     gate: trio.Event = field(default_factory=trio.Event)
     """The answers to the numbers that are `held` wait for it."""
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer the requests of one connection until it ends."""
         async with stream:
             try:
                 connection = h11.Connection(h11.SERVER)
-                while (body := await _read_request(connection, stream)) is not None:
+                while (body := await _read_request(connection, stream, self.early)) is not None:
                     await self._respond(connection, stream, body)
                     connection.start_next_cycle()
             except (trio.BrokenResourceError, h11.ProtocolError):
                 # The client went away, or we have cut it off: both are what some tests are about.
                 return
 
-    async def _respond(self, connection: h11.Connection, stream: trio.SocketStream, body: bytes) -> None:
+    async def _respond(self, connection: h11.Connection, stream: trio.abc.Stream, body: bytes) -> None:
         jpeg = _find_jpeg(body)
         picture = _decode(jpeg)
         height, width = picture.shape[:2]
@@ -151,25 +132,10 @@ class Fake:
             # Before the answer is sent: whoever has it may ask the next question at once.
             self.under_way.remove(len(jpeg))
         whole = json.dumps({"predictions": [answer_for(number, width, height)]}).encode()
-        match fault:
-            case Fault.HANG:
-                await trio.sleep_forever()
-            case Fault.DRIP:
-                await _send_head(connection, stream, 200, len(whole))
-                for byte in whole:
-                    await _send(connection, stream, h11.Data(data=bytes([byte])))
-                    await trio.sleep(DRIP_SECONDS)
-            case Fault.CUT:
-                await _send_head(connection, stream, 200, len(whole))
-                await _send(connection, stream, h11.Data(data=whole[: len(whole) // 2]))
-                raise trio.BrokenResourceError
-            case None:
-                # Counted before it is sent: once the client has the answer, a test may look at any moment.
-                self.answered.append(number)
-                await _send_whole(connection, stream, 200, [], whole)
-            case _:
-                status, headers = _STATUS.get(fault, (200, []))
-                await _send_whole(connection, stream, status, headers, _BODY.get(fault, b"{}"))
+        if fault is None or fault in HARMLESS:
+            # Counted before it is sent: once the client has the answer, a test may look at any moment.
+            self.answered.append(number)
+        await send_answer(connection, stream, fault, whole, self.elsewhere)
 
 
 @asynccontextmanager
@@ -178,26 +144,46 @@ async def open_fake(
     plan: Plan = never,
     delay: Callable[[int], float] = lambda _: 0.0,
     held: Callable[[int], bool] = lambda _: False,
+    early: bytes = b"",
+    elsewhere: str = ELSEWHERE,
     port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Fake]:
-    """The service on a free port (or `port`) of the loopback, in this process."""
-    fake = Fake(plan=plan, delay=delay, held=held)
+    """The service on a free port (or `port`) of the loopback, in this process; over TLS with a context for it.
+
+    With `early` that is what it says to every request before it has read the body, and hangs up; redirects lead
+    `elsewhere`.
+    """
+    fake = Fake(plan=plan, delay=delay, held=held, early=early, elsewhere=elsewhere)
     async with trio.open_nursery() as nursery:
         listeners: list[trio.SocketListener] = await nursery.start(
-            partial(trio.serve_tcp, fake.serve, port, host="127.0.0.1")
+            partial(trio.serve_tcp, partial(_over_tls, fake, tls) if tls else fake.serve, port, host="127.0.0.1")
         )
-        fake.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         yield fake
         nursery.cancel_scope.cancel()
 
 
-async def _read_request(connection: h11.Connection, stream: trio.SocketStream) -> bytes | None:
+async def _over_tls(fake: Fake, tls: ssl.SSLContext, stream: trio.SocketStream) -> None:
+    secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+    try:
+        await secured.do_handshake()
+    except trio.BrokenResourceError:
+        # A client that does not trust us: what some tests are about.
+        return
+    await fake.serve(secured)
+
+
+async def _read_request(connection: h11.Connection, stream: trio.abc.Stream, early: bytes = b"") -> bytes | None:
     """The next request's body; None where the client has no more requests."""
     body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some(READ_BYTES))
+            connection.receive_data(bytes(await stream.receive_some(READ_BYTES)))
+        elif isinstance(event, h11.Request) and early:
+            await stream.send_all(early)
+            raise trio.BrokenResourceError
         elif isinstance(event, h11.Data):
             body += event.data
         elif isinstance(event, h11.EndOfMessage):
@@ -215,25 +201,6 @@ def _decode(jpeg: bytes) -> Image:
     picture = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None, "the request holds no whole JPEG"
     return np.asarray(picture, np.uint8)
-
-
-async def _send(connection: h11.Connection, stream: trio.SocketStream, event: h11.Event) -> None:
-    await stream.send_all(connection.send(event) or b"")
-
-
-async def _send_head(connection: h11.Connection, stream: trio.SocketStream, status: int, length: int) -> None:
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(length))]
-    await _send(connection, stream, h11.Response(status_code=status, headers=headers))
-
-
-async def _send_whole(
-    connection: h11.Connection, stream: trio.SocketStream, status: int, headers: list[tuple[str, str]], body: bytes
-) -> None:
-    lengthy = [*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    await _send(connection, stream, h11.Response(status_code=status, headers=lengthy))
-    if body:
-        await _send(connection, stream, h11.Data(data=body))
-    await _send(connection, stream, h11.EndOfMessage())
 
 
 async def _main(port: int, plan: Plan, delay: Callable[[int], float]) -> None:

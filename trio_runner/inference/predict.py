@@ -5,7 +5,7 @@
 
 Services of this kind spell the answer in several ways (`detections`, `boxes` or `prediction` for the list; `class_name`
 or `label`; `score`, or no confidence at all; `box`, `bb`, a box within a list, or four scalars). All are understood,
-and nothing else is: one item that is off makes the whole answer an error.
+and nothing else is: one item that is off makes the whole answer an error, as does a sign of failure beside the list.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ LABEL_KEYS: Final = ("class", "class_name", "label")
 SCORE_KEYS: Final = ("confidence", "score")
 BOX_KEYS: Final = ("bbox", "box", "bb")
 CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
+COMPLAINT_KEYS: Final = ("error", "errors", "detail", "message", "reason")
+FAILED_STATUSES: Final = frozenset({"error", "fail", "failed", "failure"})
 
 
 def request(config: InferenceSection, frame: Frame) -> httpx.Request:
@@ -46,13 +48,33 @@ def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
     answer = protocol.parse_json(body)
     if not isinstance(answer, dict):
         raise BadAnswerError(f"$: expected an object, got {type(answer).__name__}")
-    if answer.get("success") is False or answer.get("error"):
-        raise BadAnswerError("$: the service reports a failure with status 200")
+    _refuse_failure(answer)
     key = _only_one(answer, LIST_KEYS, "$")
     return tuple(
         _detection(item, frame, f"$.{key}[{number}]")
         for number, item in enumerate(protocol.items(answer[key], f"$.{key}"))
     )
+
+
+def _refuse_failure(answer: dict[str, Any]) -> None:
+    """HTTP says 200 and the body that nothing was inferred: no answer about the picture, whatever else it holds."""
+    complaint = next((f": {protocol.quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
+    sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
+    if not sign and complaint and answer.keys().isdisjoint(LIST_KEYS):
+        sign = "$"
+    if sign:
+        raise BadAnswerError(f"{sign}: the service reports a failure with status 200{complaint}")
+
+
+def _means_failure(key: str, value: Any) -> bool:
+    match key:
+        case "success" | "ok":
+            return value is not True
+        case "error" | "errors":
+            return bool(value)
+        case "status":
+            return isinstance(value, str) and value.lower() in FAILED_STATUSES
+    return False
 
 
 def _detection(item: Any, frame: Frame, path: str) -> Detection:
