@@ -18,12 +18,25 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import clips
 import hypothesis
 import pytest
-from harness import PATIENCE_SECONDS, Cli, Ledger, Servers, as_toml, command, environment, from_toml
+import trio
+from harness import (
+    PATIENCE_SECONDS,
+    Cli,
+    Ledger,
+    Servers,
+    WriteConfig,
+    as_toml,
+    check_what_is_stored,
+    command,
+    environment,
+    from_toml,
+)
+from scene import Scene
 
 # No example is too slow on a busy machine.
 hypothesis.settings.register_profile("trio_runner", deadline=None)
@@ -33,21 +46,24 @@ hypothesis.settings.load_profile("trio_runner")
 _scenario_ids = itertools.count(time.time_ns() // 1000)
 
 
-class WriteConfig(Protocol):
-    """Writes a config file into the test's directory; `scenario={"id": 7}` sets a key, None leaves one out."""
-
-    def __call__(self, name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
-        """Return the file's path."""
-        ...
+@pytest.fixture(scope="session")
+def canaries() -> set[str]:
+    """Every secret of the session that a process is given; none may be in what any of them prints, logs or stores."""
+    return set()
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Iterator[Servers]:
     """The session's servers, hosted by a `trio-runner embedded` process that must end well."""
     directory = tmp_path_factory.mktemp("servers")
     given: dict[str, dict[str, Any]] = {"runner": {"data_dir": "data"}}
     if url := os.environ.get("TRIO_RUNNER_TEST_DATABASE"):
-        given["database"] = {"url": url, "password_file": os.environ.get("TRIO_RUNNER_TEST_PASSWORD_FILE", "")}
+        given["database"] = {
+            "url": url,
+            "password_file": os.environ.get("TRIO_RUNNER_TEST_PASSWORD_FILE", ""),
+            "sslmode": "disable",
+            "allow_plaintext_password": True,
+        }
     if brokers := os.environ.get("TRIO_RUNNER_TEST_KAFKA"):
         given["kafka"] = {"brokers": brokers}
     config = directory / "servers.toml"
@@ -61,12 +77,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         _wait_for_addresses(process, directory)
         live = given | from_toml((directory / "out").read_text())
         password_file = live["database"].get("password_file")
-        yield Servers(
+        servers = Servers(
             database_url=live["database"]["url"],
             password_file=Path(password_file) if password_file else None,
             brokers=live["kafka"]["brokers"],
             inference_url=live["inference"]["url"],
         )
+        canaries |= {servers.password} - {""}
+        yield servers
+        trio.run(check_what_is_stored, servers, canaries)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_SECONDS) == 0, (directory / "err").read_text()
     finally:
@@ -120,9 +139,9 @@ def ledger(servers: Servers) -> Ledger:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, canaries: set[str]) -> Cli:
     """The command line, run from the test's directory."""
-    return Cli(tmp_path)
+    return Cli(tmp_path, canaries)
 
 
 @pytest.fixture
@@ -132,7 +151,7 @@ def write_config(tmp_path: Path, servers: Servers, scenario_id: int, topic: str)
         "runner": {"id": "runner_under_test", "data_dir": "data"},
         "scenario": {"id": scenario_id},
         "inference": {"url": servers.inference_url},
-        "database": {"url": servers.database_url, "password_file": str(servers.password_file or "")},
+        "database": servers.database,
         "kafka": {"brokers": servers.brokers, "retry_topic": topic},
     }
 
@@ -150,3 +169,24 @@ def write_config(tmp_path: Path, servers: Servers, scenario_id: int, topic: str)
         return path
 
     return write
+
+
+@pytest.fixture
+def scene(
+    scenario_id: int,
+    topic: str,
+    servers: Servers,
+    ledger: Ledger,
+    cli: Cli,
+    write_config: WriteConfig,
+    tmp_path: Path,
+) -> Scene:
+    return Scene(
+        scenario_id=scenario_id,
+        topic=topic,
+        servers=servers,
+        ledger=ledger,
+        cli=cli,
+        write_config=write_config,
+        directory=tmp_path,
+    )

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiokafka
 import asyncpg
@@ -42,6 +42,16 @@ class Servers:
     password_file: Path | None
     brokers: str
     inference_url: str
+
+    @property
+    def database(self) -> dict[str, Any]:
+        """The keys of a `[database]` section that reaches it."""
+        return {
+            "url": self.database_url,
+            "password_file": str(self.password_file or ""),
+            "sslmode": "disable",
+            "allow_plaintext_password": True,
+        }
 
     @property
     def password(self) -> str:
@@ -117,8 +127,8 @@ def environment() -> dict[str, str]:
 class Cli:
     """Runs `trio-runner` as its users do; output goes to files, so that no pipe can fill up."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, canaries: set[str]) -> None:
+        self._directory, self.canaries = directory, canaries
         self._count = 0
 
     async def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Finished:
@@ -155,6 +165,16 @@ class Cli:
                 member.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
+            for text in (running.out(), running.err()):
+                assert not any(canary in text for canary in self.canaries), "a secret was printed or logged"
+
+
+class WriteConfig(Protocol):
+    """Writes a config file into the test's directory; `scenario={"id": 7}` sets a key, None leaves one out."""
+
+    def __call__(self, name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
+        """Return the file's path."""
+        ...
 
 
 class ServiceManager:
@@ -267,30 +287,7 @@ class Event:
 
 async def read_topic(brokers: str, topic: str) -> list[Event]:
     """Everything on the topic now, in order of time; nothing where there is no such topic."""
-    return await trio.to_thread.run_sync(lambda: asyncio.run(_read_topic(brokers, topic)))
-
-
-async def _read_topic(brokers: str, topic: str) -> list[Event]:
-    consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=brokers, enable_auto_commit=False, auto_offset_reset="earliest"
-    )
-    records: list[Any] = []
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await consumer.start()
-        try:
-            if topic not in await consumer.topics():
-                return []
-            # Without a group a subscription is an assignment of every partition, once they are known.
-            consumer.subscribe([topic])
-            while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
-                await asyncio.sleep(0.01)
-            expected = sum((await consumer.end_offsets(list(consumer.assignment()))).values())
-            while len(records) < expected:
-                for batch in (await consumer.getmany(timeout_ms=1000)).values():
-                    records += batch
-        finally:
-            await consumer.stop()  # noqa: ASYNC102 - the same
-    records.sort(key=lambda record: record.timestamp)
+    records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(brokers, topic.__eq__)))
     return [
         Event(
             key=record.key.decode(),
@@ -300,6 +297,43 @@ async def _read_topic(brokers: str, topic: str) -> list[Event]:
         )
         for record in records
     ]
+
+
+async def _read(brokers: str, wanted: Callable[[str], bool]) -> list[Any]:
+    """Every record of the wanted topics, in order of time."""
+    consumer = aiokafka.AIOKafkaConsumer(
+        bootstrap_servers=brokers, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    records: list[Any] = []
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await consumer.start()
+        try:
+            topics = list(filter(wanted, await consumer.topics()))
+            if not topics:
+                return []
+            # Without a group a subscription is an assignment of every partition, once they are known.
+            consumer.subscribe(topics)
+            while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
+                await asyncio.sleep(0.01)
+            expected = sum((await consumer.end_offsets(list(consumer.assignment()))).values())
+            while len(records) < expected:
+                for batch in (await consumer.getmany(timeout_ms=1000)).values():
+                    records += batch
+        finally:
+            await consumer.stop()  # noqa: ASYNC102 - the same
+    return sorted(records, key=lambda record: record.timestamp)
+
+
+async def check_what_is_stored(servers: Servers, canaries: set[str]) -> None:
+    """No secret of the session is in the ledger, in the database's list of sessions, or on a topic."""
+    ledger = Ledger(servers)
+    records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(servers.brokers, lambda name: "retry" in name)))
+    texts = [repr((record.key, record.value, record.headers)) for record in records]
+    (schema,) = await ledger.query("SELECT to_regclass('trio_runner.scenarios') IS NOT NULL AS there")
+    for table in ["scenarios", "attempts", "retry_events", "pg_stat_activity"]:
+        if schema["there"]:
+            texts += [row["text"] for row in await ledger.query(f"SELECT t::text AS text FROM {table} t")]  # noqa: S608 - ours
+    assert not any(canary in text for text in texts for canary in canaries), "a secret was stored or sent"
 
 
 @asynccontextmanager

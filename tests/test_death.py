@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import WriteConfig
-from harness import Ledger, Servers, read_topic
+from harness import Ledger, Servers, WriteConfig, read_topic
 from makers import make_result
 
 from trio_runner import aio
 from trio_runner.config import Config, load_config
+from trio_runner.credentials import secrets_of
 from trio_runner.death import report_death
 from trio_runner.failure import flatten
 from trio_runner.model import ErrorCode, Progress, RunnerError
-from trio_runner.store import Attempt, open_store, secrets_of
+from trio_runner.spool import spool_of
+from trio_runner.store import Attempt, open_store
 
 LOST = flatten(RunnerError(ErrorCode.STORE_LOST, "the connection to PostgreSQL was lost"))
 
@@ -48,7 +49,7 @@ async def test_a_claim_whose_reply_was_lost_is_still_ours_to_report(
         await store.create_schema()
         claim = await store.claim(attempt)
         assert await store.claim(attempt) == claim
-    report = await report_death(config, attempt, None, LOST, Progress())
+    report = await report_death(config, spool_of(config), attempt, None, LOST, Progress())
     assert (report.claim, report.superseded, report.event_confirmed) == (claim, False, True)
     assert (await ledger.existing(attempt.scenario_id))["instance_id"] is None
     assert [event.body["epoch"] for event in await read_topic(servers.brokers, topic)] == [1]
@@ -62,7 +63,7 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
         claim = await store.claim(attempt)
         await store.store(claim, 0, [make_result(0)])
         await store.finish(claim, 1, "active")
-    report = await report_death(config, attempt, claim, LOST, Progress())
+    report = await report_death(config, spool_of(config), attempt, claim, LOST, Progress())
     assert (report.completed, report.superseded) == (True, False)
     assert await read_topic(servers.brokers, topic) == []
 
@@ -70,7 +71,7 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
 async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     database = config.replace(database={"password_file": str(tmp_path / "fifo")}).database
-    with trio.fail_after(10), pytest.raises(RunnerError, match="it is not a file"):
+    with trio.fail_after(10), pytest.raises(RunnerError, match="it is not a regular file"):
         async with open_store(database, application_name="test"):
             pytest.fail("it opened")
-    assert await secrets_of(database) == frozenset()
+    assert await secrets_of(config.replace(database={"password_file": str(tmp_path / "fifo")})) == frozenset()

@@ -7,26 +7,46 @@ from pathlib import Path
 
 import pytest
 
-from trio_runner.cli import _parser
-from trio_runner.model import ErrorCode
+from trio_runner.cli import _parser, exit_code
+from trio_runner.model import ErrorCode, Failure, Stage
+from trio_runner.runner import Ending, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
-def test_the_readme_lists_every_error_code_of_a_run() -> None:
-    table = README[README.index("| code | when") : README.index("The retry event goes to")]
-    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", table)) & {str(code) for code in ErrorCode}
-    # A refused claim is not an attempt's failure: it has an exit code and no event.
-    assert named == {str(code) for code in ErrorCode} - {"claim_refused", "superseded"}
+ROWS = re.findall(r"^\| `(\w+)` \| (\w+) \| (\d+) \| ([^|]+) \| ([^|]+) \|$", CONTRACT, re.MULTILINE)
+"""Of the contract's table of error codes: code, class, exit code, when, what to do."""
 
 
-def test_the_readme_says_of_each_code_whether_it_is_permanent() -> None:
-    for row in re.findall(r"^\| (`[^|]+) \| [^|]+ \| ([^|]+) \|$", README, re.MULTILINE):
-        for name in re.findall(r"`(\w+)`", row[0]):
-            code = {str(code): code for code in ErrorCode}[name]
-            assert ("permanent" in row[1]) == (code.error_class == "permanent"), name
+def test_the_contract_lists_every_error_code_in_the_order_of_the_model() -> None:
+    assert [row[0] for row in ROWS] == [str(code) for code in ErrorCode]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_the_contract_says_of_each_code_what_the_program_does(row: tuple[str, ...]) -> None:
+    (code,) = (code for code in ErrorCode if code == row[0])
+    assert row[1] == code.error_class
+    if code in {ErrorCode.CONFIG_INVALID, ErrorCode.CLAIM_REFUSED, ErrorCode.SUPERSEDED}:
+        assert int(row[2]) == {"config_invalid": 78}.get(code, 79)
+        return
+    failure = Failure(code=code, type="X", message="x")
+    outcome = Outcome(
+        ending=Ending.DRAINED if code is ErrorCode.INTERRUPTED else Ending.FAILED,
+        claim=None,
+        failure=failure,
+        # What Kafka did not let us check it does not confirm either.
+        event_confirmed=code.stage is not Stage.KAFKA,
+    )
+    assert int(row[2]) == exit_code(outcome)
+
+
+def test_readme_and_contract_list_the_same_exit_codes() -> None:
+    for text in (README, CONTRACT):
+        table = text[text.index("| exit code |") :].partition("\n\n")[0]
+        assert re.findall(r"^\| (\d+)", table, re.MULTILINE) == ["0", "64", "65", "74", "75", "78", "79"]
 
 
 def test_the_readme_lists_every_verb() -> None:
@@ -47,11 +67,13 @@ def test_no_place_is_left_to_be_filled_in() -> None:
     assert not re.findall(r"@[A-Z]+@", README)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "THIRD_PARTY_NOTICES.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/contract.md", "THIRD_PARTY_NOTICES.md"]
+)
 def test_the_files_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     for path in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in path:
-            assert (ROOT / path).exists(), path
+            assert ((ROOT / document).parent / path).exists(), path
     for path in re.findall(r"`((?:docs|systemd|test_videos|tests|trio_runner)/[\w./@-]*)`", text):
         assert (ROOT / path).exists(), path

@@ -13,9 +13,8 @@ import clips
 import psutil
 import pytest
 import trio
-from conftest import WriteConfig
 from fake_inference import Fault, at_frame, open_fake, stored_for
-from harness import REPOSITORY, Cli, Ledger, Servers, free_port, read_topic, until
+from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, free_port, read_topic, until
 
 from trio_runner import Runner, aio
 from trio_runner.config import ConfigError, load_config

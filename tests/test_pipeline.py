@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,11 +13,12 @@ from trio.testing import MockClock
 
 from trio_runner.config import Config
 from trio_runner.model import Claim, ErrorCode, Frame, FrameResult, Progress, RunnerError, SupersededError
-from trio_runner.pipeline import run_pipeline
+from trio_runner.pipeline import STALLED_SECONDS, run_pipeline
 from trio_runner.records import End
 
 CONFIG = Config().replace(
-    inference={"in_flight": 4},
+    # The fakes keep no deadlines and are slower than real doors may be.
+    inference={"in_flight": 4, "timeout_seconds": 200.0},
     database={"batch_frames": 4, "batch_seconds": 0.25, "lease_seconds": 30.0},
     pipeline={"max_buffered_frames": 8, "max_buffered_bytes": 2**16},
     runner={"drain_seconds": 10.0},
@@ -105,6 +107,10 @@ class Run:
     config: Config = CONFIG
     progress: Progress = field(default_factory=Progress)
     drain: trio.Event = field(default_factory=trio.Event)
+    failures: int = 0
+
+    def on_failure(self) -> None:
+        self.failures += 1
 
     async def __call__(self) -> End:
         """Run it to its end, in virtual time."""
@@ -117,6 +123,7 @@ class Run:
                 config=self.config,
                 progress=self.progress,
                 drain=self.drain,
+                on_failure=self.on_failure,
             )
 
 
@@ -297,8 +304,36 @@ async def test_the_first_that_fails_cancels_the_rest_and_comes_out_in_a_group(
     assert trio.current_time() < 1_000
     assert run.source.read < 10_000
     assert run.inference.under_way == {}
+    assert run.failures >= 1
     # What was stored before is whole, from the start and without a gap.
     assert run.ledger.stored == list(range(len(run.ledger.stored)))
+
+
+async def test_a_pipeline_that_stands_still_although_nothing_fails_is_stalled(autojump_clock: MockClock) -> None:
+    run = Run(FakeSource([100] * 50), FakeInference(lambda _: math.inf), config=Config())
+    began = trio.current_time()
+    (error,) = await errors_of(run)
+    assert isinstance(error, RunnerError)
+    assert error.code is ErrorCode.STALLED
+    assert trio.current_time() - began == pytest.approx(STALLED_SECONDS)
+    assert len(run.ledger.heartbeats) == 4, "the lease alone is no progress"
+
+
+async def test_the_first_error_is_told_before_the_others_are_cancelled(autojump_clock: MockClock) -> None:
+    class Noting(FakeInference):
+        async def infer(self, frame: Frame) -> FrameResult:
+            if frame.sequence == 0:
+                raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, "zero")
+            try:
+                return await super().infer(frame)
+            finally:
+                told_when_cancelled.append(run.failures)
+
+    told_when_cancelled: list[int] = []
+    run = Run(FakeSource([100] * 4), Noting(lambda _: 1.0))
+    await errors_of(run)
+    assert told_when_cancelled
+    assert 0 not in told_when_cancelled
 
 
 async def test_a_failed_frame_is_not_passed_over(autojump_clock: MockClock) -> None:

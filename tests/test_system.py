@@ -14,9 +14,8 @@ from typing import Any
 import clips
 import pytest
 import trio
-from conftest import WriteConfig
 from fake_inference import open_fake, random_delays, stored_for
-from harness import REPOSITORY, Cli, Ledger, Servers, from_toml, open_service_manager, read_topic, until
+from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, from_toml, open_service_manager, read_topic, until
 
 FPS = 25
 

@@ -58,9 +58,12 @@ async def open_addresses(
             changed["database"] = {
                 "url": live.database_url,
                 "password_file": str(live.database_password_file),
+                # On the loopback, and for as long as this process lives.
+                "sslmode": "disable",
+                "allow_plaintext_password": True,
             }
         if Service.KAFKA in services:
-            changed["kafka"] = {"brokers": live.kafka_brokers}
+            changed["kafka"] = {"brokers": live.kafka_brokers, "security_protocol": "PLAINTEXT"}
         if Service.INFERENCE in services:
             changed["inference"] = {"url": live.inference_url}
         yield config.replace(**changed)

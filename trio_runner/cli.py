@@ -40,7 +40,7 @@ exit codes:
   0   completed, already completed, or drained on request
   64  wrong usage
   65  the video is bad; the retry event is confirmed
-  74  failed, and the retry event is NOT confirmed
+  74  failed, and Kafka has not confirmed the retry event: it waits in the spool
   75  failed; the retry event is confirmed
   78  the config cannot be used
   79  the scenario is another runner's, or not to be run; no event is owed
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.verb(options)
     except ConfigError as error:
-        print(f"{getattr(options, 'config', 'config')}: {error}", file=sys.stderr)
+        print(error.report(getattr(options, "config", "config")), file=sys.stderr)
         return EXIT_CONFIG
     except (KeyboardInterrupt, BaseExceptionGroup) as error:
         # Every verb that waits takes Ctrl-C itself; this is for one that falls into the first and last instants.
@@ -120,13 +120,26 @@ def _parser() -> argparse.ArgumentParser:
         _validate,
         "check the config and touch nothing; 78 with key, line and remedy if it is bad",
     )
-    _verb(verbs, "init-db", _init_db, "create or complete the database schema; harmless when it is there")
+    _verb(
+        verbs,
+        "check",
+        _check,
+        "the preflight of `run` alone: spool, database, Kafka, inference, video; 1 if something is wrong",
+    )
+    init_db = _verb(verbs, "init-db", _init_db, "create or complete the database schema; harmless when it is there")
+    init_db.add_argument("--grant", metavar="ROLE", help="give this role what a runner needs, and nothing else")
     show = _verb(verbs, "show", _show, "what the ledger knows: status, attempts, counts, last error")
     show.add_argument("scenario", type=int, nargs="?", help="one scenario in detail; all in a table without it")
     show.add_argument("--json", action="store_true", help="one JSON document on stdout")
     events = _verb(verbs, "events", _events, "print the retry events on the Kafka topic")
     events.add_argument("--json", action="store_true", help="one JSON object a line")
     events.add_argument("--follow", action="store_true", help="go on waiting for new events until Ctrl-C")
+    _verb(
+        verbs,
+        "flush-spool",
+        _flush_spool,
+        "publish the retry events that Kafka did not take; 74 if some still wait",
+    )
     _verb(
         verbs,
         "embedded",
@@ -194,11 +207,25 @@ def _validate(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _check(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.verbs import check
+
+    return trio.run(check, _load(options), Console())
+
+
+def _flush_spool(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.verbs import flush_spool
+
+    return trio.run(flush_spool, _load(options), Console())
+
+
 def _init_db(options: argparse.Namespace) -> int:
     from trio_runner.display import Console
     from trio_runner.verbs import init_db
 
-    return trio.run(init_db, _load(options), Console())
+    return trio.run(init_db, _load(options), options.grant, Console())
 
 
 def _show(options: argparse.Namespace) -> int:

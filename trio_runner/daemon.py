@@ -11,7 +11,9 @@ import trio
 
 from trio_runner import aio
 from trio_runner.addresses import open_addresses
+from trio_runner.last_resort import LastResort
 from trio_runner.model import ClaimRefusedError
+from trio_runner.pipeline import stalled_seconds
 from trio_runner.runner import Outcome, Runner
 from trio_runner.systemd import Notifier
 
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
     from trio_runner.config import Config
 
-STALLED_SECONDS: Final = 45.0
-"""No frame read or stored for so long means stalled, unless the config grants some step nearly as much."""
+FAILURE_SECONDS: Final = 11.0
+"""What a death may take beside publishing: cancelling 5, the ledger 3, the producer's stop 2, the spool 1."""
+
+LAST_RESORT_MARGIN_SECONDS: Final = 4.0
 
 
 class Display(Protocol):
@@ -70,10 +74,15 @@ async def serve(config: Config, display: Display) -> Outcome | None:
 async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
     async with trio.open_nursery() as watchers:
         watchers.start_soon(display.watch, runner)
-        watchers.start_soon(_tell_manager, runner, notifier, _stalled_seconds(config))
-        # A refused claim is an outcome like the others, and the display says why.
-        with suppress(ClaimRefusedError):
-            await runner.process_scenario()
+        watchers.start_soon(_tell_manager, runner, notifier, stalled_seconds(config))
+        last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
+        runner.on_failure = last_resort.arm
+        try:
+            # A refused claim is an outcome like the others, and the display says why.
+            with suppress(ClaimRefusedError):
+                await runner.process_scenario()
+        finally:
+            last_resort.disarm()
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
@@ -95,25 +104,14 @@ async def _obey(
             drained = True
 
 
-def _stalled_seconds(config: Config) -> float:
-    """Longer than each deadline inside, so that the step at fault speaks before the watchdog does."""
-    deadlines = (
-        config.video.frame_timeout_seconds,
-        config.inference.timeout_seconds,
-        config.database.command_timeout_seconds,
-        config.kafka.publish_timeout_seconds,
-    )
-    return max(STALLED_SECONDS, 1.5 * max(deadlines))
-
-
-async def _tell_manager(runner: Runner, notifier: Notifier, stalled_seconds: float = STALLED_SECONDS) -> None:
+async def _tell_manager(runner: Runner, notifier: Notifier, stalled_after: float) -> None:
     """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress."""
     await runner.claimed.wait()
     notifier.ready()
     interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
     while True:
         progress = runner.progress
-        if trio.current_time() - progress.last_advance < stalled_seconds:
+        if trio.current_time() - progress.last_advance < stalled_after:
             notifier.watchdog()
         notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
         await trio.sleep(interval)

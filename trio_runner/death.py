@@ -1,4 +1,4 @@
-"""Tells the ledger and then Kafka that an attempt died: shielded, every step bounded, nothing raised on the way."""
+"""Tells the ledger and Kafka, or else the spool, that an attempt died: shielded, every step bounded."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from trio_runner import retry
+from trio_runner import kafka, retry
 from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
+from trio_runner.spool import SpooledRecord
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
     from trio_runner.config import Config
+    from trio_runner.spool import Spool
     from trio_runner.store import Attempt, Store
 
 logger = logging.getLogger(__name__)
 
 RELEASE_SECONDS: Final = 3.0
-"""How long the ledger is given. With 5 for cancelling, 15 for publishing and 2 for the producer's stop, a death takes
-25 s at the worst, below the 45 that a service manager grants."""
+"""How long the ledger is given. With 5 for cancelling, 15 for publishing, 2 for the producer's stop and 1 for the spool
+a death takes 26 s at the worst, below the 45 that a service manager grants."""
+
+FLUSH_SECONDS: Final = 15.0
+"""How long a start spends on events that wait in the spool; the rest waits for the next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,7 @@ class Report:
     completed: bool = False
     """The attempt had reached its end; only the reply that said so was lost."""
     event_confirmed: bool = False
+    event_spooled: bool = False
 
 
 async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
@@ -70,10 +76,29 @@ async def _tell_ledger(store: Store, claim: Claim, failure: Failure, event: retr
     )
 
 
+async def publish_spooled(config: Config, spool: Spool) -> int:
+    """Send what waits in the spool, oldest first; returns how many records still wait.
+
+    Another process that is emptying the same directory is left to it. Sent twice is no harm, an event's id tells.
+
+    Raises:
+        RunnerError: `spool_unusable`, or why Kafka does not take them.
+    """
+    with spool.flushing() as ours:
+        for path in await spool.waiting() if ours else ():
+            record = await spool.read(path)
+            if record is not None:
+                headers = [(name, value.encode()) for name, value in record.headers]
+                await kafka.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
+                await spool.remove(path)
+                logger.info("retry event %s, which had waited in the spool, is acknowledged", record.id)
+    return len(await spool.waiting())
+
+
 async def report_death(
-    config: Config, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
+    config: Config, spool: Spool, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
 ) -> Report:
-    """Record the failure and release the claim, then publish the retry event.
+    """Record the failure and release the claim, then publish the retry event; without Kafka it goes to the spool.
 
     An attempt that died before it could claim claims now, so that this death has an epoch and the ledger a row; where
     the ledger cannot be reached the event goes out without.
@@ -87,9 +112,10 @@ async def report_death(
     with trio.CancelScope(shield=True):
         ours = await obituary.record()
         confirmed = ours and await obituary.publish()
+        spooled = ours and not confirmed and await obituary.keep(spool)
     if obituary.completed:
         return Report(claim=obituary.claim, completed=True)
-    return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed)
+    return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed, event_spooled=spooled)
 
 
 class _Obituary:
@@ -140,6 +166,23 @@ class _Obituary:
             logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
             return False
         logger.info("retry event %s is acknowledged", self._event.id)
+        return True
+
+    async def keep(self, spool: Spool) -> bool:
+        """Leave the event in the spool; whether it is there."""
+        record = SpooledRecord(
+            id=self._event.id,
+            topic=self._config.kafka.retry_topic,
+            key=str(self._event.scenario_id),
+            headers=tuple((name, value.decode()) for name, value in retry.headers(self._event)),
+            value=retry.encode(self._event).decode(),
+        )
+        try:
+            path = await spool.put(record)
+        except RunnerError as error:
+            logger.error("the retry event is lost to Kafka: %s", error)  # noqa: TRY400 - a named error needs no stack
+            return False
+        logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
         return True
 
     def _build(self) -> retry.RetryEvent:

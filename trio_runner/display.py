@@ -70,7 +70,7 @@ class Terminal:
         if outcome is None:
             return
         if outcome.ending is Ending.REFUSED and outcome.failure:
-            self.note(f"not claimed: {outcome.failure.message}")
+            self.note(f"not claimed: {outcome.failure.code}: {outcome.failure.message}")
             return
         if outcome.ending is Ending.ALREADY_COMPLETED and outcome.failure:
             self.note(f"{outcome.failure.message}; nothing is left to do.")
@@ -84,6 +84,8 @@ class Terminal:
         self.note(f"scenario {config.scenario.id} {outcome.ending}")
         if outcome.failure:
             told = "acknowledged by Kafka" if outcome.event_confirmed else "NOT confirmed by Kafka"
+            if outcome.event_spooled:
+                told += ", waits in the spool"
             self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
             if outcome.ending is not Ending.SUPERSEDED:
                 self.note(f"  retry event: {told}, topic {config.kafka.retry_topic}")

@@ -20,6 +20,8 @@ class ErrorClass(enum.StrEnum):
 class Stage(enum.StrEnum):
     """Where in the run a failure arose."""
 
+    CONFIG = "config"
+    PREFLIGHT = "preflight"
     CLAIM = "claim"
     VIDEO = "video"
     INFERENCE = "inference"
@@ -42,6 +44,9 @@ class ErrorCode(enum.StrEnum):
         member.error_class = error_class
         return member
 
+    CONFIG_INVALID = "config_invalid", Stage.CONFIG, ErrorClass.PERMANENT
+    CREDENTIAL_UNREADABLE = "credential_unreadable", Stage.PREFLIGHT, ErrorClass.RETRIABLE
+    SPOOL_UNUSABLE = "spool_unusable", Stage.PREFLIGHT, ErrorClass.RETRIABLE
     CLAIM_REFUSED = "claim_refused", Stage.CLAIM, ErrorClass.PERMANENT
     LEASE_EXPIRED = "lease_expired", Stage.CLAIM, ErrorClass.RETRIABLE
     SUPERSEDED = "superseded", Stage.CLAIM, ErrorClass.PERMANENT
@@ -54,16 +59,23 @@ class ErrorCode(enum.StrEnum):
     DECODER_KILLED = "decoder_killed", Stage.VIDEO, ErrorClass.RETRIABLE
     DECODER_STALLED = "decoder_stalled", Stage.VIDEO, ErrorClass.RETRIABLE
     INFERENCE_UNREACHABLE = "inference_unreachable", Stage.INFERENCE, ErrorClass.RETRIABLE
+    INFERENCE_TLS = "inference_tls", Stage.INFERENCE, ErrorClass.RETRIABLE
     INFERENCE_TIMEOUT = "inference_timeout", Stage.INFERENCE, ErrorClass.RETRIABLE
     INFERENCE_UNAVAILABLE = "inference_unavailable", Stage.INFERENCE, ErrorClass.RETRIABLE
     INFERENCE_REJECTED = "inference_rejected", Stage.INFERENCE, ErrorClass.PERMANENT
     INFERENCE_BAD_ANSWER = "inference_bad_answer", Stage.INFERENCE, ErrorClass.RETRIABLE
     STORE_UNREACHABLE = "store_unreachable", Stage.STORE, ErrorClass.RETRIABLE
+    STORE_TLS = "store_tls", Stage.STORE, ErrorClass.RETRIABLE
+    STORE_AUTH = "store_auth", Stage.STORE, ErrorClass.RETRIABLE
     STORE_LOST = "store_lost", Stage.STORE, ErrorClass.RETRIABLE
     STORE_TIMEOUT = "store_timeout", Stage.STORE, ErrorClass.RETRIABLE
     STORE_REJECTED = "store_rejected", Stage.STORE, ErrorClass.RETRIABLE
     STORE_SCHEMA = "store_schema", Stage.STORE, ErrorClass.PERMANENT
     KAFKA_UNREACHABLE = "kafka_unreachable", Stage.KAFKA, ErrorClass.RETRIABLE
+    KAFKA_TLS = "kafka_tls", Stage.KAFKA, ErrorClass.RETRIABLE
+    KAFKA_AUTH = "kafka_auth", Stage.KAFKA, ErrorClass.RETRIABLE
+    KAFKA_TOPIC = "kafka_topic", Stage.KAFKA, ErrorClass.RETRIABLE
+    STALLED = "stalled", Stage.RUN, ErrorClass.RETRIABLE
     INTERRUPTED = "interrupted", Stage.RUN, ErrorClass.INTERRUPTED
     INTERNAL = "internal", Stage.RUN, ErrorClass.RETRIABLE
 

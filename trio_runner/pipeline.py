@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
 
 import trio
 
@@ -13,9 +13,16 @@ from trio_runner.window import Window
 from trio_runner.writer import Ledger, write_results
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from trio_runner.config import Config
     from trio_runner.model import Claim, Progress
     from trio_runner.records import End
+
+Ts = TypeVarTuple("Ts")
+
+STALLED_SECONDS: Final = 45.0
+"""No frame read or stored for so long means stalled, unless the config grants some step nearly as much."""
 
 
 class LeasedLedger(Ledger, Protocol):
@@ -35,11 +42,13 @@ async def run_pipeline(
     config: Config,
     progress: Progress,
     drain: trio.Event,
+    on_failure: Callable[[], None],
 ) -> End:
     """Take every frame of `source` to the ledger; returns how the video ended.
 
     One for all: the first task that fails cancels the others, and nothing is restarted here. When `drain` is set the
-    source stops and what is under way is finished, within `drain_seconds`.
+    source stops and what is under way is finished, within `drain_seconds`. `on_failure` is called at the first error,
+    before the others are cancelled.
 
     Raises:
         RunnerError: why it ended early, in an exception group when a task raised it; `interrupted` after a drain.
@@ -49,17 +58,30 @@ async def run_pipeline(
     # Room for all that the window admits: a sender hands its result over and goes on, whatever the writer does.
     results_in, results_out = trio.open_memory_channel[FrameResult](config.pipeline.max_buffered_frames)
     ending: End | RunnerError | None = None
+
+    async def read() -> None:
+        nonlocal ending
+        ending = await read_frames(source, frames_in, window, progress)
+
+    async def watched(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            on_failure()
+            raise
+
     async with trio.open_nursery() as helpers:
         async with trio.open_nursery() as tasks:
             reading = trio.CancelScope()
-            helpers.start_soon(_keep_lease, ledger, claim, config.database.lease_seconds / 3)
+            helpers.start_soon(watched, _keep_lease, ledger, claim, config.database.lease_seconds / 3)
+            helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
             helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds)  # noqa: ASYNC111 - helpers end with the tasks
-            tasks.start_soon(write_results, ledger, claim, results_out, window, progress, config.database)
+            tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
             async with frames_out, results_in:
                 for _ in range(config.inference.in_flight):
-                    tasks.start_soon(send_frames, inference, frames_out.clone(), results_in.clone(), window)
+                    tasks.start_soon(watched, send_frames, inference, frames_out.clone(), results_in.clone(), window)
             with reading:
-                ending = await read_frames(source, frames_in, window, progress)
+                await watched(read)
         helpers.cancel_scope.cancel()
     if isinstance(ending, RunnerError):
         raise ending
@@ -73,6 +95,25 @@ async def _keep_lease(ledger: LeasedLedger, claim: Claim, seconds: float) -> Non
     while True:
         await trio.sleep(seconds)
         await ledger.heartbeat(claim)
+
+
+async def _watch_progress(progress: Progress, seconds: float) -> None:
+    """Every step has a deadline of its own; this one is for what nobody thought of."""
+    while trio.current_time() < (limit := progress.last_advance + seconds):  # noqa: ASYNC110 - a clock wakes nobody
+        await trio.sleep_until(limit)
+    raise RunnerError(
+        ErrorCode.STALLED, f"no frame was read or stored for {seconds:g} s, and no step has run into its own deadline"
+    )
+
+
+def stalled_seconds(config: Config) -> float:
+    """Longer than each deadline inside, so that the step at fault speaks first."""
+    deadlines = (
+        config.video.frame_timeout_seconds,
+        config.inference.timeout_seconds,
+        config.database.command_timeout_seconds,
+    )
+    return max(STALLED_SECONDS, 1.5 * max(deadlines))
 
 
 async def _drain_when(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import enum
 import logging
 import uuid
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import trio
 
-from trio_runner import aio, retry
+from trio_runner import aio
 from trio_runner.addresses import open_addresses
 from trio_runner.config import Config
+from trio_runner.credentials import secrets_of
 from trio_runner.death import claim_scenario, report_death
 from trio_runner.failure import flatten
-from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.logs import conceal
 from trio_runner.model import (
     Claim,
     ClaimRefusedError,
@@ -29,13 +30,19 @@ from trio_runner.model import (
     SupersededError,
 )
 from trio_runner.pipeline import run_pipeline
-from trio_runner.store import Attempt, Store, open_store, secrets_of
-from trio_runner.video import Video, spawn_decoder
+from trio_runner.preflight import open_doors
+from trio_runner.spool import spool_of
+from trio_runner.store import Attempt
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator
+    from collections.abc import Callable
     from types import TracebackType
+
+    from trio_runner.inference.client import InferenceClient
+    from trio_runner.spool import Spool
+    from trio_runner.store import Store
+    from trio_runner.video import Video
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +64,13 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one run ended; `event_confirmed` says that Kafka has acknowledged the retry event."""
+    """How one run ended; the retry event is acknowledged by Kafka, or in the spool, or was not owed."""
 
     ending: Ending
     claim: Claim | None
     failure: Failure | None = None
     event_confirmed: bool = False
+    event_spooled: bool = False
 
 
 class Runner:
@@ -115,6 +123,8 @@ class Runner:
         self.claim: Claim | None = None
         self.progress = Progress()
         self.outcome: Outcome | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called when the failure path begins, perhaps more than once; must not wait."""
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -131,11 +141,14 @@ class Runner:
         self._require_alive()
         problem: RunnerError | None = None
         async with aio.open_loop(), open_addresses(self._config) as config:
+            spool = spool_of(config)
             try:
-                async with self._open_doors(config):
+                async with open_doors(config, spool):
                     pass
             except RunnerError as error:
                 problem = error
+            finally:
+                spool.close()
         # Raised out here, where no nursery wraps it into a group.
         if problem is not None:
             raise problem
@@ -166,14 +179,19 @@ class Runner:
     async def _process_once(self, config: Config) -> bool:
         self.progress = Progress(last_advance=trio.current_time())
         refusal: ClaimRefusedError | None = None
+        spool = spool_of(config)
         async with aio.open_loop(), open_addresses(config) as live:
             try:
-                self.outcome = await self._attempt(live, await secrets_of(live.database))
+                secrets = await secrets_of(live)
+                conceal(secrets)
+                self.outcome = await self._attempt(live, spool, secrets)
             except ClaimRefusedError as error:
                 completed = isinstance(error, ScenarioCompletedError)
                 ending = Ending.ALREADY_COMPLETED if completed else Ending.REFUSED
                 self.outcome = Outcome(ending=ending, claim=None, failure=flatten(error))
                 refusal = error
+            finally:
+                spool.close()
         # Raised out here, where no nursery wraps it into a group.
         if refusal is not None:
             raise refusal
@@ -194,6 +212,7 @@ class Runner:
     def abort(self) -> None:
         """Cancel the work at once; the retry event still goes out."""
         self._aborted = True
+        self.on_failure()
         self._work.cancel()
 
     async def __aenter__(self) -> Self:
@@ -221,28 +240,11 @@ class Runner:
         if self._dead or self._drain.is_set():
             raise RunnerDead("this runner has ended; make a new one")
 
-    @asynccontextmanager
-    async def _open_doors(self, config: Config) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
-        """Everything the work needs, each checked: a runner that could not report a failure does not start."""
-        application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
-        async with (
-            spawn_decoder(config.video, on_passed=self._advance) as video,
-            open_store(config.database, application_name=application) as store,
-            open_client(config.inference) as inference,
-        ):
-            if config.database.create_schema:
-                await store.create_schema()
-            await store.check_schema()
-            await retry.check_broker(config.kafka)
-            await inference.check()
-            await video.open()
-            yield store, inference, video
-
-    def _advance(self, _decoded: int) -> None:
+    def _advance(self) -> None:
         """Passing over frames that are stored already is progress too."""
         self.progress.last_advance = trio.current_time()
 
-    async def _attempt(self, config: Config, secrets: frozenset[str]) -> Outcome:
+    async def _attempt(self, config: Config, spool: Spool, secrets: frozenset[str]) -> Outcome:
         attempt = Attempt(
             scenario_id=config.scenario.id,
             epoch=config.scenario.epoch,
@@ -254,16 +256,19 @@ class Runner:
         self.claim = None
         try:
             with self._work:
-                async with self._open_doors(config) as (store, inference, video):
+                async with open_doors(config, spool, on_passed=self._advance) as (store, inference, video):
                     self.claim = await claim_scenario(store, attempt)
                     await self._process(config, self.claim, store, inference, video)
                 return Outcome(ending=Ending.COMPLETED, claim=self.claim)
+            self.on_failure()
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop"))
         except ClaimRefusedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this runner and must be reported
+            self.on_failure()
             failure = flatten(error, secrets)
         except BaseException as error:
+            self.on_failure()
             # The caller cancels us, or Ctrl-C fell: the death is reported all the same, then theirs goes on. What
             # failed in the same moment is the better reason.
             named = error.subgroup(Exception) if isinstance(error, BaseExceptionGroup) else None
@@ -271,12 +276,12 @@ class Runner:
             self._dead = True
             with suppress(ClaimRefusedError, SupersededError):
                 # It shields and bounds itself.
-                await report_death(config, attempt, self.claim, failure, self.progress)  # noqa: ASYNC102
+                await report_death(config, spool, attempt, self.claim, failure, self.progress)  # noqa: ASYNC102
             raise
         level = logging.INFO if failure.code is ErrorCode.INTERRUPTED else logging.ERROR
         logger.log(level, "%s: %s", failure.code, failure.message)
         try:
-            report = await report_death(config, attempt, self.claim, failure, self.progress)
+            report = await report_death(config, spool, attempt, self.claim, failure, self.progress)
         except SupersededError as error:
             return Outcome(ending=Ending.SUPERSEDED, claim=None, failure=flatten(error))
         if report.completed:
@@ -287,6 +292,7 @@ class Runner:
             claim=report.claim,
             failure=failure,
             event_confirmed=report.event_confirmed,
+            event_spooled=report.event_spooled,
         )
 
     async def _process(
@@ -295,6 +301,7 @@ class Runner:
         self.progress.next_frame = claim.next_frame
         self.progress.frames_stored_before = claim.frames_stored
         self.progress.declared_frames = video.info.declared_frames
+        self.progress.last_advance = trio.current_time()
         self.claimed.set()
         video.start(claim.next_frame)
         end = await run_pipeline(
@@ -305,6 +312,7 @@ class Runner:
             config=config,
             progress=self.progress,
             drain=self._drain,
+            on_failure=self.on_failure,
         )
         if end.skipped_corrupt:
             logger.warning("%d damaged frames were passed over", end.skipped_corrupt)

@@ -15,11 +15,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from trio_runner import aio
+from trio_runner import aio, preflight
 from trio_runner.addresses import embedded_services, open_addresses
+from trio_runner.death import publish_spooled
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
 from trio_runner.events import open_topic
+from trio_runner.redact import redact
+from trio_runner.spool import spool_of
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
@@ -29,21 +32,61 @@ if TYPE_CHECKING:
 
 EXIT_OK = 0
 EXIT_NOTHING = 1
+EXIT_UNCONFIRMED = 74
 POLL_SECONDS = 0.5
 
 
-async def init_db(config: Config, console: Console) -> int:
-    """Apply the schema files that the database lacks."""
+async def init_db(config: Config, role: str | None, console: Console) -> int:
+    """Apply the schema files that the database lacks, and give `role` the rights of a runner."""
     async with (
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE}), published=False) as live,
         open_store(live.database, application_name="trio-runner init-db") as store,
     ):
         applied = await store.create_schema()
+        if role is not None:
+            await store.grant(role)
     for name in applied:
         console.print(f"applied {name}", highlight=False)
     console.print("the schema is complete", highlight=False)
+    if role is not None:
+        console.print(f"{role} may do what a runner does", highlight=False, markup=False)
     return EXIT_OK
+
+
+async def check(config: Config, console: Console) -> int:
+    """The preflight of `run`, alone, as a table; 1 where something is not as it must be."""
+    spool = spool_of(config)
+    try:
+        async with aio.open_loop(), open_addresses(config, published=False) as live:
+            findings = await preflight.check(live, spool)
+    finally:
+        spool.close()
+    table = _table("thing", "state", "time", "where")
+    for finding in findings:
+        state = "ok" if finding.failure is None else str(finding.failure.code)
+        table.add_row(finding.thing, state, f"{finding.seconds:.2f} s", redact(finding.where))
+    console.print(table)
+    failures = [finding.failure for finding in findings if finding.failure is not None]
+    for failure in failures:
+        console.print(f"{failure.code}: {failure.message}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_NOTHING if failures else EXIT_OK
+
+
+async def flush_spool(config: Config, console: Console) -> int:
+    """Publish the events that wait in the spool; 74 where some still wait."""
+    spool = spool_of(config)
+    before = len(await spool.waiting())
+    left = before
+    if before:
+        async with aio.open_loop(), open_addresses(config, frozenset({Service.KAFKA}), published=False) as live:
+            left = await publish_spooled(live, spool)
+    console.print(
+        f"{spool.directory}: {before - left} event{'' if before - left == 1 else 's'} sent, {left} wait",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return EXIT_UNCONFIRMED if left else EXIT_OK
 
 
 async def show(config: Config, scenario_id: int | None, console: Console, *, as_json: bool) -> int:

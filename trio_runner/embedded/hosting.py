@@ -91,6 +91,7 @@ def addresses_as_toml(addresses: Addresses) -> str:
     if addresses.database_url is not None:
         lines += ["[database]", f"url = {_quoted(addresses.database_url)}"]
         lines += [f"password_file = {_quoted(str(addresses.database_password_file))}"]
+        lines += ['sslmode = "disable"', "allow_plaintext_password = true"]
     if addresses.kafka_brokers is not None:
         lines += ["[kafka]", f"brokers = {_quoted(addresses.kafka_brokers)}"]
     if addresses.inference_url is not None:

@@ -1,0 +1,94 @@
+"""The last rung: a failure path that overruns ends with the process, whatever the event loop does."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_inference import Fault, at_frame, open_fake
+from harness import command, until
+from scene import Scene
+
+from trio_runner import daemon, last_resort
+from trio_runner.config import Config
+from trio_runner.last_resort import LastResort
+
+PATCHED = """
+import sys, time, trio
+from trio_runner import cli, daemon, death
+
+daemon.FAILURE_SECONDS = 1.0
+daemon.LAST_RESORT_MARGIN_SECONDS = 0.5
+{fault}
+sys.exit(cli.main())
+"""
+"""The real program with a bug put into its failure path, and less patience."""
+
+LOOP_BLOCKED = """
+async def stuck(*args):
+    time.sleep(600)
+death._tell_ledger = stuck
+"""
+
+CANCELLATION_IGNORED = """
+async def stuck(*args):
+    while True:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(600)
+death._tell_ledger = stuck
+"""
+
+
+@pytest.mark.parametrize("fault", [LOOP_BLOCKED, CANCELLATION_IGNORED], ids=["blocked loop", "ignored cancellation"])
+async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path, fault: str) -> None:
+    async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url}, kafka={"publish_timeout_seconds": 0.5}
+        )
+        program = [command()[0], "-c", PATCHED.format(fault=fault)]
+        async with scene.cli.started("run", config, program=program) as running:
+            done = await running.wait()
+
+            async def nobody_left() -> bool:
+                return running.family() == []
+
+            await until(nobody_left, described="the decoder goes with it")
+    assert done.code == last_resort.EXIT_CODE, done.err
+    assert "took more than 2 s" in done.err
+    assert "in main" in done.err, "it says where every thread was"
+    scene.check_secrets(done.out, done.err)
+
+
+def test_it_counts_from_the_first_failure_and_a_death_in_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[Any] = []
+
+    class Timer:
+        def __init__(self, seconds: float, function: Any) -> None:
+            self.seconds, self.function, self.running = seconds, function, False
+            timers.append(self)
+
+        def start(self) -> None:
+            self.running = True
+
+        def cancel(self) -> None:
+            self.running = False
+
+    monkeypatch.setattr(threading, "Timer", Timer)
+    resort = LastResort(30.0)
+    resort.disarm()
+    resort.arm()
+    resort.arm()
+    (timer,) = timers
+    assert (timer.seconds, timer.running) == (30.0, True)
+    resort.disarm()
+    assert not timer.running
+
+
+def test_draining_and_the_longest_death_fit_into_what_the_service_manager_grants() -> None:
+    unit = (Path(__file__).parents[1] / "systemd" / "trio-runner@.service").read_text()
+    granted = float(next(line for line in unit.splitlines() if line.startswith("TimeoutStopSec=")).partition("=")[2])
+    config = Config()
+    longest = daemon.FAILURE_SECONDS + config.kafka.publish_timeout_seconds + daemon.LAST_RESORT_MARGIN_SECONDS
+    assert config.runner.drain_seconds + longest < granted

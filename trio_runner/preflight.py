@@ -1,0 +1,135 @@
+"""Everything that the work needs, opened and checked before the claim, each within its own deadline."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_runner import retry
+from trio_runner.credentials import secrets_of
+from trio_runner.death import FLUSH_SECONDS, publish_spooled
+from trio_runner.failure import flatten
+from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.logs import conceal
+from trio_runner.model import ErrorCode, Failure, RunnerError
+from trio_runner.store import Store, open_store
+from trio_runner.video import Video, spawn_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_runner.config import Config
+    from trio_runner.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_doors(
+    config: Config, spool: Spool, *, on_passed: Callable[[], None] = lambda: None
+) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
+    """The three doors, open: a runner that could not report a failure, or not work, does not get as far as a claim.
+
+    Raises:
+        RunnerError: the first thing that is not as it must be.
+    """
+    # The decoder starts while the peers are asked: Python and OpenCV take longer than all of them.
+    async with spawn_decoder(config.video, on_passed=on_passed) as video:
+        await spool.reserve()
+        async with _open_ledger(config) as store:
+            await retry.check_broker(config.kafka)
+            await _send_what_waits(config, spool)
+            async with _open_inference(config) as inference:
+                await video.open()
+                yield store, inference, video
+
+
+async def _send_what_waits(config: Config, spool: Spool) -> None:
+    """No reason not to work: what cannot be sent waits on."""
+    try:
+        with trio.move_on_after(FLUSH_SECONDS):
+            await publish_spooled(config, spool)
+    except RunnerError as error:
+        logger.warning("events wait in the spool: %s", error)
+
+
+@asynccontextmanager
+async def _open_ledger(config: Config) -> AsyncIterator[Store]:
+    application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
+    async with open_store(config.database, application_name=application) as store:
+        if config.database.create_schema:
+            await store.create_schema()
+        await store.check_schema()
+        yield store
+
+
+@asynccontextmanager
+async def _open_inference(config: Config) -> AsyncIterator[InferenceClient]:
+    async with open_client(config.inference) as inference:
+        await inference.check()
+        yield inference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the preflight found of one thing; no failure means that it is as it must be."""
+
+    thing: str
+    where: str
+    seconds: float
+    failure: Failure | None
+
+
+async def check(config: Config, spool: Spool) -> list[Finding]:
+    """The same preflight, every thing by itself and all at once; nothing is claimed, created or sent.
+
+    Of the disk one thing is asked that leaves a trace: the spool's directory with a reserve file in it.
+    """
+    secrets = await secrets_of(config)
+    conceal(secrets)
+    findings: dict[str, Finding] = {}
+
+    async def look(thing: str, where: str, find_out: Callable[[], Awaitable[None]]) -> None:
+        started, failure = trio.current_time(), None
+        try:
+            await find_out()
+        except RunnerError as error:
+            failure = flatten(error, secrets)
+        findings[thing] = Finding(thing=thing, where=where, seconds=trio.current_time() - started, failure=failure)
+
+    things: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
+        "spool": (str(spool.directory), spool.reserve),
+        "database": (config.database.url, partial(_check_ledger, config)),
+        "kafka": (f"{config.kafka.brokers}, {config.kafka.retry_topic}", partial(retry.check_broker, config.kafka)),
+        "inference": (config.inference.url, partial(_check_inference, config)),
+        "video": (config.video.path, partial(_check_video, config)),
+    }
+    async with trio.open_nursery() as nursery:
+        for thing, (where, find_out) in things.items():
+            nursery.start_soon(look, thing, where, find_out)
+    return [findings[thing] for thing in things]
+
+
+async def _check_ledger(config: Config) -> None:
+    async with open_store(config.database, application_name="trio-runner check") as store:
+        try:
+            await store.check_schema()
+        except RunnerError as error:
+            # What a run would complete is not missing.
+            if not (config.database.create_schema and error.code is ErrorCode.STORE_SCHEMA):
+                raise
+
+
+async def _check_inference(config: Config) -> None:
+    async with _open_inference(config):
+        pass
+
+
+async def _check_video(config: Config) -> None:
+    async with spawn_decoder(config.video) as video:
+        await video.open()
