@@ -292,10 +292,10 @@ def larger_than_declared(directory: Path, *, size: tuple[int, int], since: int) 
     return muxed(directory, packets, codec="libx264")
 
 
-def remuxed(directory: Path, *, kind: str = MP4, name: str = "video.mp4", shift: int = 0, **options: str) -> Path:
-    """The packets of the whole clip in a container made with FFmpeg's `options`, perhaps at other times."""
+def remuxed(directory: Path, *, content: bytes = b"", name: str = "video.mp4", shift: int = 0, **options: str) -> Path:
+    """The packets of `content`, or of the whole clip, in a container made with `options`, perhaps at other times."""
     path = directory / name
-    with av.open(io.BytesIO(whole(kind)), "r") as given, av.open(str(path), "w", options=options) as made:
+    with av.open(io.BytesIO(content or whole(MP4)), "r") as given, av.open(str(path), "w", options=options) as made:
         stream = made.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(video=0):
             if packet.dts is not None and packet.pts is not None:
@@ -502,6 +502,28 @@ def shrink(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+CLUSTER = b"\x1f\x43\xb6\x75"
+"""How each part of a Matroska file begins: where one is missing nothing is torn, and FFmpeg sees nothing wrong."""
+
+
+def shrink_by_a_cluster(path: Path) -> None:
+    os.truncate(path, path.read_bytes().rindex(CLUSTER))
+
+
+def half_of_a_live_recording(directory: Path) -> Path:
+    """Matroska that declares no end, up to where its last cluster will begin."""
+    source = clip(directory, name="source.mkv", frames=LONG_FRAMES, size=(640, 480), codec="mjpeg").read_bytes()
+    path = remuxed(directory, content=source, name="video.mkv", live="1")
+    shrink_by_a_cluster(path)
+    return path
+
+
+def append_nothing(path: Path) -> None:
+    """Append an empty element: whoever records is still there."""
+    with path.open("ab") as file:
+        file.write(b"\xec\x80")
+
+
 def overwrite(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
@@ -653,6 +675,11 @@ CASES: dict[str, Case] = {
        for name in ("video.avi", "video.mkv")},
     **{f"a file that is cut ({name})": Case(make=partial(long_clip, name=name), codes=TRUNCATED_ONLY, act=shrink)
        for name in ("video.avi", "video.mkv", "video.mov")},
+    "a file that is cut between two clusters": Case(
+        make=partial(long_clip, name="video.mkv"), codes=TRUNCATED_ONLY, act=shrink_by_a_cluster
+    ),
+    "a live recording that goes on": Case(make=half_of_a_live_recording, codes=TRUNCATED_ONLY, act=append_nothing),
+    "a live recording that has ended": Case(make=half_of_a_live_recording, frames=LONG_FRAMES - 2),
     **{f"a file that is written over ({name})": Case(
         make=partial(long_clip, name=name), codes=TRUNCATED_ONLY, act=overwrite)
        for name in ("video.avi", "video.mkv")},

@@ -257,6 +257,8 @@ def test_a_report_of_one_mistake_without_a_line() -> None:
         "[kafka]\nsecurity_protocl = 'SASL_SSL'\nusername = 'u'\npassword_file = 'p'\n",
         "[kafka]\nbrokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\npassword = 'p'\n",
         "[video]\nsecurity_protocol = 'SSL'\n[kafka]\nca_file = 'ca'\n",
+        "[database]\nurl = 'postgresql://u@h/d'\nsslmode = 'require'\npassword_file = 'p'\nallow_plaintext_pw = true\n",
+        "[inference]\nurl = 'http://h'\ntoken_file = 't'\nallow_plaintext = true\n",
         "[pipelin]\nmax_buffered_frames = 999\n[database]\nbatch_frames = 100\n",
         "[inference]\nurl = 'htp://h'\ntoken_file = 't'\nca_file = 'c'\n",
     ],
@@ -346,8 +348,16 @@ def test_what_goes_together_is_taken(text: str) -> None:
 
 
 def test_a_socket_must_be_named_as_one_to_go_without_tls() -> None:
-    text = "[database]\nurl = 'postgresql:///d?host=h'\nsslmode = 'disable'\npassword_file = 'p'\n"
-    assert problems(text) == [("database.sslmode", 3)]
+    for url in (
+        "postgresql:///d?host=h",
+        "postgresql://:5432/d?host=h",
+        "postgresql://[::1]/d",
+        "postgresql://h/d?host=/run",
+    ):
+        text = f"[database]\nurl = '{url}'\nsslmode = 'disable'\npassword_file = 'p'\n"
+        assert problems(text) == [("database.sslmode", 3)]
+    # A port alone is none of a network.
+    assert problems("[database]\nurl = 'postgresql://:5432/d'\nca_file = 'c'\n") == [("database.ca_file", 3)]
 
 
 @pytest.mark.parametrize(
@@ -572,7 +582,7 @@ def test_lines_are_found_in_every_way_of_writing(text: str, line: int) -> None:
     assert problems(text) == [("runner.id", line)]
 
 
-def test_a_key_that_is_not_written_has_the_line_of_its_table_or_none() -> None:
+def test_a_key_that_is_not_written_has_the_line_of_another_or_none() -> None:
     assert problems("[log]\n[kafka]\nbrokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\n") == [
         ("kafka.password_file", 4)
     ]
@@ -589,6 +599,7 @@ entries = st.sampled_from(
         ("", []),
         ("{} = 1", [()]),
         ('\'{}\' = "[x]" # """', [()]),
+        ('{} = """a"""" # "[', [()]),
         ('"{}" = """\n[x]\n#\\"""\ny = 1\n""""" # """', [()]),
         ("{} = '''\n{{[\n'''' # '", [()]),
         ('{} = [ # ]\n  [1, "]",\n\n  2],\n]', [()]),

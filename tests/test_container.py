@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,14 @@ def test_a_whole_file_declares_its_own_size_and_a_byte_less_is_cut_short(
     assert not inspect(path).cut_short
     path.write_bytes(path.read_bytes()[:-1])
     assert inspect(path).cut_short
+
+
+def test_a_file_that_was_written_to_is_another(tmp_path: Path) -> None:
+    path = clips.INTACT["h264.mkv"](tmp_path / "clip.mkv")
+    before = inspect(path)
+    assert inspect(path) == before
+    os.utime(path, ns=(0, before.modified_ns + 1))
+    assert inspect(path) != before
 
 
 @pytest.mark.parametrize(("content", "declared"), [

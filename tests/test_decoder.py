@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -348,11 +350,53 @@ async def test_the_name_of_a_file_means_nothing(name: str, clip: Path, tmp_path:
     assert len((await watch(tmp_path / name)).frames) == 60
 
 
-def test_the_bundled_ffmpeg_is_at_least_8_1_2() -> None:
+def child(script: str, tmp_path: Path) -> str:
+    """What a process like the decoder's prints: it has OpenCV's FFmpeg alone, where the tests have PyAV's, too."""
+    with (tmp_path / "stderr").open("wb+") as stderr:
+        command = [sys.executable, "-c", f"import cv2, os\nfrom trio_runner import ffmpeg\n{script}"]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True).stdout
+
+
+def test_the_ffmpeg_in_use_is_at_least_8_1_2(tmp_path: Path) -> None:
     # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe said.
-    found = re.search(r"avcodec:\s+YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
-    assert found is not None
-    assert tuple(map(int, found.groups())) >= (62, 28, 102)
+    number = int(child("print(ffmpeg.load_ffmpeg().avcodec_version())", tmp_path))
+    assert (number >> 16, number >> 8 & 0xFF, number & 0xFF) >= (62, 28, 102)
+    built = re.search(r"avcodec:\s+YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
+    assert built is not None
+    assert tuple(map(int, built.groups())) >= (62, 28, 102)
+
+
+@pytest.mark.parametrize("older", ["ffmpeg.LIBAVCODEC = (62, 99, 0)", 'ffmpeg.Path = lambda path: Path("/dev/null")'])
+def test_a_decoder_with_an_older_ffmpeg_or_none_refuses_to_start(older: str, tmp_path: Path) -> None:
+    said = child(
+        f"""
+from pathlib import Path
+from trio_runner.model import RunnerError
+{older}
+try:
+    ffmpeg.load_ffmpeg()
+except RunnerError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert said.startswith("decoder_failed: OpenCV has libavcodec ")
+    assert "is needed. Install opencv-python-headless" in said
+
+
+@pytest.mark.parametrize(("said", "complaint"), [
+    ("[h264 @ 0x55d0] [error] error while decoding MB 3 4", "FFmpeg: [h264] error while decoding MB 3 4"),
+    ("[mpeg4 @ 0x55d0] [verbose] concealing 9 DC, 9 AC, 9 MV errors in P frame",
+     "FFmpeg: [mpeg4] concealing 9 DC, 9 AC, 9 MV errors in P frame"),
+    ("[mov @ 0x55d0] [verbose] edit list\n[vp9 @ 0x55d0] [fatal] Out of bits.", "FFmpeg: [vp9] Out of bits"),
+    ("[h264 @ 0x55d0] [verbose] Reinit context to 320x240, pix_fmt: yuv420p", ""),
+    ("[h264 @ 0x55d0] [error] mmco: unref short failure", ""),
+    ("[h264 @ 0x55d0] [warning] Increasing reorder buffer", ""),
+    ("", ""),
+])  # fmt: skip
+def test_what_ffmpeg_says_of_damage_is_a_complaint(said: str, complaint: str, tmp_path: Path) -> None:
+    script = f"heard = ffmpeg.Complaints()\nos.write(2, {said!r}.encode())\nprint(heard.take())\nprint(heard.take())"
+    assert child(script, tmp_path) == f"{complaint}\n\n"
 
 
 def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:

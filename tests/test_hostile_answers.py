@@ -173,7 +173,7 @@ async def test_a_fault_has_a_name_and_the_client_is_well_after_it(fault: Fault) 
         plan = {0: fault}
         async with (
             open_fake(plan=lambda request, _: plan.get(request), elsewhere=elsewhere.url) as fake,
-            open_client(InferenceSection(url=fake.url, timeout_seconds=1.0)) as client,
+            open_client(InferenceSection(url=fake.url, timeout_seconds=2.0)) as client,
         ):
             with pytest.raises(RunnerError) as caught:
                 await client.infer(painted(0))

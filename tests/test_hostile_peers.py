@@ -104,6 +104,12 @@ def when_finishing(proxies: Proxies, proxy: Proxy, how: Breakdown) -> None:
     proxies.database.arm(partial(proxy.break_down, how), TO_SERVER, at=FINISH, passing=True)
 
 
+def when_leaving(_: Proxies, proxy: Proxy, how: Breakdown) -> None:
+    """When the process takes its leave of the ledger; before, in an array of floats, the same bytes mean nothing."""
+    act = partial(proxy.break_down, how)
+    proxy.arm(partial(proxy.arm, act, TO_SERVER, at=GOODBYE), TO_SERVER, at=FINISH, passing=True)
+
+
 FINISH, FAIL, GOODBYE = b"SELECT finish(", b"SELECT fail(", b"X\0\0\0\4"
 HAVE_ROW = b"s\0\0\0\4"
 """PortalSuspended: the one row that was asked for is there, so the function has run."""
@@ -135,8 +141,8 @@ DATABASE_END = (
     Case("end, reply", SWALLOW, when_done(FINISH, HAVE_ROW), NO_STORE, ledger=False),
     *(Case("death", how, when_asked(FAIL), UNAVAILABLE, ledger=False, dies=True) for how in (REFUSE, RESET, FREEZE)),
     Case("death", DRIP, when_asked(FAIL), UNAVAILABLE, ledger=None, dies=True),
-    Case("close", RESET, when_asked(GOODBYE), "", exits=(0,)),
-    Case("close", FREEZE, when_asked(GOODBYE), "", exits=(0,)),
+    Case("close", RESET, when_leaving, "", exits=(0,)),
+    Case("close", FREEZE, when_leaving, "", exits=(0,)),
 )
 
 KAFKA_START = (
@@ -319,13 +325,12 @@ class Play:
         assert "Traceback" not in done.err, done.err
         self.scene.check_secrets(done.out, done.err)
         codes = named_codes(done)
-        assert codes <= {*self.case.codes.split(), "kafka_unreachable"}, (codes, done.err)
-        assert "internal" not in codes
+        assert codes <= set(self.case.codes.split()), done.err
         if done.code == 0:
             await self.scene.check_rows(self.frames, self.size)
             assert await read_topic(self.scene.servers.brokers, self.scene.topic) == []
             return
-        assert codes & set(self.case.codes.split()), done.err
+        assert codes, done.err
         await self._check_ledger()
         event_ids = await self._check_topic(done)
         await self._run_again()

@@ -150,8 +150,8 @@ def test_the_corpus_is_large(corpus: Corpus, normal: Seen, capsys: pytest.Captur
     with capsys.disabled():
         sys.stdout.write(
             f"\n{len(read)} hostile videos: {errors} ended in a named error, {len(read) - errors} whole; the slowest "
-            f"took {read[slowest].seconds:.1f} s ({slowest}), the largest {read[largest].peak_mib} MiB where a normal clip "
-            f"takes {normal.peak_mib} ({largest})\n"
+            f"took {read[slowest].seconds:.1f} s ({slowest}), the largest {read[largest].peak_mib} MiB where a normal "
+            f"clip takes {normal.peak_mib} ({largest})\n"
         )
 
 

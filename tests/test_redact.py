@@ -189,6 +189,24 @@ def test_lines_stay_json_and_say_the_rest(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("fresh_logging")
+def test_a_secret_that_ends_with_a_backslash_takes_no_quote_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(LogSection(format="json"))
+    conceal(frozenset({"c4n4ry\\"}))
+    logging.getLogger("x").error('c4n4ry\\"after"')
+    assert json.loads(capsys.readouterr().err)["event"] == f'{MASK}"after"'
+
+
+@pytest.mark.usefixtures("fresh_logging")
+def test_lines_stay_json_also_when_an_escape_makes_up_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(LogSection(format="json"))
+    conceal(frozenset({"nabcd"}))
+    say("abcd", "\n", "")
+    said = capsys.readouterr().err
+    assert len([json.loads(line) for line in said.splitlines()]) == 5
+    assert "nabcd" not in said
+
+
+@pytest.mark.usefixtures("fresh_logging")
 def test_what_is_concealed_later_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(LogSection(format="json"))
     conceal(frozenset({"first-secret"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import clips
 import msgspec
+import psutil
 import pytest
 import trio
 from makers import open_video
@@ -149,6 +151,39 @@ async def test_spawning_leaves_the_daemons_own_signals_alone(clip: Path) -> None
         assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 
 
+@pytest.mark.parametrize("spare", range(9))
+async def test_where_descriptors_run_out_nothing_leaks(spare: int, clip: Path) -> None:
+    before = open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    try:
+        # All but a few are taken, wherever the next free ones are.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 64, hard))
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(spare):
+            os.close(held.pop())
+        error = (await watch(clip, max_frames=1)).error
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    # Two pipes, standard error, and what Popen hears of a failed exec through.
+    assert (error is None) == (spare >= 7)
+    assert error is None or (error.code is ErrorCode.DECODER_FAILED and "Too many open files" in error.message)
+    assert open_descriptors() == before
+    assert psutil.Process().children() == []
+
+
+async def test_an_interpreter_that_is_gone_is_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    error = (await watch(clip)).error
+    assert error is not None
+    assert error.code is ErrorCode.DECODER_FAILED
+    assert "/nowhere/python3: No such file or directory. Check" in error.message
+
+
 async def test_a_cancelled_receive_ends_the_child(long_clip: Path) -> None:
     with trio.CancelScope() as scope:
         async with open_video(options(long_clip)) as video:
@@ -242,6 +277,17 @@ async def test_a_child_that_says_nothing_is_stalled(
     error = (await watch(clip, frame_timeout_seconds=0.1)).error
     assert error is not None
     assert error.code is ErrorCode.DECODER_STALLED
+
+
+async def test_what_starting_takes_is_not_held_against_the_file(
+    pretend: PretendChild, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_runner.video.START_ALLOWANCE_SECONDS", 10 * PATIENCE_SECONDS)
+    pretend("exec sleep 1000", header(records.Passed(0)))
+    error = (await watch(clip, frame_timeout_seconds=0.1)).error
+    assert error is not None
+    assert error.code is ErrorCode.DECODER_STALLED
+    assert "for 0.1 s" in error.message
 
 
 @pytest.mark.parametrize("output", [

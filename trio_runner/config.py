@@ -98,12 +98,13 @@ def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         data, _ = read_small_file(path, max_bytes=MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise _single(f"cannot read {path}: {why}", remedy="name an existing config file") from error
+        raise _single(f"cannot read {path}: {why}", remedy="name an existing config file") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _single("not UTF-8 text", line=line, remedy="save the file as UTF-8") from error
+        # Not chained: the decoder's error holds the whole file.
+        raise _single("not UTF-8 text", line=line, remedy="save the file as UTF-8") from None
     return parse_config(text, base_dir=path.resolve().parent, environ=environ)
 
 
@@ -154,9 +155,8 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _line(problem: Problem, lines: Mapping[tuple[str, ...], int]) -> int | None:
-    """Where the key is written, or another that the problem is about, or the table in which it is missing."""
-    involved = (problem.path, *problem.others)
-    return next((lines[path] for path in chain(involved, (path[:1] for path in involved)) if path in lines), None)
+    """Where the key is written, or else another that the problem is about: one of them is, for all defaults agree."""
+    return next((lines[path] for path in (problem.path, *problem.others) if path in lines), None)
 
 
 def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -> Config:

@@ -243,4 +243,6 @@ def _database_host(url: str) -> str:
     """A Unix socket's directory begins with /; nothing stands for the usual ones of these."""
     parts = urlsplit(url)
     # Not `parts.hostname`, which is in lower case: a path is not.
-    return unquote(parts.netloc.rpartition("@")[2]) or dict(parse_qsl(parts.query)).get("host", "")
+    place = parts.netloc.rpartition("@")[2]
+    named = place if place.startswith("[") else unquote(place.partition(":")[0])
+    return named or dict(parse_qsl(parts.query)).get("host", "")

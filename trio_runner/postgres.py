@@ -70,9 +70,9 @@ def address_of(url: str) -> Address:
     """
     parts = urlsplit(url)
     given = dict(parse_qsl(parts.query))
-    if strange := given.keys() - {"host", "port", "user", "dbname"}:
-        remedy = "database.sslmode and its neighbours are keys of their own"
-        raise _unusable(f"{', '.join(sorted(strange))} is not read here; {remedy}")
+    if given.keys() - {"host", "port", "user", "dbname"}:
+        # Not repeated: it may be half of a secret.
+        raise _unusable("its query holds a parameter that is not read; sslmode and its like are keys of [database]")
     name, _, place = parts.netloc.rpartition("@")
     # Not `parts.hostname`, which is in lower case: a path is not.
     named = place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])

@@ -49,7 +49,7 @@ def parse_json(body: bytes) -> Any:
     try:
         answer = msgspec.json.decode(body)
         # msgspec takes the last of two equal keys in silence. Each one dropped takes its colon along, so what is
-        # written again has fewer; only an escaped colon could hide that. A quarter of the cost of asking json.
+        # written again has fewer; only an escaped colon could hide that. A third of the cost of asking json.
         if b"\\" in body or body.count(b":") != msgspec.json.encode(answer).count(b":"):
             _refuse_repeated_keys(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
