@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_runner.config import EMBEDDED, Config, ConfigError, load_config, parse_config
-from trio_runner.config_errors import Problem
+from trio_runner.config.errors import Problem
 from trio_runner.model import ErrorCode
-from trio_runner.toml_lines import key_lines
+from trio_runner.config.lines import key_lines
 
 BASE = Path("/somewhere")
 KEYS = {

@@ -124,6 +124,7 @@ class _Obituary:
     ) -> None:
         self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
         self._claimed = claim
+        self._uptime_seconds = trio.current_time() - progress.started
         self.completed = False
         self._event = self._build()
 
@@ -192,4 +193,5 @@ class _Obituary:
             runner_id=self._attempt.runner_id,
             progress=self._progress,
             reporter="runner",
+            uptime_seconds=self._uptime_seconds,
         )

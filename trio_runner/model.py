@@ -193,5 +193,7 @@ class Progress:
     frames_read: int = 0
     declared_frames: int | None = None
     detections: dict[str, int] = field(default_factory=dict)
+    started: float = 0.0
+    """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0
     """`trio.current_time()` when a frame was last read or stored: what the watchdog asks."""

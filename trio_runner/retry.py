@@ -1,4 +1,4 @@
-"""The retry event: what it says, and the door to Kafka through which it leaves."""
+"""The retry event: what it says, how it leaves, and how a record is known to be one."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Runner:
             self._work, self.claimed, self._busy = trio.CancelScope(), trio.Event(), False
 
     async def _process_once(self, config: Config) -> bool:
-        self.progress = Progress(last_advance=trio.current_time())
+        self.progress = Progress(started=trio.current_time(), last_advance=trio.current_time())
         refusal: ClaimRefusedError | None = None
         spool = spool_of(config)
         async with aio.open_loop(), open_addresses(config) as live:

@@ -20,8 +20,9 @@ from trio_runner.addresses import embedded_services, open_addresses
 from trio_runner.death import publish_spooled
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
-from trio_runner.events import open_topic
+from trio_runner.events import Record, open_topic
 from trio_runner.redact import redact
+from trio_runner.retry import BadEventError
 from trio_runner.spool import spool_of
 from trio_runner.store import open_store
 
@@ -126,7 +127,7 @@ async def events(config: Config, console: Console, *, as_json: bool, follow: boo
     ):
         while follow or not await topic.at_end():
             for record in await topic.read(wait_seconds=POLL_SECONDS):
-                _print_event(record.body, record.headers, console, as_json=as_json)
+                _print_record(record, console, as_json=as_json)
     return EXIT_OK
 
 
@@ -195,12 +196,21 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, UUID) else value
 
 
+def _print_record(record: Record, console: Console, *, as_json: bool) -> None:
+    """As JSON whatever it holds; for people what it says, if it is an event."""
+    try:
+        record.event()
+    except BadEventError as error:
+        if not as_json:
+            place = f"partition {record.partition}, offset {record.offset}"
+            console.print(f"{place}: no retry event: {error}", highlight=False, markup=False, soft_wrap=True)
+            return
+    _print_event(record.body, record.headers, console, as_json=as_json)
+
+
 def _print_event(body: Any, headers: Mapping[str, str], console: Console, *, as_json: bool) -> None:
     if as_json:
         _print_json(console, {"headers": dict(headers), "body": body})
-        return
-    if not isinstance(body, dict):
-        console.print(f"{headers.get('ce_id', '?')}: not a retry event of this version", highlight=False)
         return
     console.print(
         f"{body.get('timestamp', '')}  scenario {body.get('scenario_id')}  attempt {body.get('epoch')}"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import tomli
 
-from trio_runner.config_errors import ConfigError, Problem
-from trio_runner.config_keys import check_tables
-from trio_runner.config_rules import database_rules, inference_rules, kafka_rules, video_rules
-from trio_runner.sections import (
+from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.keys import check_tables
+from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, video_rules
+from trio_runner.config.sections import (
     EMBEDDED,
     OPTIONAL_PATHS,
     DatabaseSection,
@@ -28,7 +28,7 @@ from trio_runner.sections import (
     VideoSection,
 )
 from trio_runner.small_files import read_small_file
-from trio_runner.toml_lines import broken_line, key_lines, written_twice
+from trio_runner.config.lines import broken_line, key_lines, written_twice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,13 +7,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from trio_runner.config_errors import Problem, shown
-from trio_runner.sections import EMBEDDED
+from trio_runner.config.errors import Problem, shown
+from trio_runner.config.sections import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trio_runner.sections import (
+    from trio_runner.config.sections import (
         DatabaseSection,
         InferenceSection,
         KafkaSection,

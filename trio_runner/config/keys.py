@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from trio_runner.config_errors import SECRET_NAME, Problem, shown
-from trio_runner.sections import allowed
+from trio_runner.config.errors import SECRET_NAME, Problem, shown
+from trio_runner.config.sections import allowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from trio_runner.sections import Section
+    from trio_runner.config.sections import Section
 
 CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
 """Where systemd puts what LoadCredential= names; the one variable that a path may begin with."""
