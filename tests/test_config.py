@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from trio_runner.config import EMBEDDED, Config, ConfigError, load_config, parse_config
 from trio_runner.config.errors import Problem
-from trio_runner.model import ErrorCode
 from trio_runner.config.lines import key_lines
+from trio_runner.model import ErrorCode
 
 BASE = Path("/somewhere")
 KEYS = {

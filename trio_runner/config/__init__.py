@@ -12,6 +12,7 @@ import tomli
 
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.keys import check_tables
+from trio_runner.config.lines import broken_line, key_lines, written_twice
 from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, video_rules
 from trio_runner.config.sections import (
     EMBEDDED,
@@ -28,7 +29,6 @@ from trio_runner.config.sections import (
     VideoSection,
 )
 from trio_runner.small_files import read_small_file
-from trio_runner.config.lines import broken_line, key_lines, written_twice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
