@@ -32,6 +32,8 @@ REACHED_BY = {
     "video_unreadable": "test_run.test_a_video_that_is_no_good",
     "video_no_frames": "test_run.test_a_video_that_is_no_good",
     "video_truncated": "test_run.test_a_video_that_is_no_good",
+    "video_changed": "test_reporting.test_another_video_under_the_same_name_is_refused",
+    "sampling_changed": "test_reporting.test_another_sampling_is_refused",
     "decoder_failed": "test_decoder_deaths",
     "decoder_killed": "test_run.test_a_decoder_that_is_killed",
     "decoder_stalled": "test_run.test_a_decoder_that_stands_still",
@@ -53,6 +55,7 @@ REACHED_BY = {
     "kafka_auth": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
     "kafka_topic": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
     "stalled": "test_codes.test_a_pipeline_that_stands_still_although_no_deadline_passes",
+    "runner_killed": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
     "interrupted": "test_run.test_told_to_stop_it_finishes_what_is_under_way",
     "internal": "test_codes.test_a_bug_has_a_name_too_and_its_stack",
 }

@@ -142,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _verb(
         verbs,
+        "report-death",
+        _report_death,
+        "report an attempt whose process is gone and did not: for ExecStopPost= and for spawners",
+    )
+    _verb(verbs, "reap", _reap, "report every runner that was not heard of until its lease ended")
+    _verb(
+        verbs,
         "embedded",
         _embedded,
         "host the embedded servers until Ctrl-C and print their addresses as a config",
@@ -219,6 +226,20 @@ def _flush_spool(options: argparse.Namespace) -> int:
     from trio_runner.verbs import flush_spool
 
     return trio.run(flush_spool, _load(options), Console())
+
+
+def _report_death(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.verbs import report_death
+
+    return trio.run(report_death, _load(options), Console())
+
+
+def _reap(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.verbs import reap
+
+    return trio.run(reap, _load(options), Console())
 
 
 def _init_db(options: argparse.Namespace) -> int:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from trio_runner import aio
+from trio_runner import aio, marker
 from trio_runner.addresses import open_addresses
 from trio_runner.last_resort import LastResort
 from trio_runner.model import ClaimRefusedError
 from trio_runner.pipeline import stalled_seconds
-from trio_runner.runner import Outcome, Runner
+from trio_runner.runner import Ending, Outcome, Runner
 from trio_runner.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
     async with trio.open_nursery() as watchers:
         watchers.start_soon(display.watch, runner)
         watchers.start_soon(_tell_manager, runner, notifier, stalled_seconds(config))
+        directory = marker.directory_of(config, os.environ)
+        await marker.write(directory, config.scenario.id, runner.instance_id)
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         runner.on_failure = last_resort.arm
         try:
@@ -83,9 +85,18 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
                 await runner.process_scenario()
         finally:
             last_resort.disarm()
+        if _is_reported(runner.outcome):
+            marker.remove(directory, config.scenario.id, runner.instance_id)
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
+
+
+def _is_reported(outcome: Outcome | None) -> bool:
+    """Whether nobody need report this attempt any more."""
+    return outcome is not None and (
+        outcome.ending not in (Ending.FAILED, Ending.DRAINED) or outcome.event_confirmed or outcome.event_spooled
+    )
 
 
 async def _obey(

@@ -29,6 +29,11 @@ FLUSH_SECONDS: Final = 15.0
 """How long a start spends on events that wait in the spool; the rest waits for the next start."""
 
 
+_LOST: Final = Failure(
+    code=ErrorCode.LEASE_EXPIRED, type="LeaseExpired", message="its runner was not heard of until the lease ended"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What became of the news: the claim it was about, whether it was still ours to report, whether Kafka has it."""
@@ -50,15 +55,28 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
     lost = None if attempt.epoch else await store.expired_claim(attempt.scenario_id)
     if lost is not None:
         claim, runner_id, host = lost
-        message = "its runner was not heard of until the lease ended"
-        failure = Failure(code=ErrorCode.LEASE_EXPIRED, type="LeaseExpired", message=message)
-        event = retry.build_event(
-            failure, claim=claim, runner_id=runner_id, progress=_progress_of(claim), reporter="takeover"
-        )
-        event = msgspec.structs.replace(event, host=host, pid=None)
+        event = _lost_event(claim, runner_id=runner_id, host=host, reporter="takeover")
         # For the ledger alone: nobody need be called, the next attempt is this one.
-        await _tell_ledger(store, claim, failure, event)
+        await _tell_ledger(store, claim, _LOST, event)
     return await store.claim(attempt)
+
+
+async def publish_lost(
+    config: Config, spool: Spool, store: Store, claim: Claim, *, runner_id: str, host: str
+) -> Report | None:
+    """Report a runner that was not heard of until its lease ended; None: it was reported meanwhile, or came back."""
+    event = _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper")
+    if not await _tell_ledger(store, claim, _LOST, event):
+        return None
+    with trio.CancelScope(shield=True):
+        confirmed = await _publish(config, event)
+        spooled = not confirmed and await _keep(config, spool, event)
+    return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
+
+
+def _lost_event(claim: Claim, *, runner_id: str, host: str, reporter: str) -> retry.RetryEvent:
+    event = retry.build_event(_LOST, claim=claim, runner_id=runner_id, progress=_progress_of(claim), reporter=reporter)
+    return msgspec.structs.replace(event, host=host)
 
 
 def _progress_of(claim: Claim) -> Progress:
@@ -96,7 +114,14 @@ async def publish_spooled(config: Config, spool: Spool) -> int:
 
 
 async def report_death(
-    config: Config, spool: Spool, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
+    config: Config,
+    spool: Spool,
+    attempt: Attempt,
+    claim: Claim | None,
+    failure: Failure,
+    progress: Progress,
+    *,
+    reporter: str = "runner",
 ) -> Report:
     """Record the failure and release the claim, then publish the retry event; without Kafka it goes to the spool.
 
@@ -106,13 +131,13 @@ async def report_death(
     Raises:
         ClaimRefusedError, SupersededError: it had not claimed, and the scenario is not this runner's to fail.
     """
-    obituary = _Obituary(config, attempt, claim, failure, progress)
+    obituary = _Obituary(config, attempt, claim, failure, progress, reporter)
     if failure.code is ErrorCode.SUPERSEDED:
         return Report(claim=obituary.claim, superseded=True)
     with trio.CancelScope(shield=True):
         ours = await obituary.record()
-        confirmed = ours and await obituary.publish()
-        spooled = ours and not confirmed and await obituary.keep(spool)
+        confirmed = ours and await _publish(config, obituary.event)
+        spooled = ours and not confirmed and await _keep(config, spool, obituary.event)
     if obituary.completed:
         return Report(claim=obituary.claim, completed=True)
     return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed, event_spooled=spooled)
@@ -120,13 +145,19 @@ async def report_death(
 
 class _Obituary:
     def __init__(
-        self, config: Config, attempt: Attempt, claim: Claim | None, failure: Failure, progress: Progress
+        self,
+        config: Config,
+        attempt: Attempt,
+        claim: Claim | None,
+        failure: Failure,
+        progress: Progress,
+        reporter: str,
     ) -> None:
         self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
-        self._claimed = claim
-        self._uptime_seconds = trio.current_time() - progress.started
+        self._claimed, self._reporter = claim, reporter
+        self._uptime_seconds = trio.current_time() - progress.started if reporter == "runner" else None
         self.completed = False
-        self._event = self._build()
+        self.event = self._build()
 
     @property
     def claim(self) -> Claim:
@@ -148,8 +179,8 @@ class _Obituary:
                     if self._claimed is None:
                         self._claimed = await claim_scenario(store, self._attempt)
                         self._progress = _progress_of(self._claimed)
-                        self._event = self._build()
-                    ours = await _tell_ledger(store, self._claimed, self._failure, self._event)
+                        self.event = self._build()
+                    ours = await _tell_ledger(store, self._claimed, self._failure, self.event)
                     self.completed = not ours and await store.is_completed(self._claimed)
             except (ClaimRefusedError, SupersededError):
                 raise
@@ -159,39 +190,41 @@ class _Obituary:
             logger.warning("the ledger does not know of this failure: no answer within %g s", RELEASE_SECONDS)
         return ours
 
-    async def publish(self) -> bool:
-        """Tell Kafka; whether it has acknowledged."""
-        try:
-            await retry.publish(self._config.kafka, self._event)
-        except RunnerError as error:
-            logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
-            return False
-        logger.info("retry event %s is acknowledged", self._event.id)
-        return True
-
-    async def keep(self, spool: Spool) -> bool:
-        """Leave the event in the spool; whether it is there."""
-        record = SpooledRecord(
-            id=self._event.id,
-            topic=self._config.kafka.retry_topic,
-            key=str(self._event.scenario_id),
-            headers=tuple((name, value.decode()) for name, value in retry.headers(self._event)),
-            value=retry.encode(self._event).decode(),
-        )
-        try:
-            path = await spool.put(record)
-        except RunnerError as error:
-            logger.error("the retry event is lost to Kafka: %s", error)  # noqa: TRY400 - a named error needs no stack
-            return False
-        logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
-        return True
-
     def _build(self) -> retry.RetryEvent:
         return retry.build_event(
             self._failure,
             claim=self.claim,
             runner_id=self._attempt.runner_id,
             progress=self._progress,
-            reporter="runner",
+            reporter=self._reporter,
             uptime_seconds=self._uptime_seconds,
         )
+
+
+async def _publish(config: Config, event: retry.RetryEvent) -> bool:
+    """Tell Kafka; whether it has acknowledged."""
+    try:
+        await retry.publish(config.kafka, event)
+    except RunnerError as error:
+        logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
+        return False
+    logger.info("retry event %s is acknowledged", event.id)
+    return True
+
+
+async def _keep(config: Config, spool: Spool, event: retry.RetryEvent) -> bool:
+    """Leave the event in the spool; whether it is there."""
+    record = SpooledRecord(
+        id=event.id,
+        topic=config.kafka.retry_topic,
+        key=str(event.scenario_id),
+        headers=tuple((name, value.decode()) for name, value in retry.headers(event)),
+        value=retry.encode(event).decode(),
+    )
+    try:
+        path = await spool.put(record)
+    except RunnerError as error:
+        logger.error("the retry event is lost to Kafka: %s", error)  # noqa: TRY400 - a named error needs no stack
+        return False
+    logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
+    return True

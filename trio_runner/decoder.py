@@ -27,6 +27,7 @@ from trio_runner import records
 from trio_runner.config import VideoSection
 from trio_runner.ffmpeg import Complaints, load_ffmpeg
 from trio_runner.footage import Footage, describe, open_capture
+from trio_runner.identity import identify
 from trio_runner.leash import tie_to_parent
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.opening import open_file
@@ -83,7 +84,8 @@ def _run(options: VideoSection, out: int) -> None:
     complaints = Complaints()
     capture = open_capture(fd, options, complaints, ffmpeg)
     info = describe(capture, options)
-    write(out, records.Opened(info))
+    identity = identify(fd, codec=info.codec, width=info.width, height=info.height)
+    write(out, records.Opened(msgspec.structs.replace(info, identity=identity)))
     line = sys.stdin.buffer.readline(4096)
     if not line:
         return

@@ -55,6 +55,8 @@ class ErrorCode(enum.StrEnum):
     VIDEO_UNREADABLE = "video_unreadable", Stage.VIDEO, ErrorClass.PERMANENT
     VIDEO_NO_FRAMES = "video_no_frames", Stage.VIDEO, ErrorClass.PERMANENT
     VIDEO_TRUNCATED = "video_truncated", Stage.VIDEO, ErrorClass.PERMANENT
+    VIDEO_CHANGED = "video_changed", Stage.VIDEO, ErrorClass.PERMANENT
+    SAMPLING_CHANGED = "sampling_changed", Stage.CONFIG, ErrorClass.PERMANENT
     DECODER_FAILED = "decoder_failed", Stage.VIDEO, ErrorClass.RETRIABLE
     DECODER_KILLED = "decoder_killed", Stage.VIDEO, ErrorClass.RETRIABLE
     DECODER_STALLED = "decoder_stalled", Stage.VIDEO, ErrorClass.RETRIABLE
@@ -76,6 +78,9 @@ class ErrorCode(enum.StrEnum):
     KAFKA_AUTH = "kafka_auth", Stage.KAFKA, ErrorClass.RETRIABLE
     KAFKA_TOPIC = "kafka_topic", Stage.KAFKA, ErrorClass.RETRIABLE
     STALLED = "stalled", Stage.RUN, ErrorClass.RETRIABLE
+    RUNNER_KILLED = "runner_killed", Stage.RUN, ErrorClass.RETRIABLE
+    RUNNER_OUT_OF_MEMORY = "runner_out_of_memory", Stage.RUN, ErrorClass.RETRIABLE
+    RUNNER_HUNG = "runner_hung", Stage.RUN, ErrorClass.RETRIABLE
     INTERRUPTED = "interrupted", Stage.RUN, ErrorClass.INTERRUPTED
     INTERNAL = "internal", Stage.RUN, ErrorClass.RETRIABLE
 
@@ -120,6 +125,7 @@ class VideoInfo(msgspec.Struct, frozen=True, kw_only=True):
     fps: float
     declared_frames: int | None = None
     duration_seconds: float | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +187,8 @@ class Claim:
     instance_id: str
     next_frame: int
     frames_stored: int
+    video_identity: str | None = None
+    sampling: str | None = None
 
 
 @dataclass(slots=True)

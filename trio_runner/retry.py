@@ -114,7 +114,8 @@ def build_event(
     uptime_seconds: float | None = None,
 ) -> RetryEvent:
     """Say what happened to the attempt `claim`; `uptime_seconds` is how long the process had run, by its own clock."""
-    invocation_id = os.environ.get("INVOCATION_ID", "") if reporter == "runner" else ""
+    own = reporter in {"runner", "stop-post"}
+    invocation_id = os.environ.get("INVOCATION_ID", "") if own else ""
     return RetryEvent(
         scenario_id=claim.scenario_id,
         runner_id=runner_id,
@@ -141,7 +142,7 @@ def build_event(
         instance_id=claim.instance_id,
         invocation_id=invocation_id if re.search(_INVOCATION_ID, invocation_id) else None,
         host=socket.gethostname(),
-        pid=os.getpid(),
+        pid=os.getpid() if reporter == "runner" else None,
         uptime_seconds=uptime_seconds,
         version=__version__,
     )

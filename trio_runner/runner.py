@@ -6,7 +6,7 @@ import enum
 import logging
 import uuid
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from trio_runner.config import VideoSection
     from trio_runner.inference.client import InferenceClient
     from trio_runner.spool import Spool
     from trio_runner.store import Store
@@ -114,7 +115,8 @@ class Runner:
             **{name: {key: value for key, value in keys.items() if value is not None} for name, keys in named.items()}
         )
         self._servers = AsyncExitStack()
-        self._instance_id = str(uuid.uuid4())
+        self.instance_id = str(uuid.uuid4())
+        """Of this object's attempts; the ledger knows them by it."""
         self._drain = trio.Event()
         self._work = trio.CancelScope()
         self._aborted = self._busy = self._dead = False
@@ -250,14 +252,16 @@ class Runner:
             epoch=config.scenario.epoch,
             video_path=config.video.path,
             runner_id=config.runner.id,
-            instance_id=self._instance_id,
+            instance_id=self.instance_id,
             max_failures=config.scenario.max_failures,
         )
         self.claim = None
         try:
             with self._work:
                 async with open_doors(config, spool, on_passed=self._advance) as (store, inference, video):
+                    attempt = replace(attempt, video_identity=video.info.identity, sampling=_sampling(config.video))
                     self.claim = await claim_scenario(store, attempt)
+                    _check_same(self.claim, attempt)
                     await self._process(config, self.claim, store, inference, video)
                 return Outcome(ending=Ending.COMPLETED, claim=self.claim)
             self.on_failure()
@@ -317,6 +321,31 @@ class Runner:
         if end.skipped_corrupt:
             logger.warning("%d damaged frames were passed over", end.skipped_corrupt)
         await store.finish(claim, end.selected, config.scenario.on_complete)
+
+
+def _sampling(video: VideoSection) -> str:
+    """Which frames are chosen, in words that are the same for the same choice."""
+    return (
+        f"stride {video.stride}, max_fps {video.max_fps:g}, start_seconds {video.start_seconds:g}, "
+        f"max_frames {video.max_frames}"
+    )
+
+
+def _check_same(claim: Claim, attempt: Attempt) -> None:
+    """What is stored and what would be stored are of one kind; raises RunnerError where they are not."""
+    stored = f"the {claim.frames_stored} frames stored"
+    if claim.video_identity != attempt.video_identity:
+        raise RunnerError(
+            ErrorCode.VIDEO_CHANGED,
+            f"{attempt.video_path}: is not the video that {stored} come from. Put that one back, or give the new one "
+            "a scenario of its own",
+        )
+    if claim.sampling != attempt.sampling:
+        raise RunnerError(
+            ErrorCode.SAMPLING_CHANGED,
+            f"{stored} were chosen by: {claim.sampling}; now: {attempt.sampling}. Set [video] as it was, or use "
+            "another scenario",
+        )
 
 
 def _is_cancellation(error: BaseException) -> bool:

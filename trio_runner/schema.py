@@ -20,6 +20,8 @@ RUNNER_VERBS: Final = (
     "finish",
     "fail",
     "expired_claim",
+    "expired_claims",
+    "attempt_of",
     "is_completed",
     "label_counts",
 )

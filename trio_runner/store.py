@@ -39,6 +39,8 @@ class Attempt:
     runner_id: str
     instance_id: str
     max_failures: int
+    video_identity: str | None = None
+    sampling: str | None = None
 
 
 class Store:
@@ -59,7 +61,7 @@ class Store:
             ScenarioCompletedError, ClaimRefusedError, SupersededError: it is not this runner's to take.
         """
         row = await self._fetch_one(
-            "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8)",
+            "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             attempt.scenario_id,
             attempt.video_path,
             attempt.epoch,
@@ -68,6 +70,8 @@ class Store:
             socket.gethostname(),
             self._lease,
             attempt.max_failures,
+            attempt.video_identity,
+            attempt.sampling,
         )
         if row is None:
             raise RunnerError(ErrorCode.STORE_REJECTED, "claim() gave no row")
@@ -77,21 +81,28 @@ class Store:
             instance_id=attempt.instance_id,
             next_frame=row["claimed_next_frame"],
             frames_stored=row["claimed_frames_stored"],
+            video_identity=row["claimed_identity"],
+            sampling=row["claimed_sampling"],
         )
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
         """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
-        row = await self._fetch_one("SELECT * FROM expired_claim($1)", scenario_id)
-        if row is None:
-            return None
-        claim = Claim(
-            scenario_id=scenario_id,
-            epoch=row["epoch"],
-            instance_id=str(row["instance_id"]),
-            next_frame=row["next_frame"],
-            frames_stored=row["frames_stored"],
+        row = await self._fetch_one("SELECT $1::bigint AS scenario_id, c.* FROM expired_claim($1) c", scenario_id)
+        return (_claim_of(row), row["runner_id"], row["host"]) if row else None
+
+    async def expired_claims(self, limit: int) -> list[tuple[Claim, str, str]]:
+        """The claims of runners that were not heard of until their leases ended, each with runner's id and host."""
+        rows = await self._fetch_all("SELECT * FROM expired_claims($1)", limit)
+        return [(_claim_of(row), row["runner_id"], row["host"]) for row in rows]
+
+    async def attempt_of(self, scenario_id: int, instance_id: str) -> tuple[Claim, bool] | None:
+        """What that process claimed, and whether its end is recorded; None: it never claimed."""
+        row = await self._fetch_one(
+            "SELECT $1::bigint AS scenario_id, $2::uuid AS instance_id, a.* FROM attempt_of($1, $2) a",
+            scenario_id,
+            uuid.UUID(instance_id),
         )
-        return claim, row["runner_id"], row["host"]
+        return (_claim_of(row), row["ended"]) if row else None
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
@@ -239,3 +250,13 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
+
+
+def _claim_of(row: Mapping[str, Any]) -> Claim:
+    return Claim(
+        scenario_id=row["scenario_id"],
+        epoch=row["epoch"],
+        instance_id=str(row["instance_id"]),
+        next_frame=row["next_frame"],
+        frames_stored=row["frames_stored"],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from trio_runner import aio, preflight
+from trio_runner import aio, preflight, reporting
 from trio_runner.addresses import embedded_services, open_addresses
 from trio_runner.death import publish_spooled
 from trio_runner.embedded.data_directory import is_hosted
@@ -27,9 +28,10 @@ from trio_runner.spool import spool_of
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from trio_runner.config import Config
+    from trio_runner.death import Report
 
 EXIT_OK = 0
 EXIT_NOTHING = 1
@@ -88,6 +90,42 @@ async def flush_spool(config: Config, console: Console) -> int:
         soft_wrap=True,
     )
     return EXIT_UNCONFIRMED if left else EXIT_OK
+
+
+async def report_death(config: Config, console: Console) -> int:
+    """Report what the config's scenario died of, where its process did not; 74 where Kafka does not have it yet."""
+    spool = spool_of(config)
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
+    ):
+        reports = await reporting.report_dead_processes(live, spool, os.environ)
+        # An attempt that ended with 74 has left its event there; this is the second try.
+        await reporting.flush(live, spool)
+    return _told(reports, console)
+
+
+async def reap(config: Config, console: Console) -> int:
+    """Report every runner whose lease has ended; 74 where Kafka does not have an event yet."""
+    spool = spool_of(config)
+    async with (
+        aio.open_loop(),
+        open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
+    ):
+        reports = await reporting.reap(live, spool)
+    return _told(reports, console)
+
+
+def _told(reports: Sequence[Report], console: Console) -> int:
+    for report in reports:
+        told = "reported" if report.event_confirmed else "in the spool" if report.event_spooled else "NOT reported"
+        if report.superseded or report.completed:
+            told = "nothing to report"
+        console.print(f"scenario {report.claim.scenario_id}, attempt {report.claim.epoch}: {told}", highlight=False)
+    if not reports:
+        console.print("nothing to report", highlight=False)
+    owed = [report for report in reports if not (report.superseded or report.completed or report.event_confirmed)]
+    return EXIT_UNCONFIRMED if owed else EXIT_OK
 
 
 async def show(config: Config, scenario_id: int | None, console: Console, *, as_json: bool) -> int:

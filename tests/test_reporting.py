@@ -1,0 +1,211 @@
+"""Deaths that the dead did not report: told by a service manager's words or by the lease, once, under the same id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import clips
+import pytest
+from fake_inference import Fault, at_frame, open_fake
+from harness import Finished, read_topic, until
+from scene import Held, Scene, held_run
+
+from trio_runner.model import ErrorCode
+from trio_runner.reporting import cause_of_death
+
+
+@pytest.mark.parametrize(
+    ("result", "how", "status", "code"),
+    [
+        ("exit-code", "exited", "75", None),
+        ("success", "exited", "0", None),
+        ("exit-code", "exited", "65", None),
+        ("exit-code", "exited", "78", None),
+        ("exit-code", "exited", "79", None),
+        ("exit-code", "exited", "74", ErrorCode.INTERNAL),
+        ("exit-code", "exited", "1", ErrorCode.INTERNAL),
+        ("success", "killed", "TERM", ErrorCode.INTERRUPTED),
+        ("signal", "killed", "KILL", ErrorCode.RUNNER_KILLED),
+        ("signal", "killed", "SEGV", ErrorCode.RUNNER_KILLED),
+        ("core-dump", "dumped", "ABRT", ErrorCode.RUNNER_KILLED),
+        ("watchdog", "killed", "ABRT", ErrorCode.RUNNER_HUNG),
+        ("watchdog", "killed", "KILL", ErrorCode.RUNNER_HUNG),
+        ("timeout", "killed", "TERM", ErrorCode.RUNNER_HUNG),
+        ("oom-kill", "killed", "KILL", ErrorCode.RUNNER_OUT_OF_MEMORY),
+        ("", "", "", ErrorCode.RUNNER_KILLED),
+    ],
+)
+def test_what_a_service_manager_says_has_a_name(result: str, how: str, status: str, code: ErrorCode | None) -> None:
+    failure = cause_of_death({"SERVICE_RESULT": result, "EXIT_CODE": how, "EXIT_STATUS": status})
+    assert (failure and failure.code) == code
+
+
+async def killed(scene: Scene, held: Held) -> None:
+    held.running.send_signal(signal.SIGKILL)
+    assert (await held.running.wait()).code == -signal.SIGKILL
+
+    async def nobody_left() -> bool:
+        return held.running.family() == []
+
+    await until(nobody_left, described="the children are gone")
+
+
+async def report_death(scene: Scene, **variables: str) -> Finished:
+    config = scene.directory / "runner.toml"
+    async with scene.cli.started("report-death", config, variables=variables) as running:
+        return await running.wait()
+
+
+KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
+
+
+async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        assert "nothing to report" in (await report_death(scene, **KILLED)).out, "it is alive"
+        await killed(scene, held)
+    done = await report_death(scene, **KILLED)
+    assert done.code == 0, done.err
+    assert "attempt 1: reported" in done.out
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert (record["reporter"], record["body"]["error"]["code"]) == ("stop-post", "runner_killed")
+    event = await scene.the_event()
+    assert (event.headers["ce_id"], event.body) == (str(record["event_id"]), record["body"])
+    again = await report_death(scene, **KILLED)
+    assert (again.code, "nothing to report" in again.out) == (0, True)
+    await scene.the_event()
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, clip: Path) -> None:
+    """The marker is there, and the ledger knows of no such attempt."""
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        async with scene.cli.started("run", config) as running:
+
+            async def marked() -> list[Path]:
+                return list((scene.directory / "data").glob(f"attempt-{scene.scenario_id}-*.json"))
+
+            await until(marked, described="the marker")
+            os.kill(running.pid, signal.SIGKILL)
+            await running.wait()
+    done = await report_death(scene, **KILLED)
+    assert done.code == 0, done.err
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert record["body"]["error"]["code"] == "runner_killed"
+    assert (await scene.the_event()).headers["ce_id"] == str(record["event_id"])
+    await scene.check_resume(frames=60, video={"path": str(clip)})
+
+
+async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, clip: Path) -> None:
+    async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        assert (await scene.run_to_the_end(config)).code == 75
+    done = await report_death(scene, SERVICE_RESULT="exit-code", EXIT_CODE="exited", EXIT_STATUS="75")
+    assert (done.code, "nothing to report" in done.out) == (0, True)
+    unasked = await report_death(scene)
+    assert (unasked.code, "nothing to report" in unasked.out) == (0, True)
+    assert list((scene.directory / "data").glob("attempt-*")) == []
+    await scene.the_event()
+
+
+async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, database={"lease_seconds": 1.0}) as held:
+        config = scene.directory / "runner.toml"
+        assert f"scenario {scene.scenario_id}," not in (await scene.cli("reap", config)).out, "it is alive"
+        await killed(scene, held)
+
+    async def reaped() -> bool:
+        done = await scene.cli("reap", config)
+        assert done.code == 0, done.err
+        return f"scenario {scene.scenario_id}, attempt 1: reported" in done.out
+
+    await until(reaped, described="the lease has ended")
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert (record["reporter"], record["body"]["error"]["code"]) == ("reaper", "lease_expired")
+    assert (await scene.the_event()).headers["ce_id"] == str(record["event_id"])
+    # The service manager comes later than the reaper: it has nothing to add.
+    assert "nothing to report" in (await report_death(scene, **KILLED)).out
+    await scene.the_event()
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_a_reaper_that_comes_too_late_does_not_take_what_was_renewed(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        row = await scene.ledger.existing(scene.scenario_id)
+        (answer,) = await scene.ledger.query(
+            "SELECT fail($1, 1, $2, gen_random_uuid(), 'reaper', 'retriable', '{}') AS recorded",
+            scene.scenario_id,
+            row["instance_id"],
+        )
+        assert not answer["recorded"]
+        held.fake.gate.set()
+        assert (await held.running.wait()).code == 0
+
+
+# the video and its sampling are those of the first claim
+
+
+async def half_a_run(scene: Scene, clip: Path, **video: Any) -> None:
+    async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)} | video, inference={"url": fake.url}, database={"batch_frames": 4}
+        )
+        assert (await scene.run_to_the_end(config)).code == 75
+    assert await scene.stored() > 0
+
+
+async def test_another_video_under_the_same_name_is_refused(scene: Scene, tmp_path: Path) -> None:
+    path = clips.pixel_coded(tmp_path / "video.mp4", frames=60)
+    await half_a_run(scene, path)
+    before = await scene.ledger.predictions(scene.scenario_id)
+    clips.pixel_coded(path, frames=61)
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(path)}, inference={"url": fake.url})
+        done = await scene.run_to_the_end(config)
+    assert done.code == 65, done.err
+    assert fake.numbers == []
+    row = await scene.ledger.existing(scene.scenario_id)
+    assert (row["last_error"]["code"], row["outcome"]) == ("video_changed", "failed")
+    assert await scene.ledger.predictions(scene.scenario_id) == before
+    events = await read_topic(scene.servers.brokers, scene.topic)
+    assert [event.body["error"]["code"] for event in events] == ["inference_unavailable", "video_changed"]
+    await scene.ledger.check_invariants(scene.scenario_id)
+
+
+@pytest.mark.parametrize("changed", [{"stride": 2}, {"max_fps": 10.0}, {"start_seconds": 1.0}, {"max_frames": 50}])
+async def test_another_sampling_is_refused(scene: Scene, clip: Path, changed: dict[str, Any]) -> None:
+    await half_a_run(scene, clip)
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(clip)} | changed, inference={"url": fake.url})
+        done = await scene.run_to_the_end(config)
+    assert done.code == 75, done.err
+    assert fake.numbers == []
+    row = await scene.ledger.existing(scene.scenario_id)
+    assert (row["last_error"]["code"], row["outcome"]) == ("sampling_changed", "failed")
+    assert next(iter(changed)) in row["last_error"]["message"]
+    await scene.ledger.check_invariants(scene.scenario_id)
+
+
+async def test_as_long_as_nothing_is_stored_both_may_change(scene: Scene, tmp_path: Path) -> None:
+    path = clips.pixel_coded(tmp_path / "video.mp4", frames=60)
+    async with open_fake(plan=at_frame(0, Fault.STATUS_500)) as fake:
+        config = scene.write_config(video={"path": str(path)}, inference={"url": fake.url})
+        assert (await scene.run_to_the_end(config)).code == 75
+    clips.pixel_coded(path, frames=30)
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(path), "stride": 3}, inference={"url": fake.url})
+        assert (await scene.run_to_the_end(config)).code == 0
+    rows = await scene.ledger.predictions(scene.scenario_id)
+    assert [row["frame_index"] for row in rows] == list(range(0, 30, 3))
+
+
+async def test_the_same_video_elsewhere_and_younger_is_the_same(scene: Scene, clip: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(clip, tmp_path / "copy.mp4"))
+    await half_a_run(scene, path)
+    path.unlink()
+    shutil.copy(clip, path)
+    await scene.check_resume(frames=60, video={"path": str(path)})

@@ -1,0 +1,126 @@
+"""Reports the deaths that the dead did not report: what a service manager saw, and leases that have ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_runner import marker
+from trio_runner.death import Report, publish_lost, publish_spooled, report_death
+from trio_runner.model import ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
+from trio_runner.store import Attempt, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_runner.config import Config
+    from trio_runner.marker import Marker
+    from trio_runner.model import Claim
+    from trio_runner.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
+"""Exit codes that say: the event is confirmed, or none is owed."""
+
+REAP_BATCH: Final = 100
+
+
+def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
+    """What systemd's SERVICE_RESULT, EXIT_CODE and EXIT_STATUS say (systemd.exec(5)); None: it has reported itself.
+
+    `success` alone does not: a process that SIGTERM killed before it could handle it ended so, too. A spawner without
+    systemd may set the three variables as well, or none of them.
+    """
+    result, how, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
+    if how == "exited" and status in REPORTED:
+        return None
+    told = f"ended unreported: {result or 'nobody says how'}" + (f" ({how} {status})" if how else "")
+    if result == "oom-kill":
+        code = ErrorCode.RUNNER_OUT_OF_MEMORY
+    elif result in {"watchdog", "timeout"}:
+        code = ErrorCode.RUNNER_HUNG
+    elif how == "exited":
+        code = ErrorCode.INTERNAL
+    elif status == "TERM":
+        code = ErrorCode.INTERRUPTED
+    else:
+        code = ErrorCode.RUNNER_KILLED
+    return Failure(code=code, type="Ended", message=told)
+
+
+async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[str, str]) -> list[Report]:
+    """Report every attempt at the config's scenario that was marked by a process which is gone, and was not reported.
+
+    Returns:
+        One report for each that was this call's to make.
+    """
+    failure = cause_of_death(environ)
+    directory = marker.directory_of(config, environ)
+    reports = []
+    for found in marker.of_dead_processes(directory, config.scenario.id):
+        report = None if failure is None else await _report(config, spool, found, failure)
+        if report is not None:
+            reports.append(report)
+        if report is None or report.superseded or report.event_confirmed or report.event_spooled:
+            marker.remove(directory, found.scenario_id, found.instance_id)
+    return reports
+
+
+async def _report(config: Config, spool: Spool, found: Marker, failure: Failure) -> Report | None:
+    """None where it was reported already, or the scenario is not this attempt's to fail."""
+    attempt = Attempt(
+        scenario_id=found.scenario_id,
+        epoch=config.scenario.epoch,
+        video_path=config.video.path,
+        runner_id=config.runner.id,
+        instance_id=found.instance_id,
+        max_failures=config.scenario.max_failures,
+    )
+    claim: Claim | None = None
+    try:
+        async with open_store(config.database, application_name="trio-runner report-death") as store:
+            known = await store.attempt_of(found.scenario_id, found.instance_id)
+        if known is not None:
+            claim, ended = known
+            if ended:
+                return None
+    except RunnerError as error:
+        logger.warning("the ledger cannot be asked about this death: %s", error)
+    progress = Progress(
+        started=trio.current_time(),
+        next_frame=claim.next_frame if claim else 0,
+        frames_stored_before=claim.frames_stored if claim else 0,
+    )
+    try:
+        return await report_death(config, spool, attempt, claim, failure, progress, reporter="stop-post")
+    except (ClaimRefusedError, SupersededError) as error:
+        logger.info("nothing to report: %s", error)
+        return None
+
+
+async def reap(config: Config, spool: Spool) -> list[Report]:
+    """Report the death of every runner that was not heard of until its lease ended, whichever scenario it had.
+
+    Any number of reapers may run: the ledger takes the first report of a death, and none of a runner that came back.
+
+    Raises:
+        RunnerError: the ledger cannot be asked.
+    """
+    reports = []
+    async with open_store(config.database, application_name="trio-runner reap") as store:
+        for claim, runner_id, host in await store.expired_claims(REAP_BATCH):
+            report = await publish_lost(config, spool, store, claim, runner_id=runner_id, host=host)
+            if report is not None:
+                reports.append(report)
+    return reports
+
+
+async def flush(config: Config, spool: Spool) -> None:
+    """Send what waits in the spool, if Kafka takes it now."""
+    try:
+        await publish_spooled(config, spool)
+    except RunnerError as error:
+        logger.warning("events wait in the spool: %s", error)
