@@ -74,6 +74,15 @@ async def publish_lost(
     return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
 
 
+async def publish_recorded(config: Config, spool: Spool, claim: Claim, body: str) -> Report:
+    """Publish an event that the ledger has, perhaps for the second time."""
+    event = msgspec.json.decode(body, type=retry.RetryEvent)
+    with trio.CancelScope(shield=True):
+        confirmed = await _publish(config, event)
+        spooled = not confirmed and await _keep(config, spool, event)
+    return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
+
+
 def _lost_event(claim: Claim, *, runner_id: str, host: str, reporter: str) -> retry.RetryEvent:
     event = retry.build_event(_LOST, claim=claim, runner_id=runner_id, progress=_progress_of(claim), reporter=reporter)
     return msgspec.structs.replace(event, host=host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WRITE_SECONDS: Final = 1.0
+
+BEGUN: Final = "begun"
+"""Lies beside the markers and stays: a process came as far as marking its attempt."""
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +62,7 @@ async def write(directory: Path, scenario_id: int, instance_id: str) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(marker))
         temporary.rename(path)
+        (directory / BEGUN).touch()
 
     try:
         with trio.fail_after(WRITE_SECONDS):
@@ -83,6 +88,20 @@ def of_dead_processes(directory: Path, scenario_id: int) -> list[Marker]:
         if marker.boot != _boot() or marker.pid_started != _started(marker.pid):
             found.append(marker)
     return found
+
+
+def of_unmarked_process(scenario_id: int, environ: Mapping[str, str]) -> Marker | None:
+    """What stands for the marker of a service that died before it wrote one: while it was imported, for instance.
+
+    Only a runtime directory can tell, which is new with each start; the service manager's id of that start is the
+    attempt's (systemd.exec(5)).
+    """
+    runtime, invocation = environ.get("RUNTIME_DIRECTORY", ""), environ.get("INVOCATION_ID", "")
+    if not (runtime and invocation and "SERVICE_RESULT" in environ):
+        return None
+    if (Path(runtime.partition(":")[0]) / BEGUN).exists():
+        return None
+    return Marker(scenario_id=scenario_id, instance_id=str(uuid.UUID(invocation)), pid=0, pid_started=0, boot="")
 
 
 def _started(pid: int) -> int | None:

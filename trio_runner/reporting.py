@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_runner import marker
-from trio_runner.death import Report, publish_lost, publish_spooled, report_death
+from trio_runner.death import Report, publish_lost, publish_recorded, publish_spooled, report_death
 from trio_runner.model import ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
 from trio_runner.store import Attempt, open_store
 
@@ -54,13 +54,16 @@ def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
 async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[str, str]) -> list[Report]:
     """Report every attempt at the config's scenario that was marked by a process which is gone, and was not reported.
 
+    Where a service's process is gone before it had marked anything, that is reported as an attempt, too.
+
     Returns:
         One report for each that was this call's to make.
     """
     failure = cause_of_death(environ)
     directory = marker.directory_of(config, environ)
+    unmarked = marker.of_unmarked_process(config.scenario.id, environ)
     reports = []
-    for found in marker.of_dead_processes(directory, config.scenario.id):
+    for found in [unmarked] if unmarked else marker.of_dead_processes(directory, config.scenario.id):
         report = None if failure is None else await _report(config, spool, found, failure)
         if report is not None:
             reports.append(report)
@@ -83,10 +86,12 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
     try:
         async with open_store(config.database, application_name="trio-runner report-death") as store:
             known = await store.attempt_of(found.scenario_id, found.instance_id)
-        if known is not None:
-            claim, ended = known
-            if ended:
-                return None
+            if known is not None:
+                claim, ended = known
+                if ended:
+                    # Its marker would not be there if it had told Kafka, or the spool: it died in between.
+                    recorded = await store.recorded_event(claim)
+                    return await publish_recorded(config, spool, claim, recorded) if recorded else None
     except RunnerError as error:
         logger.warning("the ledger cannot be asked about this death: %s", error)
     progress = Progress(

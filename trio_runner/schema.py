@@ -22,6 +22,7 @@ RUNNER_VERBS: Final = (
     "expired_claim",
     "expired_claims",
     "attempt_of",
+    "recorded_event",
     "is_completed",
     "label_counts",
 )

@@ -104,6 +104,11 @@ class Store:
         )
         return (_claim_of(row), row["ended"]) if row else None
 
+    async def recorded_event(self, claim: Claim) -> str | None:
+        """The event's body as JSON, if this attempt's death is recorded."""
+        row = await self._fetch_one("SELECT recorded_event($1, $2) AS body", claim.scenario_id, claim.epoch)
+        return row["body"] if row else None
+
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
 

@@ -119,4 +119,10 @@ SELECT a.epoch, a.ended_at IS NOT NULL, s.next_frame, s.frames_stored
  WHERE a.scenario_id = p_id AND a.instance_id = p_instance
 $$;
 
+-- What the ledger was told of an attempt's death: for a report whose sender died between the ledger and Kafka.
+CREATE FUNCTION recorded_event(p_id bigint, p_epoch bigint) RETURNS text
+LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+SELECT body::text FROM retry_events WHERE scenario_id = p_id AND epoch = p_epoch
+$$;
+
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA trio_runner FROM PUBLIC;
