@@ -115,4 +115,8 @@ def _started(pid: int) -> int | None:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    """The kernel's id of this boot; none where the sandbox hides it, and there the runtime directory ends with it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

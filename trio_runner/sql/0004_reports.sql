@@ -87,9 +87,9 @@ BEGIN
     UPDATE scenarios
        SET epoch = s.epoch + 1, instance_id = NULL, lease_until = NULL, failures = counted,
            last_error = p_body -> 'error',
-           -- A shutdown that somebody has asked for meanwhile goes on.
+           -- A shutdown that somebody has asked for meanwhile goes on, and one that is through stays so.
            status = CASE WHEN given_up THEN 'inactive'
-                         WHEN s.status IN ('init_shutdown', 'in_shutdown_processing') THEN s.status
+                         WHEN s.status IN ('init_shutdown', 'in_shutdown_processing', 'inactive') THEN s.status
                          ELSE 'init_startup' END,
            outcome = CASE WHEN given_up THEN 'failed' END,
            -- Exponential with full jitter (random up to 2^n seconds, at most 5 minutes), so that a fleet that fell
@@ -98,6 +98,21 @@ BEGIN
                greatest(p_retry_after, make_interval(secs => random() * least(300, power(2, least(counted, 12))))) END
      WHERE id = p_id;
     RETURN true;
+END $$;
+
+-- The video's end was reached and every selected frame is stored.
+CREATE OR REPLACE FUNCTION finish(p_id bigint, p_epoch bigint, p_instance uuid, p_total bigint, p_status text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+BEGIN
+    UPDATE scenarios
+       SET outcome = 'completed', total_frames = p_total, failures = 0, last_error = NULL,
+           status = CASE WHEN status IN ('init_shutdown', 'in_shutdown_processing', 'inactive') THEN status
+                         ELSE p_status END,
+           instance_id = NULL, lease_until = NULL
+     WHERE id = p_id AND epoch = p_epoch AND instance_id = p_instance AND frames_stored = p_total;
+    IF NOT FOUND THEN PERFORM refuse(p_id, p_epoch, p_instance); END IF;
+    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'completed', end_frame = s.next_frame
+      FROM scenarios s WHERE s.id = p_id AND a.scenario_id = p_id AND a.epoch = p_epoch;
 END $$;
 
 -- The claims of runners that were not heard of until their leases ended, the oldest first: what a reaper is to report.

@@ -1,0 +1,249 @@
+/* The ledger's protocol, small enough to be checked exhaustively: two runners, what they leave behind in PostgreSQL and
+ * on the topic, and everybody who starts them, stops them and tells of their deaths. README.md maps it to the SQL.
+ *
+ * Each verb is one atomic step, as it is one transaction. A process that waits between two steps is a slow one, a
+ * paused one and one behind a partition alike. -DFRAMES=3 frames are to be stored; -DSPARE=1 is how many faults there
+ * may be that no counter limits, 255 being no limit; -DWITHOUT=GUARD takes out one of the guards that are listed here. */
+#ifndef WITHOUT
+#define WITHOUT NOTHING
+#endif
+#define MAX_FAILURES 2
+#define has(guard, condition) (WITHOUT == guard || (condition))
+
+mtype = { NOTHING, EPOCH_FENCE, INSTANCE_FENCE, FRAME_FENCE, TOTAL_IN_FINISH, ONE_CLAIM, EPOCH_IN_CLAIM,
+    OUTCOME_IN_CLAIM, STATUS_IN_CLAIM, EPOCH_IN_FAIL, INSTANCE_IN_FAIL, OUTCOME_IN_FAIL, STATUS_IN_FAIL, LEASE_IN_REAP,
+    REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT }
+mtype = { CLAIM, STORE, FINISH }                           /* verbs that are sent, NOTHING being none */
+mtype = { OK, REFUSED, MISPLACED, LOST }                   /* results: MISPLACED is RN007, REFUSED every other RN00x */
+mtype = { RUNNER, HOST, EVENT, LEASE, RETRIABLE, PERMANENT, INTERRUPTED } /* who tells of a death, and its classes */
+mtype = { ABSENT, WORKING, DYING }                         /* stages of a process */
+mtype = { TO_RUN, TO_STOP, STOPPED, OPEN, COMPLETED, FAILED } /* statuses, in short, and outcomes, OPEN being NULL */
+/* Of an epoch nobody asks but whether it is the row's, so its number is not kept, and attempts are not limited. */
+mtype = { NONE, NOW, PAST }
+/* Instances are numbered by their places; a place is taken anew when nothing more can come from who had it before. */
+#define NOBODY 0
+
+/* The scenario's row; `spawning` is the spawn lease, `progressed` is next_frame > first_frame of this attempt. */
+byte instance = NOBODY, next_frame = 0, failures = 0;
+bool leased, spawning, progressed;
+mtype status = TO_RUN, outcome = OPEN;
+/* The table predictions, and what else the assertions look at. */
+bool stored[FRAMES], claimed, was_stopped;
+/* The processes: the epoch they were started for (NONE: by hand), the epoch and the frame they believe they are at. */
+mtype stage[2] = ABSENT, asked[2] = NONE, mine[2] = NONE;
+byte at[2];
+/* One statement that its sender has given up and that PostgreSQL executes all the same, perhaps after its death. */
+mtype late = NOTHING, late_epoch = NONE;
+byte late_instance, late_at;
+/* The topic's last event: who died. It may be read never, once or again, at any time. */
+mtype event_epoch = NONE;
+byte event_instance;
+byte spare = SPARE;
+mtype result = OK;                                         /* of the step that is under way */
+
+inline spend() { spare = (spare == 255 -> spare : spare - 1) }
+inline ages(e) { e = (e == NOW -> PAST : e) }
+inline gone(k) { stage[k] = ABSENT; asked[k] = NONE; mine[k] = NONE; at[k] = 0 }
+inline refuse(e, i) { result = (e == NOW && i == instance -> MISPLACED : REFUSED) }
+
+inline claim(e, i) {
+    if
+    :: instance == i -> result = OK                        /* its own already: the first reply was lost */
+    :: instance != i && has(ONE_CLAIM, instance == NOBODY) && has(EPOCH_IN_CLAIM, e == NONE || e == NOW) &&
+       has(OUTCOME_IN_CLAIM, outcome == OPEN) && has(STATUS_IN_CLAIM, status == TO_RUN) ->
+        assert(outcome == OPEN);                           /* what has ended stays ended */
+        assert(!was_stopped);                              /* what was stopped stays stopped */
+        assert(e == NONE || e == NOW);                     /* a stale start changes nothing */
+        assert(!claimed);                                  /* one owner per epoch */
+        claimed = true; instance = i; leased = true; progressed = false; result = OK
+    :: else -> result = REFUSED
+    fi;
+    printf("runner %d: claim(epoch %e) %e\n", i, e, result)
+}
+
+inline store(e, i, f) {
+    if
+    :: has(EPOCH_FENCE, e == NOW) && has(INSTANCE_FENCE, i == instance) && has(FRAME_FENCE, f == next_frame) ->
+        assert(e == NOW && i == instance);                 /* nothing is stored by who is not the owner (any more) */
+        assert(outcome == OPEN);                           /* what has ended stays ended */
+        assert(!stored[f]);                                /* no frame twice */
+        assert(f == 0 || stored[f - 1]);                   /* no frame skipped */
+        stored[f] = true; next_frame = f + 1; progressed = true; leased = true; result = OK
+    :: else -> refuse(e, i)
+    fi;
+    printf("runner %d: store(epoch %e, frame %d) %e\n", i, e, f, result)
+}
+
+inline heartbeat(e, i) {
+    if
+    :: has(EPOCH_FENCE, e == NOW) && has(INSTANCE_FENCE, i == instance) -> leased = true; result = OK
+    :: else -> refuse(e, i)
+    fi;
+    printf("runner %d: heartbeat(epoch %e) %e\n", i, e, result)
+}
+
+inline finish(e, i) {
+    if
+    :: has(EPOCH_FENCE, e == NOW) && has(INSTANCE_FENCE, i == instance) && has(TOTAL_IN_FINISH, next_frame == FRAMES) ->
+        assert(e == NOW && i == instance);
+        assert(outcome == OPEN);                           /* what has ended stays ended */
+        assert(stored[FRAMES - 1]);                        /* completed only with every frame stored */
+        outcome = COMPLETED; failures = 0; instance = NOBODY; leased = false; result = OK
+    :: else -> refuse(e, i)
+    fi;
+    printf("runner %d: finish(epoch %e) %e\n", i, e, result)
+}
+
+inline fail(teller, e, i, class) {
+    if
+    :: has(OUTCOME_IN_FAIL, outcome == OPEN) && has(EPOCH_IN_FAIL, e == NOW) && has(INSTANCE_IN_FAIL, i == instance) ->
+        printf("told by %e: fail(epoch %e, instance %d, %e) ends %d\n", teller, e, i, class, instance);
+        assert(outcome == OPEN);                           /* what has ended stays ended */
+        assert(e == NOW);                                  /* an epoch ends with one report, and that is its own */
+        assert(!leased || stage[instance - 1] != WORKING); /* a stale report changes nothing */
+        failures = (class == INTERRUPTED -> failures : (progressed -> 0 : failures + (WITHOUT != FAILURE_COUNT)));
+        outcome = (class == PERMANENT || failures >= MAX_FAILURES -> FAILED : OPEN);
+        status = (WITHOUT == STATUS_IN_FAIL && status == STOPPED -> TO_RUN : status);
+        instance = NOBODY; leased = false; spawning = false; progressed = false; claimed = false;
+        ages(asked[0]); ages(asked[1]); ages(mine[0]); ages(mine[1]); ages(late_epoch); ages(event_epoch)
+    :: else -> printf("told by %e: fail(epoch %e, instance %d): nothing to record\n", teller, e, i)
+    fi
+}
+
+inline tell(teller, e, i) {
+    if
+    :: true -> fail(teller, e, i, RETRIABLE)
+    :: true -> fail(teller, e, i, PERMANENT)
+    :: spare -> spend(); fail(teller, e, i, INTERRUPTED)
+    fi
+}
+
+#define is_free(k) (stage[k] == ABSENT && instance != k + 1 && late_instance != k + 1)
+#define can_start (is_free(0) || is_free(1))
+inline start(e) {
+    k = (is_free(0) -> 0 : 1); stage[k] = WORKING; asked[k] = e;
+    if :: event_instance == k + 1 -> event_epoch = NONE; event_instance = NOBODY :: else fi;
+    printf("runner %d: started for epoch %e\n", k + 1, e); k = 0
+}
+
+inline execute(verb, e, i, f) {
+    if :: verb == CLAIM -> claim(e, i) :: verb == STORE -> store(e, i, f) :: verb == FINISH -> finish(e, i) fi
+}
+
+/* What becomes of a statement, and what its sender hears of it. Our runner dies of a reply that is lost. This one may
+ * also repeat the statement or take it for done, so that it is the ledger that has to keep things right. */
+inline call(verb, e) {
+    if
+    :: true -> execute(verb, e, me + 1, at[me])
+    :: true -> execute(verb, e, me + 1, at[me]); result = LOST
+    :: late == NOTHING -> late = verb; late_epoch = e; late_instance = me + 1; late_at = at[me]; result = LOST
+    :: result = LOST
+    fi;
+    if
+    :: result != LOST
+    :: result == LOST -> stage[me] = DYING; printf("runner %d: no reply to %e: dies\n", me + 1, verb)
+    :: result == LOST && spare -> spend(); printf("runner %d: no reply to %e: repeats it\n", me + 1, verb)
+    :: result == LOST && spare -> spend(); printf("runner %d: no reply to %e: goes on\n", me + 1, verb); result = OK
+    fi;
+    if
+    :: result == OK && verb == CLAIM -> mine[me] = (e == NONE -> NOW : e); at[me] = next_frame
+    :: result == OK && verb == STORE -> at[me]++
+    :: result == MISPLACED -> stage[me] = DYING
+    :: result == OK && verb == FINISH || result == REFUSED -> gone(me) /* exit 0; exit 79: nothing is owed */
+    :: result == LOST
+    fi;
+    result = OK
+}
+
+active [2] proctype runner() {
+    byte me = _pid;
+    mtype next = NOTHING, e = NONE;
+end: do
+    :: atomic { stage[me] == WORKING ->
+        next = (mine[me] == NONE -> CLAIM : (at[me] < FRAMES -> STORE : FINISH));
+        e = (next == CLAIM -> asked[me] : mine[me]);
+        call(next, e); next = NOTHING; e = NONE }
+    :: atomic { stage[me] == WORKING -> stage[me] = DYING; printf("runner %d: dies\n", me + 1) }
+    :: atomic { stage[me] == DYING && mine[me] == NONE ->  /* it claims, so that its death has an epoch */
+        claim(asked[me], me + 1); if :: result == OK -> mine[me] = NOW :: else -> gone(me) fi; result = OK }
+    :: atomic { stage[me] == DYING && mine[me] != NONE ->
+        if :: true -> tell(RUNNER, mine[me], me + 1) :: true fi; /* it was killed: the lease tells */
+        if :: event_epoch = mine[me]; event_instance = me + 1 :: true fi;
+        gone(me) }
+    :: atomic { stage[me] == DYING && mine[me] == NONE ->  /* killed, or the ledger was out of reach */
+        if
+        :: asked[me] != NONE && WITHOUT != REPORT_OF_UNCLAIMED ->
+            tell(HOST, asked[me], NOBODY);
+            if :: event_epoch = asked[me]; event_instance = NOBODY :: true fi
+        :: asked[me] == NONE || WITHOUT == REPORT_OF_UNCLAIMED
+        :: spare -> spend(); printf("runner %d: its host dies too\n", me + 1)
+        fi;
+        gone(me) }
+    od
+}
+
+#define beats(k) (stage[k] == WORKING && mine[k] != NONE)
+active proctype lease_tasks() {
+    byte k;
+end: do
+    :: atomic { !leased && (beats(0) || beats(1)) ->
+        if :: beats(0) -> k = 0 :: beats(1) -> k = 1 fi;
+        heartbeat(mine[k], k + 1);
+        if :: result == REFUSED -> gone(k) :: else fi;
+        result = OK; k = 0 }
+    od
+}
+
+active proctype database() {
+end: do
+    :: atomic { late != NOTHING ->
+        printf("what hung is executed:\n"); execute(late, late_epoch, late_instance, late_at);
+        result = OK; late = NOTHING; late_epoch = NONE; late_instance = NOBODY; late_at = 0 }
+    od
+}
+
+active proctype clock() {                                  /* a lease may end at any moment, however young */
+end: do
+    :: atomic { leased -> leased = false; printf("the lease of %d ends\n", instance) }
+    :: atomic { spawning && WITHOUT != SPAWN_LEASE_END -> spawning = false }
+    od
+}
+
+active proctype reaper() {                                 /* and the start by hand that takes a claim over */
+    byte found = NOBODY;
+end: do
+    :: atomic { instance != NOBODY && !leased && found == NOBODY && WITHOUT != REAPER ->
+        found = instance; printf("the reaper has found %d\n", found);
+        if :: WITHOUT != LEASE_IN_REAP -> fail(LEASE, NOW, found, RETRIABLE); found = NOBODY :: else fi }
+    :: atomic { found != NOBODY -> fail(LEASE, NOW, found, RETRIABLE); found = NOBODY }
+    od
+}
+
+active proctype orchestrator() {
+    byte k;
+end: do
+    :: atomic { outcome == OPEN && status == TO_RUN && instance == NOBODY && !spawning && can_start ->
+        spawning = true;
+        if :: true -> start(NOW) :: spare -> spend(); printf("the orchestrator dies between due and spawn\n") fi }
+    :: atomic { status == TO_STOP && instance == NOBODY -> status = STOPPED; was_stopped = true; printf("stopped\n") }
+    od
+}
+
+active proctype consumer() {                               /* of the topic; also the orchestrator's */
+end: do
+    :: atomic { event_epoch != NONE ->
+        tell(EVENT, event_epoch, event_instance); if :: true :: event_epoch = NONE; event_instance = NOBODY fi }
+    od
+}
+
+active proctype person() {
+    byte k;
+end: do
+    :: atomic { spare && can_start -> spend(); start(NONE) }
+    :: atomic { spare && status == TO_RUN && outcome == OPEN -> spend(); status = TO_STOP; printf("stop it\n") }
+    od
+}
+
+#ifdef LIVENESS
+ltl ends { <> (outcome != OPEN || status == STOPPED) }
+#endif
