@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import Scene, death_without_kafka
 
-from trio_runner import aio
+from trio_runner import aio, kafka
 from trio_runner import spool as spool_module
-from trio_runner.config import Config
+from trio_runner.config import Config, KafkaSection
 from trio_runner.death import publish_spooled
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.spool import RESERVE_BYTES, Spool, SpooledRecord
