@@ -21,9 +21,14 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -63,7 +68,7 @@ class Service(ThreadingHTTPServer):
         """A runner that dies resets its connections: nothing to say."""
 
 
-def run(config: Path, scenario: int, *extra: str) -> dict[str, float]:
+def run(config: Path, scenario: int, *extra: str, on_ready: Callable[[], None] = lambda: None) -> dict[str, float]:
     """One runner to its end; seconds since exec, MiB."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, tempfile.TemporaryDirectory() as directory:
         address = f"{directory}/notify"
@@ -85,6 +90,7 @@ def run(config: Path, scenario: int, *extra: str) -> dict[str, float]:
             while b"READY=1" not in manager.recv(4096):
                 pass
             figures["ready"] = time.time() - started
+            on_ready()
 
         def watch() -> None:
             # Not rusage: a child's high-water mark begins with that of the process it was forked from.
@@ -107,7 +113,7 @@ def run(config: Path, scenario: int, *extra: str) -> dict[str, float]:
             if "is acknowledged" in line:
                 stamp = json.loads(line)["timestamp"].replace("Z", "+00:00")
                 figures["acked at"] = datetime.fromisoformat(stamp).timestamp()
-        if figures["code"] not in {0, 75}:
+        if figures["code"] not in {0, 74, 75}:
             print(stderr)
         return {**figures, "started": started}
 
@@ -139,27 +145,59 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
+    service = Service(("127.0.0.1", 0), Answer)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    fake = ["--inference-url", f"http://127.0.0.1:{service.server_port}"]
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        config = work / "embedded.toml"
-        config.write_text('[runner]\ndata_dir = "data"\n')
-        host = subprocess.Popen([*COMMAND, "embedded", str(config)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        lines = []
-        assert host.stdout
-        for line in host.stdout:
-            if line.startswith("#"):
-                break
-            lines.append(line)
-        live = work / "live.toml"
-        live.write_text("".join(lines))
-        service = Service(("127.0.0.1", 0), Answer)
-        threading.Thread(target=service.serve_forever, daemon=True).start()
-        fake = ["--inference-url", f"http://127.0.0.1:{service.server_port}"]
-        try:
+        with servers(work / "all") as (live, _):
             measure(live, fake, runs, work)
-        finally:
-            host.send_signal(signal.SIGINT)
-            host.wait(30)
+        for name, number in (("refused", signal.SIGKILL), ("frozen", signal.SIGSTOP)):
+            gone = []
+            for count in range(3):
+                with servers(work / f"{name}-{count}") as (live, broker):
+                    gone.append(death_without_kafka(live, fake, work, broker, number))
+            print(f"error → process gone, Kafka {name}: {spread(gone)}")
+
+
+@contextmanager
+def servers(work: Path) -> Iterator[tuple[Path, int]]:
+    """Embedded servers: a config that names them, and the broker's process."""
+    work.mkdir()
+    config = work / "embedded.toml"
+    config.write_text('[runner]\ndata_dir = "data"\n')
+    host = subprocess.Popen([*COMMAND, "embedded", str(config)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    lines = []
+    assert host.stdout
+    for line in host.stdout:
+        if line.startswith("#"):
+            break
+        lines.append(line)
+    live = work / "live.toml"
+    live.write_text("".join(lines))
+    (broker,) = (
+        pid for pid in children_of(host.pid) if b"embedded.broker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    try:
+        yield live, broker
+    finally:
+        host.send_signal(signal.SIGINT)
+        host.wait(60)
+
+
+def death_without_kafka(live: Path, fake: list[str], work: Path, broker: int, number: signal.Signals) -> float:
+    """Seconds from the first failing answer to the runner's end, its broker having got the signal before that."""
+    Answer.served, Answer.fail_after, Answer.failed_at = 0, 10**9, 0.0
+
+    def fail() -> None:
+        os.kill(broker, number)
+        Answer.fail_after = 1
+
+    figures = run(live, 1, *fake, "--video", str(work / "large.mp4"), on_ready=fail)
+    assert figures["code"] == 74, figures
+    if number is signal.SIGSTOP:
+        os.kill(broker, signal.SIGCONT)
+    return figures["ended"] - Answer.failed_at
 
 
 def measure(live: Path, fake: list[str], runs: int, work: Path) -> None:

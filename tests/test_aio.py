@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -203,3 +206,27 @@ async def test_an_error_that_nobody_waits_for_does_not_end_the_loop(caplog: pyte
         gc.collect()
         await aio.call(asyncio.sleep, 0)
     assert "left behind" in caplog.text
+
+
+async def test_a_name_that_nobody_looks_up_does_not_hold_up_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def never(*_: object, **__: object) -> list[Any]:
+        asked.set()
+        answer.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    try:
+        with trio.fail_after(30):
+            async with aio.open_loop():
+                with trio.move_on_after(0.1) as scope:
+                    await aio.call(asyncio_connect)
+        assert scope.cancelled_caught
+        assert asked.is_set()
+    finally:
+        answer.set()
+
+
+async def asyncio_connect() -> None:
+    await asyncio.get_running_loop().create_connection(asyncio.Protocol, "database.example", 5432)

@@ -164,7 +164,11 @@ async def test_a_database_without_the_schema(scene: Scene, clip: Path) -> None:
 
 async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: Scene, big_clip: Path) -> None:
     """No way is known to get there, so patience is shortened below the deadlines of the steps."""
-    impatient = patched("from trio_runner import runner, pipeline\npipeline.stalled_seconds = lambda config: 1.0")
+    impatient = patched(
+        "from trio_runner import pipeline\n"
+        "pipeline.stalled_seconds = lambda config: 1.0\n"
+        "pipeline.STALLED_GRACE_SECONDS = 0.1"
+    )
     async with held_run(scene, big_clip, program=impatient) as held:
         done = await held.running.wait()
         assert held.running.family() == []

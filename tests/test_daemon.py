@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_runner import daemon
 from trio_runner.config import Config
+from trio_runner.last_resort import LastResort
 from trio_runner.model import ClaimRefusedError, ErrorCode, Progress
 from trio_runner.pipeline import STALLED_SECONDS, stalled_seconds
 from trio_runner.runner import Ending, Outcome, Runner
@@ -173,7 +174,7 @@ async def test_real_signals_arrive(manager: Manager) -> None:
 async def test_ready_is_said_when_the_claim_is_held_and_not_before(manager: Manager, autojump_clock: MockClock) -> None:
     fake = FakeRunner()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, STALLED_SECONDS)
+        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         await trio.sleep(100)
         assert manager.told() == []
         fake.progress = Progress(declared_frames=20, last_advance=trio.current_time())
@@ -188,7 +189,7 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager
     fake.claimed.set()
     fake.progress.last_advance = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, STALLED_SECONDS)
+        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         told = await heard(manager, STALLED_SECONDS - 0.5)
         assert told.count("WATCHDOG=1") >= STALLED_SECONDS - 1
         await heard(manager, 1)
@@ -213,7 +214,7 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
     fake.progress.last_advance = trio.current_time()
     manager.notifier.watchdog_seconds = watchdog_seconds
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, STALLED_SECONDS)
+        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         for _ in range(10):
             # Progress goes on, as it were.
             fake.progress.last_advance = trio.current_time()

@@ -12,7 +12,7 @@ import trio
 from harness import Ledger, Servers, WriteConfig, read_topic
 from makers import make_result
 
-from trio_runner import aio
+from trio_runner import aio, death, retry
 from trio_runner.config import Config, load_config
 from trio_runner.credentials import secrets_of
 from trio_runner.death import report_death
@@ -75,3 +75,29 @@ async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config,
         async with open_store(database, application_name="test"):
             pytest.fail("it opened")
     assert await secrets_of(config.replace(database={"password_file": str(tmp_path / "fifo")})) == frozenset()
+
+
+@pytest.mark.parametrize("broken", ["open_store", "kafka"])
+async def test_a_bug_in_one_rung_does_not_take_the_others_away(
+    config: Config,
+    attempt: Attempt,
+    scenario_id: int,
+    servers: Servers,
+    topic: str,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise AttributeError("a bug in a library")
+
+    spool = spool_of(config)
+    async with open_store(config.database, application_name="test") as store:
+        await store.create_schema()
+        claim = await store.claim(attempt)
+    if broken == "kafka":
+        monkeypatch.setattr(retry, "publish", bug)
+    else:
+        monkeypatch.setattr(death, "open_store", bug)
+    report = await report_death(config, spool, attempt, claim, LOST, Progress())
+    assert (report.event_confirmed, report.event_spooled) == (broken != "kafka", broken == "kafka")
+    assert len(await read_topic(servers.brokers, topic)) == (0 if broken == "kafka" else 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_inference import Fault, at_frame, open_fake
-from harness import command, until
+from harness import PATIENCE_SECONDS, command, environment, until
 from scene import Scene
 
 from trio_runner import daemon, last_resort
@@ -62,28 +62,40 @@ async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path,
 
 
 def test_it_counts_from_the_first_failure_and_a_death_in_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    timers: list[Any] = []
-
-    class Timer:
-        def __init__(self, seconds: float, function: Any) -> None:
-            self.seconds, self.function, self.running = seconds, function, False
-            timers.append(self)
-
-        def start(self) -> None:
-            self.running = True
-
-        def cancel(self) -> None:
-            self.running = False
-
-    monkeypatch.setattr(threading, "Timer", Timer)
-    resort = LastResort(30.0)
+    ended = threading.Event()
+    monkeypatch.setattr(LastResort, "_end", lambda _: ended.set())
+    resort = LastResort(0.2)
     resort.disarm()
     resort.arm()
     resort.arm()
-    (timer,) = timers
-    assert (timer.seconds, timer.running) == (30.0, True)
+    assert resort.armed
     resort.disarm()
-    assert not timer.running
+    assert not ended.wait(1.0)
+    resort.arm()
+    assert ended.wait(PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("kind", ["closed", "full"])
+def test_nobody_who_reads_standard_error_can_hold_it_up(kind: str) -> None:
+    script = """
+import os, sys, time
+from trio_runner.last_resort import LastResort
+reading, writing = os.pipe()
+if sys.argv[1] == "closed":
+    os.close(reading)
+else:
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, bytes(65536))
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+os.dup2(writing, 2)
+LastResort(0.05).arm()
+time.sleep(60)
+"""
+    done = subprocess.run([command()[0], "-c", script, kind], env=environment(), timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == last_resort.EXIT_CODE
 
 
 def test_draining_and_the_longest_death_fit_into_what_the_service_manager_grants() -> None:

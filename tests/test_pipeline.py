@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from trio_runner.config import Config
 from trio_runner.model import Claim, ErrorCode, Frame, FrameResult, Progress, RunnerError, SupersededError
-from trio_runner.pipeline import STALLED_SECONDS, run_pipeline
+from trio_runner.pipeline import STALLED_GRACE_SECONDS, STALLED_SECONDS, run_pipeline
 from trio_runner.records import End
 
 CONFIG = Config().replace(
@@ -315,7 +315,7 @@ async def test_a_pipeline_that_stands_still_although_nothing_fails_is_stalled(au
     (error,) = await errors_of(run)
     assert isinstance(error, RunnerError)
     assert error.code is ErrorCode.STALLED
-    assert trio.current_time() - began == pytest.approx(STALLED_SECONDS)
+    assert trio.current_time() - began == pytest.approx(STALLED_SECONDS + STALLED_GRACE_SECONDS)
     assert len(run.ledger.heartbeats) == 4, "the lease alone is no progress"
 
 

@@ -140,6 +140,17 @@ async def test_a_video_that_is_no_good(scene: Scene, tmp_path: Path, make: Calla
     assert (stored > 0) == (make in (clips.truncated, clips.corrupt)), "what comes before the damage is good"
 
 
+async def test_a_video_whose_name_is_not_utf_8(scene: Scene, clip: Path) -> None:
+    path = scene.directory / os.fsdecode(b"caf\xe9.mp4")
+    path.symlink_to(clip)
+    async with open_fake() as fake:
+        config = scene.write_config(inference={"url": fake.url})
+        done = await scene.cli("run", config, "--video", path)
+    assert done.code == 0, done.err
+    await scene.check_rows(60)
+    assert (await scene.ledger.existing(scene.scenario_id))["video_path"].endswith("caf\\xe9.mp4")
+
+
 async def test_a_decoder_that_is_killed(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip) as held:
         decoder = held.running.decoder()

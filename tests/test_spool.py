@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import msgspec
 import pytest
 import trio
 from fake_inference import open_fake
-from harness import environment, read_topic
+from harness import Servers, environment, read_topic
 from hypothesis import given
 from hypothesis import strategies as st
 from scene import Scene, death_without_kafka
 
+from trio_runner import aio, kafka
 from trio_runner import spool as spool_module
+from trio_runner.config import Config, KafkaSection
+from trio_runner.death import publish_spooled
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.spool import RESERVE_BYTES, Spool, SpooledRecord
 
@@ -159,11 +163,36 @@ def test_the_reserve_of_a_killed_process_serves_the_next_one(spool: Spool) -> No
 
 async def test_what_is_no_event_is_set_aside_and_holds_nothing_up(spool: Spool) -> None:
     good = await spool.put(record())
-    bad = good.with_name("bad.json")
+    bad = good.with_name(f"{uuid.uuid4()}.json")
     bad.write_text('{"id": 1}')
     assert await spool.read(bad) is None
     assert await spool.waiting() == [good]
     assert bad.with_suffix(".bad").read_text() == '{"id": 1}'
+
+
+async def test_what_else_lies_there_is_left_alone(spool: Spool) -> None:
+    good = await spool.put(record())
+    (spool.directory / "servers.json").write_text("{}")
+    (spool.directory / "a.reserve").symlink_to("/proc/version")
+    (spool.directory / "b.reserve").mkdir()
+    fifo = spool.directory / f"{uuid.uuid4()}.json"
+    os.mkfifo(fifo)
+    await spool.reserve()
+    assert good in await spool.waiting()
+    with trio.fail_after(30):
+        assert await spool.read(fifo) is None
+    assert await spool.waiting() == [good]
+    assert (spool.directory / "servers.json").read_text() == "{}"
+
+
+async def test_a_directory_that_may_not_be_read_is_not_empty(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    await spool.put(record())
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(RunnerError, match="Permission denied"):
+        await spool.waiting()
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/proc/version")], ids=["file", "link"])
@@ -179,12 +208,44 @@ async def test_a_directory_that_is_none_is_named(tmp_path: Path, make: object) -
 async def test_a_disk_that_does_not_answer_is_not_waited_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
     monkeypatch.setattr(spool_module, "PUT_SECONDS", 0.05)
-    monkeypatch.setattr(spool, "_put", lambda _: answers.wait(60))
+    monkeypatch.setattr(spool, "_put", lambda *_: answers.wait(60))
     try:
         with trio.fail_after(30), pytest.raises(RunnerError, match="did not answer within"):
             await spool.put(record())
     finally:
         answers.set()
+
+
+async def test_a_write_that_ends_late_still_goes_into_the_reserve_and_nowhere_else(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, ended = threading.Event(), threading.Event()
+    write_whole = spool_module._write_whole
+
+    def no_room(*_: object) -> None:
+        raise OSError("no room")
+
+    def write_late(descriptor: int, content: bytes) -> None:
+        slow.wait(60)
+        write_whole(descriptor, content)
+
+    def sync_and_tell(_: Path) -> None:
+        ended.set()
+
+    await spool.reserve()
+    monkeypatch.setattr(spool_module, "PUT_SECONDS", 0.05)
+    monkeypatch.setattr(spool_module, "_write_whole", write_late)
+    monkeypatch.setattr(spool_module, "_sync_directory", sync_and_tell)
+    monkeypatch.setattr(spool, "_write_new", no_room)
+    with pytest.raises(RunnerError, match="did not answer within"):
+        await spool.put(record())
+    spool.close()
+    with (tmp_path / "other").open("wb") as other:
+        slow.set()
+        assert await trio.to_thread.run_sync(ended.wait, 60)
+        assert os.fstat(other.fileno()).st_size == 0
+    (path,) = await spool.waiting()
+    assert await spool.read(path) == record()
 
 
 async def test_one_process_at_a_time_empties_it(spool: Spool) -> None:
@@ -201,8 +262,34 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, value: str,
         spool = Spool(tmp_path_factory.getbasetemp() / "any")
         return await spool.read(await spool.put(sent))
 
-    sent = SpooledRecord(id="x", topic="t", key=key, headers=(("a", value),), value=value)
+    sent = SpooledRecord(id=str(uuid.UUID(int=1)), topic="t", key=key, headers=(("a", value),), value=value)
     assert trio.run(there_and_back) == sent
+
+
+async def test_a_record_that_its_topic_does_not_take_holds_up_no_other(
+    spool: Spool, servers: Servers, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_send = kafka.send
+
+    async def send(config: KafkaSection, to: str, *rest: Any) -> None:
+        # As Apache Kafka does; the mock cluster lets everybody write to everything.
+        if to == "forbidden":
+            raise RunnerError(ErrorCode.KAFKA_TOPIC, "not to this one")
+        await really_send(config, to, *rest)
+
+    monkeypatch.setattr(kafka, "send", send)
+    stuck = msgspec.structs.replace(record(1), topic="forbidden")
+    await spool.put(stuck)
+    good = msgspec.structs.replace(record(2), topic=topic, headers=(("ce_id", "good"),))
+    await spool.put(good)
+    os.utime(spool.directory / f"{stuck.id}.json", ns=(0, 0))
+    config = Config().replace(kafka={"brokers": servers.brokers, "publish_timeout_seconds": 2.0})
+    async with aio.open_loop():
+        with pytest.raises(RunnerError) as caught:
+            await publish_spooled(config, spool)
+    assert caught.value.code is ErrorCode.KAFKA_TOPIC
+    assert [path.stem for path in await spool.waiting()] == [stuck.id]
+    assert [event.headers for event in await read_topic(servers.brokers, topic)] == [{"ce_id": "good"}]
 
 
 # the whole process

@@ -40,7 +40,8 @@ class LibraryCancelledError(Exception):
 async def open_loop() -> AsyncIterator[None]:
     """Run an asyncio loop inside this Trio task, outermost, so that every client is closed before it.
 
-    Where the task already lives in such a loop, ours or an application's, that one serves.
+    Where the task already lives in such a loop, ours or an application's, that one serves; an application's waits for
+    names to be looked up whatever the deadline.
     """
     if trio_asyncio.current_loop.get() is not None:
         yield
@@ -49,7 +50,15 @@ async def open_loop() -> AsyncIterator[None]:
         # By default an error that no task waits for ends the loop, and with it the only way to report a failure.
         # asyncpg leaves one behind when a query is cancelled and its cancel request is refused.
         loop.set_exception_handler(_log_stray_error)
+        loop.set_default_executor(_AbandoningExecutor())
         yield
+
+
+class _AbandoningExecutor(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # published without types
+    """Its threads are left behind at a deadline: one that looks up a host name cannot be ended, and may take long."""
+
+    async def submit(self, func: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(func, *args, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _log_stray_error(_: object, context: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import shutil
@@ -59,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the process's exit code."""
     _fill_standard_descriptors()
     options = _parser().parse_args(arguments)
+    # A terminal that cannot show a character shows another.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # A closed terminal must not end a runner in the middle of its work.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from trio_runner.logs import conceal
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.redact import MIN_SECRET_CHARACTERS
 from trio_runner.small_files import read_small_file
@@ -34,10 +35,13 @@ logger = logging.getLogger(__name__)
 async def read_secret(path: str, key: str) -> str:
     """The text of the file at `path`, without the line's end; `key` is the config key that names it.
 
+    From now on no log line shows it.
+
     Raises:
         RunnerError: `credential_unreadable`.
     """
     secret, _ = await _read(_secret_in, path, key=key, path=path)
+    conceal(frozenset({secret}))
     return secret
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
 
 import trio
 
@@ -18,12 +19,17 @@ from trio_runner.runner import Ending, Outcome, Runner
 from trio_runner.systemd import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_runner.config import Config
 
-FAILURE_SECONDS: Final = 11.0
-"""What a death may take beside publishing: cancelling 5, the ledger 3, the producer's stop 2, the spool 1."""
+logger = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+FAILURE_SECONDS: Final = 15.0
+"""What a death may take beside publishing: cancelling 7 (answers and client 4, the decoder 3), the ledger 3, the
+producer's stop 2, the spool 3."""
 
 LAST_RESORT_MARGIN_SECONDS: Final = 4.0
 
@@ -66,18 +72,18 @@ async def serve(config: Config, display: Display) -> Outcome | None:
                     running.append(runner)
                     outcome = await _process(live, runner, display, notifier)
                     running.clear()
-                    await display.summarise(live, runner)
+                    await _shown(display.summarise, live, runner)
             helpers.cancel_scope.cancel()
     return outcome
 
 
 async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
     async with trio.open_nursery() as watchers:
-        watchers.start_soon(display.watch, runner)
-        watchers.start_soon(_tell_manager, runner, notifier, stalled_seconds(config))
         directory = marker.directory_of(config, os.environ)
         await marker.write(directory, config.scenario.id, runner.instance_id)
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
+        watchers.start_soon(_shown, display.watch, runner)
+        watchers.start_soon(_tell_manager, runner, notifier, last_resort, stalled_seconds(config))
         runner.on_failure = last_resort.arm
         try:
             # A refused claim is an outcome like the others, and the display says why.
@@ -87,6 +93,9 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
             last_resort.disarm()
         if _is_reported(runner.outcome):
             marker.remove(directory, config.scenario.id, runner.instance_id)
+        if runner.outcome is not None and runner.outcome.ending is Ending.ALREADY_COMPLETED:
+            # A service manager takes an end before READY for a failed start, also that of a start with nothing to do.
+            notifier.ready()
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
@@ -97,6 +106,14 @@ def _is_reported(outcome: Outcome | None) -> bool:
     return outcome is not None and (
         outcome.ending not in (Ending.FAILED, Ending.DRAINED) or outcome.event_confirmed or outcome.event_spooled
     )
+
+
+async def _shown(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+    """What people see is no part of the work: a bug there is logged, and ends nothing."""
+    try:
+        await function(*args)
+    except Exception:
+        logger.exception("the display failed")
 
 
 async def _obey(
@@ -115,14 +132,17 @@ async def _obey(
             drained = True
 
 
-async def _tell_manager(runner: Runner, notifier: Notifier, stalled_after: float) -> None:
-    """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress."""
+async def _tell_manager(runner: Runner, notifier: Notifier, last_resort: LastResort, stalled_after: float) -> None:
+    """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress.
+
+    Once it fails the last resort bounds it, and the watchdog waits for the report.
+    """
     await runner.claimed.wait()
     notifier.ready()
     interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
     while True:
         progress = runner.progress
-        if trio.current_time() - progress.last_advance < stalled_after:
+        if last_resort.armed or trio.current_time() - progress.last_advance < stalled_after:
             notifier.watchdog()
         notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
         await trio.sleep(interval)

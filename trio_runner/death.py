@@ -15,6 +15,8 @@ from trio_runner.spool import SpooledRecord
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trio_runner.config import Config
     from trio_runner.spool import Spool
     from trio_runner.store import Attempt, Store
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RELEASE_SECONDS: Final = 3.0
-"""How long the ledger is given. With 5 for cancelling, 15 for publishing, 2 for the producer's stop and 1 for the spool
-a death takes 26 s at the worst, below the 45 that a service manager grants."""
+"""How long the ledger is given. With 7 for cancelling, 15 for publishing, 2 for the producer's stop and 3 for the spool
+a death takes 30 s at the worst, below the 60 that a service manager grants."""
 
 FLUSH_SECONDS: Final = 15.0
 """How long a start spends on events that wait in the spool; the rest waits for the next start."""
@@ -103,23 +105,38 @@ async def _tell_ledger(store: Store, claim: Claim, failure: Failure, event: retr
     )
 
 
-async def publish_spooled(config: Config, spool: Spool) -> int:
-    """Send what waits in the spool, oldest first; returns how many records still wait.
+async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
+    """Send what waits in the spool, oldest first; returns how many were sent, and how many still wait.
 
     Another process that is emptying the same directory is left to it. Sent twice is no harm, an event's id tells.
 
     Raises:
-        RunnerError: `spool_unusable`, or why Kafka does not take them.
+        RunnerError: `spool_unusable`, or why Kafka does not take one; those that it takes are sent all the same.
     """
+    sent, problem = 0, None
     with spool.flushing() as ours:
         for path in await spool.waiting() if ours else ():
-            record = await spool.read(path)
-            if record is not None:
-                headers = [(name, value.encode()) for name, value in record.headers]
-                await kafka.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
-                await spool.remove(path)
-                logger.info("retry event %s, which had waited in the spool, is acknowledged", record.id)
-    return len(await spool.waiting())
+            try:
+                sent += await _publish_spooled_record(config, spool, path)
+            except RunnerError as error:
+                # A topic that takes nothing, or a file that cannot be read, holds up nothing but itself.
+                if error.code not in {ErrorCode.KAFKA_TOPIC, ErrorCode.SPOOL_UNUSABLE}:
+                    raise
+                problem = problem or error
+    if problem is not None:
+        raise problem
+    return sent, len(await spool.waiting())
+
+
+async def _publish_spooled_record(config: Config, spool: Spool, path: Path) -> bool:
+    record = await spool.read(path)
+    if record is None:
+        return False
+    headers = [(name, value.encode()) for name, value in record.headers]
+    await kafka.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
+    await spool.remove(path)
+    logger.info("retry event %s, which had waited in the spool, is acknowledged", record.id)
+    return True
 
 
 async def report_death(
@@ -184,7 +201,9 @@ class _Obituary:
         ours = True
         with trio.move_on_after(RELEASE_SECONDS) as scope:
             try:
-                async with open_store(self._config.database, application_name="trio-runner death") as store:
+                async with open_store(
+                    self._config.database, application_name="trio-runner death", close_seconds=0
+                ) as store:
                     if self._claimed is None:
                         self._claimed = await claim_scenario(store, self._attempt)
                         self._progress = _progress_of(self._claimed)
@@ -194,9 +213,12 @@ class _Obituary:
             except (ClaimRefusedError, SupersededError):
                 raise
             except RunnerError as error:
-                logger.warning("the ledger does not know of this failure: %s", error)
+                logger.warning("the ledger may not know of this failure: %s", error)
+            except Exception:
+                # A bug in one rung of the ladder must not take the others away.
+                logger.exception("the ledger may not know of this failure")
         if scope.cancelled_caught:
-            logger.warning("the ledger does not know of this failure: no answer within %g s", RELEASE_SECONDS)
+            logger.warning("the ledger may not know of this failure: no answer within %g s", RELEASE_SECONDS)
         return ours
 
     def _build(self) -> retry.RetryEvent:
@@ -217,6 +239,9 @@ async def _publish(config: Config, event: retry.RetryEvent) -> bool:
     except RunnerError as error:
         logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
         return False
+    except Exception:
+        logger.exception("the retry event is not confirmed")
+        return False
     logger.info("retry event %s is acknowledged", event.id)
     return True
 
@@ -233,7 +258,10 @@ async def _keep(config: Config, spool: Spool, event: retry.RetryEvent) -> bool:
     try:
         path = await spool.put(record)
     except RunnerError as error:
-        logger.error("the retry event is lost to Kafka: %s", error)  # noqa: TRY400 - a named error needs no stack
+        logger.error("the retry event may not be in the spool: %s", error)  # noqa: TRY400 - no stack is needed
+        return False
+    except Exception:
+        logger.exception("the retry event may not be in the spool")
         return False
     logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
     return True

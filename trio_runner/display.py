@@ -95,7 +95,9 @@ class Terminal:
         before = f" ({progress.frames_stored_before} by earlier attempts)" if progress.frames_stored_before else ""
         self.note(f"  stored:      {progress.frames_stored_before + progress.frames_stored} frames{before}")
         self.note(f"  took:        {seconds:.1f} s, {rate}")
-        await self._print_labels(config)
+        # After a failure the database may be the reason, and nobody waits for labels.
+        if outcome.ending is Ending.COMPLETED:
+            await self._print_labels(config)
         self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
         self.note(f"  look at it:  {self._program} show {self._config_path} {config.scenario.id}")
 

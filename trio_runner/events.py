@@ -102,7 +102,9 @@ async def open_topic(config: KafkaSection) -> AsyncIterator[TopicReader]:
         RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`.
     """
     options = await connection_options(config, seconds=config.connect_timeout_seconds)
-    consumer = await aio.call(_make_consumer, options)
+    # Making it does not wait; a cancellation now would leave one behind that nobody stops.
+    with trio.CancelScope(shield=True):
+        consumer = await aio.call(_make_consumer, options)
     try:
         with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)

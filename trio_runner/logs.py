@@ -41,6 +41,8 @@ def set_up_logging(config: LogSection) -> None:
     # One INFO line per request. What aiokafka warns of comes back as the cause in our own errors.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     aiokafka = logging.getLogger("aiokafka")
+    # Not by the root's level: what is not even made cannot be listened to.
+    aiokafka.setLevel(logging.DEBUG if config.level == "debug" else logging.WARNING)
     aiokafka.propagate = config.level == "debug"
     aiokafka.addHandler(logging.NullHandler())
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Ts = TypeVarTuple("Ts")
 
 STALLED_SECONDS: Final = 45.0
-"""No frame read or stored for so long means stalled, unless the config grants some step nearly as much."""
+"""No frame read or stored for so long means stalled, unless the config grants some steps nearly as much."""
+
+STALLED_GRACE_SECONDS: Final = 5.0
 
 
 class LeasedLedger(Ledger, Protocol):
@@ -75,7 +77,7 @@ async def run_pipeline(
             reading = trio.CancelScope()
             helpers.start_soon(watched, _keep_lease, ledger, claim, config.database.lease_seconds / 3)
             helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
-            helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds)  # noqa: ASYNC111 - helpers end with the tasks
+            helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds, on_failure)  # noqa: ASYNC111 - helpers end with the tasks
             tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
             async with frames_out, results_in:
                 for _ in range(config.inference.in_flight):
@@ -101,6 +103,8 @@ async def _watch_progress(progress: Progress, seconds: float) -> None:
     """Every step has a deadline of its own; this one is for what nobody thought of."""
     while trio.current_time() < (limit := progress.last_advance + seconds):  # noqa: ASYNC110 - a clock wakes nobody
         await trio.sleep_until(limit)
+        # A process that was stopped for a while finds the time up, and its work about to go on.
+        await trio.sleep(STALLED_GRACE_SECONDS)
     raise RunnerError(
         ErrorCode.STALLED, f"no frame was read or stored for {seconds:g} s, and no step has run into its own deadline"
     )
@@ -108,17 +112,23 @@ async def _watch_progress(progress: Progress, seconds: float) -> None:
 
 def stalled_seconds(config: Config) -> float:
     """Longer than each deadline inside, so that the step at fault speaks first."""
-    deadlines = (
-        config.video.frame_timeout_seconds,
-        config.inference.timeout_seconds,
-        config.database.command_timeout_seconds,
+    reading = config.video.frame_timeout_seconds
+    # The oldest frame of a batch may wait for an answer to the next one, and the batch for its time.
+    storing = (
+        2 * config.inference.timeout_seconds + config.database.batch_seconds + config.database.command_timeout_seconds
     )
-    return max(STALLED_SECONDS, 1.5 * max(deadlines))
+    return max(STALLED_SECONDS, 1.5 * reading, 1.25 * storing)
 
 
 async def _drain_when(
-    drain: trio.Event, reading: trio.CancelScope, tasks: trio.CancelScope, grace_seconds: float
+    drain: trio.Event,
+    reading: trio.CancelScope,
+    tasks: trio.CancelScope,
+    grace_seconds: float,
+    on_failure: Callable[[], None],
 ) -> None:
     await drain.wait()
     reading.cancel()
-    tasks.deadline = trio.current_time() + grace_seconds
+    await trio.sleep(grace_seconds)
+    on_failure()
+    tasks.cancel()

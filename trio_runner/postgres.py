@@ -34,7 +34,9 @@ SCHEMA: Final = "trio_runner"
 DEFAULT_PORT: Final = 5432
 GRANT: Final = "trio-runner init-db CONFIG --grant ROLE"
 
-_SOCKET_DIRECTORIES: Final = ("/run/postgresql", "/var/run/postgresql", "/tmp")  # noqa: S108 - where servers listen
+_SOCKET_DIRECTORIES: Final = ("/run/postgresql", "/var/run/postgresql")
+"""Where a server's socket may lie; not /tmp, in which anybody could put one and ask for the password."""
+
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
@@ -66,7 +68,7 @@ def address_of(url: str) -> Address:
     A Unix socket's directory is the host, either quoted (`%2Frun%2Fpostgresql`) or as `?host=/run/postgresql`.
 
     Raises:
-        RunnerError: `config_invalid`: a parameter that would count for nothing, as `sslmode`.
+        RunnerError: `store_unreachable`: a parameter that would count for nothing, as `sslmode`.
     """
     parts = urlsplit(url)
     given = dict(parse_qsl(parts.query))
@@ -91,7 +93,7 @@ def address_of(url: str) -> Address:
 
 
 def _unusable(why: str) -> RunnerError:
-    return RunnerError(ErrorCode.CONFIG_INVALID, f"database.url: {why}")
+    return RunnerError(ErrorCode.STORE_UNREACHABLE, f"database.url: {why}")
 
 
 async def connect(config: DatabaseSection, *, application_name: str) -> asyncpg.Connection[asyncpg.Record]:

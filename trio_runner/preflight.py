@@ -15,7 +15,6 @@ from trio_runner.credentials import secrets_of
 from trio_runner.death import FLUSH_SECONDS, publish_spooled
 from trio_runner.failure import flatten
 from trio_runner.inference.client import InferenceClient, open_client
-from trio_runner.logs import conceal
 from trio_runner.model import ErrorCode, Failure, RunnerError
 from trio_runner.store import Store, open_store
 from trio_runner.video import Video, spawn_decoder
@@ -52,10 +51,12 @@ async def open_doors(
 async def _send_what_waits(config: Config, spool: Spool) -> None:
     """No reason not to work: what cannot be sent waits on."""
     try:
-        with trio.move_on_after(FLUSH_SECONDS):
+        with trio.move_on_after(FLUSH_SECONDS) as scope:
             await publish_spooled(config, spool)
     except RunnerError as error:
         logger.warning("events wait in the spool: %s", error)
+    if scope.cancelled_caught:
+        logger.warning("events wait in the spool: not all could be sent within %g s", FLUSH_SECONDS)
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def _open_ledger(config: Config) -> AsyncIterator[Store]:
     async with open_store(config.database, application_name=application) as store:
         if config.database.create_schema:
             await store.create_schema()
-        await store.check_schema()
+        await _in_time(store.check_rights, config.database.connect_timeout_seconds)
         yield store
 
 
@@ -86,12 +87,12 @@ class Finding:
 
 
 async def check(config: Config, spool: Spool) -> list[Finding]:
-    """The same preflight, every thing by itself and all at once; nothing is claimed, created or sent.
+    """The same preflight, every thing by itself and all at once; nothing is claimed or sent.
 
-    Of the disk one thing is asked that leaves a trace: the spool's directory with a reserve file in it.
+    Two traces stay: the spool's directory with a reserve file in it, and the topic, where the broker creates one that
+    is asked about. The schema is looked at and not completed.
     """
     secrets = await secrets_of(config)
-    conceal(secrets)
     findings: dict[str, Finding] = {}
 
     async def look(thing: str, where: str, find_out: Callable[[], Awaitable[None]]) -> None:
@@ -117,12 +118,19 @@ async def check(config: Config, spool: Spool) -> list[Finding]:
 
 async def _check_ledger(config: Config) -> None:
     async with open_store(config.database, application_name="trio-runner check") as store:
-        try:
-            await store.check_schema()
-        except RunnerError as error:
-            # What a run would complete is not missing.
-            if not (config.database.create_schema and error.code is ErrorCode.STORE_SCHEMA):
-                raise
+        await _in_time(
+            partial(store.check_rights, may_create=config.database.create_schema),
+            config.database.connect_timeout_seconds,
+        )
+
+
+async def _in_time(function: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """A peer that took us in and then says nothing is found out as soon as one that does not take us in."""
+    try:
+        with trio.fail_after(seconds):
+            await function()
+    except trio.TooSlowError as error:
+        raise RunnerError(ErrorCode.STORE_TIMEOUT, f"PostgreSQL did not answer within {seconds:g} s") from error
 
 
 async def _check_inference(config: Config) -> None:

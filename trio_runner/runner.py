@@ -18,7 +18,6 @@ from trio_runner.config import Config
 from trio_runner.credentials import secrets_of
 from trio_runner.death import claim_scenario, report_death
 from trio_runner.failure import flatten
-from trio_runner.logs import conceal
 from trio_runner.model import (
     Claim,
     ClaimRefusedError,
@@ -134,7 +133,9 @@ class Runner:
         return cls(config=config)
 
     async def start(self) -> None:
-        """Check that everything answers: database, broker, inference service, video. Leaves nothing open.
+        """Check that everything answers: spool, database, broker, inference service, video. Leaves nothing open.
+
+        Like the beginning of a run it completes the schema and sends what waits in the spool.
 
         Raises:
             RunnerError: the first thing that does not, by its code.
@@ -185,7 +186,6 @@ class Runner:
         async with aio.open_loop(), open_addresses(config) as live:
             try:
                 secrets = await secrets_of(live)
-                conceal(secrets)
                 self.outcome = await self._attempt(live, spool, secrets)
             except ClaimRefusedError as error:
                 completed = isinstance(error, ScenarioCompletedError)
@@ -209,6 +209,7 @@ class Runner:
         self._drain.set()
         # Before the claim there is nothing under way that could be finished.
         if not self.claimed.is_set():
+            self.on_failure()
             self._work.cancel()
 
     def abort(self) -> None:
@@ -260,9 +261,14 @@ class Runner:
             with self._work:
                 async with open_doors(config, spool, on_passed=self._advance) as (store, inference, video):
                     attempt = replace(attempt, video_identity=video.info.identity, sampling=_sampling(config.video))
-                    self.claim = await claim_scenario(store, attempt)
-                    _check_same(self.claim, attempt)
-                    await self._process(config, self.claim, store, inference, video)
+                    try:
+                        self.claim = await claim_scenario(store, attempt)
+                        _check_same(self.claim, attempt)
+                        await self._process(config, self.claim, store, inference, video)
+                    except BaseException:
+                        # Before the doors are closed, which may be what hangs.
+                        self.on_failure()
+                        raise
                 return Outcome(ending=Ending.COMPLETED, claim=self.claim)
             self.on_failure()
             failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "told to stop"))

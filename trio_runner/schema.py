@@ -70,6 +70,33 @@ async def create(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
         ) from error
 
 
+async def check_rights(connection: asyncpg.Connection[asyncpg.Record], may_create: bool) -> None:  # noqa: FBT001 - handed through
+    """asyncio-flavoured. Whether a runner could work here, as this role.
+
+    Raises:
+        RunnerError: `store_schema`, `store_auth` or `store_rejected`, with the remedy.
+    """
+    lacking = await missing(connection)
+    if lacking and not may_create:
+        remedy = "run: trio-runner init-db CONFIG"
+        raise RunnerError(ErrorCode.STORE_SCHEMA, f"the database lacks {', '.join(lacking)}; {remedy}")
+    if lacking and not await connection.fetchval("SELECT has_database_privilege(current_database(), 'CREATE')"):
+        remedy = "run as the schema's owner: trio-runner init-db CONFIG"
+        raise RunnerError(ErrorCode.STORE_SCHEMA, f"the database lacks {', '.join(lacking)}; {remedy}")
+    allowed = await connection.fetchval(
+        "SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc"
+        " WHERE pronamespace = to_regnamespace($1) AND proname = ANY($2)",
+        SCHEMA,
+        list(RUNNER_VERBS),
+    )
+    if not lacking and not allowed:
+        remedy = "as the schema's owner: trio-runner init-db CONFIG --grant ROLE"
+        raise RunnerError(ErrorCode.STORE_AUTH, f"this role may not call the runner's functions; {remedy}")
+    if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
+        why = "PostgreSQL takes no writes here: a standby, or default_transaction_read_only is on"
+        raise RunnerError(ErrorCode.STORE_REJECTED, why)
+
+
 async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
     # IF NOT EXISTS would ask for the right to create schemas also where there is nothing to create.
     if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", SCHEMA):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import msgspec
 import trio
 
 from trio_runner.model import ErrorCode, RunnerError
+from trio_runner.small_files import read_small_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,11 +26,18 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-RESERVE_BYTES: Final = 32 * 1024
-"""Twice the largest event: its JSON stands in a JSON string here, and headers beside it."""
+RESERVE_BYTES: Final = 48 * 1024
+"""Twice the largest event, since its JSON stands in a JSON string here, and its topic and headers."""
 
 RESERVE_SECONDS: Final = 5.0
-PUT_SECONDS: Final = 1.0
+_RECORD_NAME: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.json")
+
+PUT_SECONDS: Final = 3.0
+"""A busy disk may take a second for each of the two syncs."""
+
+
+Reserve: TypeAlias = tuple[int, Path]
+"""An open descriptor of a reserve file, locked, and where it lies."""
 
 
 class SpooledRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +61,7 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         """Touch nothing yet."""
         self.directory = directory
-        self._reserve: tuple[int, Path] | None = None
+        self._reserve: Reserve | None = None
 
     async def reserve(self) -> None:
         """Make the directory and hold a reserve in it; harmless when it is held.
@@ -63,12 +73,15 @@ class Spool:
             self._reserve = await self._in_time(self._take_reserve, RESERVE_SECONDS)
 
     async def put(self, record: SpooledRecord) -> Path:
-        """Keep the record, on the disk itself when this returns; raises RunnerError (`spool_unusable`)."""
-        return await self._in_time(lambda: self._put(record), PUT_SECONDS)
+        """Keep the record, synced to the disk when this returns; raises RunnerError (`spool_unusable`)."""
+        # The thread has the reserve for itself: one that is left behind may still write when we have closed everything.
+        reserve, self._reserve = self._reserve, None
+        path, self._reserve = await self._in_time(lambda: self._put(record, reserve), PUT_SECONDS)
+        return path
 
     async def waiting(self) -> list[Path]:
         """The files of the records that wait, oldest first; raises RunnerError (`spool_unusable`)."""
-        return await self._in_time(lambda: sorted(self.directory.glob("*.json"), key=_age), RESERVE_SECONDS)
+        return await self._in_time(lambda: _waiting_in(self.directory), RESERVE_SECONDS)
 
     async def read(self, path: Path) -> SpooledRecord | None:
         """The record in `path`; None where it is gone, or no record: then it is called `.bad` from now on."""
@@ -90,7 +103,8 @@ class Spool:
             ours = True
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError:
+                # Another process's turn, or a file system without locks.
                 ours = False
             yield ours
         finally:
@@ -115,10 +129,12 @@ class Spool:
             f"{self.directory}: {why}. Correct kafka.spool_dir: a directory on a local disk that it may write to",
         )
 
-    def _take_reserve(self) -> tuple[int, Path]:
+    def _take_reserve(self) -> Reserve:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in [*self.directory.glob("*.reserve"), self.directory / f"{os.urandom(8).hex()}.reserve"]:
-            with suppress(FileNotFoundError):
+        new = self.directory / f"{os.urandom(8).hex()}.reserve"
+        for path in [*self.directory.glob("*.reserve"), new]:
+            # What is another user's, or no file at all, is none of ours.
+            with suppress(*() if path == new else (OSError,)):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,23 +153,24 @@ class Spool:
                 os.close(descriptor)
         raise FileNotFoundError("the reserve file vanished")
 
-    def _put(self, record: SpooledRecord) -> Path:
+    def _put(self, record: SpooledRecord, reserve: Reserve | None) -> tuple[Path, Reserve | None]:
         content = msgspec.json.encode(record) + b"\n"
         target = self.directory / f"{record.id}.json"
         try:
             self._write_new(target, content)
         except OSError:
-            if self._reserve is None or len(content) > RESERVE_BYTES:
+            if reserve is None or len(content) > RESERVE_BYTES:
                 raise
-            descriptor, path = self._reserve
+            descriptor, path = reserve
             _write_whole(descriptor, content)
             os.ftruncate(descriptor, len(content))
             os.fsync(descriptor)
             path.rename(target)
-            self.close()
+            os.close(descriptor)
+            reserve = None
         with suppress(OSError):
             _sync_directory(self.directory)
-        return target
+        return target, reserve
 
     def _write_new(self, target: Path, content: bytes) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,14 +201,24 @@ def _write_whole(descriptor: int, content: bytes) -> None:
 
 def _read(path: Path) -> SpooledRecord | None:
     try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(2 * RESERVE_BYTES), type=SpooledRecord)
+        data, _ = read_small_file(path, max_bytes=RESERVE_BYTES)
+        return msgspec.json.decode(data, type=SpooledRecord)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in {errno.EINVAL, errno.EISDIR, errno.EFBIG}:
+            raise
         logger.error("%s holds no event and is set aside as .bad: %s", path, error)  # noqa: TRY400 - no stack is needed
         path.rename(path.with_suffix(".bad"))
         return None
+
+
+def _waiting_in(directory: Path) -> list[Path]:
+    """Not by `glob`, for which a directory that may not be read is empty."""
+    try:
+        return sorted((path for path in directory.iterdir() if _RECORD_NAME.fullmatch(path.name)), key=_age)
+    except FileNotFoundError:
+        return []
 
 
 def _age(path: Path) -> tuple[int, str]:

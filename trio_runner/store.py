@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from contextlib import asynccontextmanager
@@ -63,7 +64,8 @@ class Store:
         row = await self._fetch_one(
             "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             attempt.scenario_id,
-            attempt.video_path,
+            # A file's name may be any bytes, a text in PostgreSQL may not.
+            os.fsencode(attempt.video_path).decode(errors="backslashreplace"),
             attempt.epoch,
             uuid.UUID(attempt.instance_id),
             attempt.runner_id,
@@ -195,6 +197,10 @@ class Store:
         """
         return await self._run(schema.create, self._connection)
 
+    async def check_rights(self, *, may_create: bool = False) -> None:
+        """Raise RunnerError unless a runner could work here; a schema that it `may_create` need not be whole yet."""
+        await self._run(schema.check_rights, self._connection, may_create)
+
     async def check_schema(self) -> None:
         """Raise `store_schema` unless every schema file of this version has been applied."""
         if missing := await self._run(schema.missing, self._connection):
@@ -240,8 +246,12 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(config: DatabaseSection, *, application_name: str) -> AsyncIterator[Store]:
+async def open_store(
+    config: DatabaseSection, *, application_name: str, close_seconds: float = CLOSE_SECONDS
+) -> AsyncIterator[Store]:
     """Connect within `connect_timeout_seconds`; closed politely after a clean end, cut off after any other.
+
+    `close_seconds` bounds the politeness.
 
     Raises:
         RunnerError: `store_unreachable`, `store_tls`, `store_auth` or `credential_unreadable`, naming the cause.
@@ -253,7 +263,7 @@ async def open_store(config: DatabaseSection, *, application_name: str) -> Async
         clean = True
     finally:
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
-        if not (clean and await aio.close(connection.close, seconds=CLOSE_SECONDS)):  # noqa: ASYNC102 - close shields and bounds
+        if not (clean and close_seconds and await aio.close(connection.close, seconds=close_seconds)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
 
 

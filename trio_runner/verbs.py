@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,6 +16,7 @@ import trio
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trio_runner import aio, preflight, reporting
 from trio_runner.addresses import embedded_services, open_addresses
@@ -68,7 +70,7 @@ async def check(config: Config, console: Console) -> int:
     table = _table("thing", "state", "time", "where")
     for finding in findings:
         state = "ok" if finding.failure is None else str(finding.failure.code)
-        table.add_row(finding.thing, state, f"{finding.seconds:.2f} s", redact(finding.where))
+        _add_row(table, finding.thing, state, f"{finding.seconds:.2f} s", redact(finding.where))
     console.print(table)
     failures = [finding.failure for finding in findings if finding.failure is not None]
     for failure in failures:
@@ -79,16 +81,14 @@ async def check(config: Config, console: Console) -> int:
 async def flush_spool(config: Config, console: Console) -> int:
     """Publish the events that wait in the spool; 74 where some still wait."""
     spool = spool_of(config)
-    before = len(await spool.waiting())
-    left = before
-    if before:
+    sent, left = 0, len(await spool.waiting())
+    if left and Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
+        console.print("the embedded broker is not running, and keeps nothing when it ends", highlight=False)
+    elif left:
         async with aio.open_loop(), open_addresses(config, frozenset({Service.KAFKA}), published=False) as live:
-            left = await publish_spooled(live, spool)
-    console.print(
-        f"{spool.directory}: {before - left} event{'' if before - left == 1 else 's'} sent, {left} wait",
-        highlight=False,
-        soft_wrap=True,
-    )
+            sent, left = await publish_spooled(live, spool)
+    said = f"{spool.directory}: {sent} event{'' if sent == 1 else 's'} sent, {left} wait"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     return EXIT_UNCONFIRMED if left else EXIT_OK
 
 
@@ -172,12 +172,13 @@ async def events(config: Config, console: Console, *, as_json: bool, follow: boo
 async def host_embedded(config: Config, console: Console) -> int:
     """Host the embedded servers until the first SIGINT or SIGTERM."""
     services = embedded_services(config)
+    say = partial(console.print, markup=False)
     if not services:
         console.print("nothing to host: every address in this config is a real one", highlight=False)
         return EXIT_OK
     async with (
         _until_signal(),
-        open_servers(Path(config.runner.data_dir), services, published=True, on_wait=console.print) as live,
+        open_servers(Path(config.runner.data_dir), services, published=True, on_wait=say) as live,
     ):
         console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
         console.print("# until Ctrl-C", highlight=False)
@@ -262,7 +263,8 @@ def _print_event(body: Any, headers: Mapping[str, str], console: Console, *, as_
 def _scenario_table(scenarios: list[dict[str, Any]]) -> Table:
     table = _table("id", "state", "attempt", "frames", "last error", "video")
     for row in scenarios:
-        table.add_row(
+        _add_row(
+            table,
             str(row["id"]),
             _state(row),
             str(row["epoch"]),
@@ -286,7 +288,8 @@ def _print_scenario(row: dict[str, Any], console: Console) -> None:
     )
     attempts = _table("attempt", "started", "took", "frames", "outcome", "error", "runner")
     for attempt in row["attempts"]:
-        attempts.add_row(
+        _add_row(
+            attempts,
             str(attempt["epoch"]),
             f"{attempt['started_at']:%m-%d %H:%M:%S}",
             _duration(attempt),
@@ -299,7 +302,7 @@ def _print_scenario(row: dict[str, Any], console: Console) -> None:
     if row["found"]:
         found = _table("label", "boxes", "frames")
         for label in row["found"]:
-            found.add_row(label["label"], str(label["boxes"]), str(label["frames"]))
+            _add_row(found, label["label"], str(label["boxes"]), str(label["frames"]))
         console.print(found)
 
 
@@ -310,6 +313,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _add_row(table: Table, *cells: str) -> None:
+    """Names as they are: a bracket is no markup."""
+    table.add_row(*map(Text, cells))
+
+
 def _state(row: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (row["status"], row["outcome"])))
 
@@ -318,7 +326,7 @@ def _error_line(error: str | None) -> str:
     if not error:
         return ""
     told = msgspec.json.decode(error)
-    return f"{told.get('code', '')}: {told.get('message', '')}".rstrip(": ")
+    return f"{told.get('code', '')}: {told.get('message', '')}".rstrip(": ") if isinstance(told, dict) else str(told)
 
 
 def _duration(attempt: Mapping[str, Any]) -> str:

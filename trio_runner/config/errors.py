@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SECRET_NAME: Final = re.compile(
-    r"(?:pass(?:word|wd|phrase|code)?|pwd|token|secret|credentials?|(?:api|access)_?key)$", re.IGNORECASE
+    r"(?:pass(?:word|wd|phrase|code)?|pwd|token|secret|credentials?|(?:api|access)_?key)(?:_file)?$", re.IGNORECASE
 )
 _SECRET_TEXT: Final = re.compile(r"[@?]|pass|pwd|token|secret|-----BEGIN", re.IGNORECASE)
 _SHOWN_CHARACTERS: Final = 60

@@ -22,6 +22,9 @@ SELECT d.label, count(*), count(DISTINCT d.frame_index)
   FROM detections d WHERE d.scenario_id = p_id GROUP BY d.label ORDER BY 2 DESC, 1
 $$;
 
+-- A scenario without a frame is not completed: nothing was proven by it.
+ALTER TABLE scenarios ADD CHECK (outcome IS DISTINCT FROM 'completed' OR total_frames > 0);
+
 ALTER FUNCTION claim SECURITY DEFINER SET search_path = trio_runner, pg_temp;
 ALTER FUNCTION store SECURITY DEFINER SET search_path = trio_runner, pg_temp;
 ALTER FUNCTION heartbeat SECURITY DEFINER SET search_path = trio_runner, pg_temp;
