@@ -56,6 +56,8 @@ REACHED_BY = {
     "kafka_topic": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
     "stalled": "test_codes.test_a_pipeline_that_stands_still_although_no_deadline_passes",
     "runner_killed": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
+    "runner_out_of_memory": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
+    "runner_hung": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
     "interrupted": "test_run.test_told_to_stop_it_finishes_what_is_under_way",
     "internal": "test_codes.test_a_bug_has_a_name_too_and_its_stack",
 }

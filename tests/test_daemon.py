@@ -7,6 +7,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -58,6 +59,12 @@ def manager() -> Iterator[Manager]:
         yield Manager(listener, {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "3000000"})
 
 
+@pytest.fixture(autouse=True)
+def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the marker of an attempt lies."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+
+
 class FakeRunner:
     """What the daemon uses of a runner."""
 
@@ -65,6 +72,7 @@ class FakeRunner:
         self.claimed = trio.Event()
         self.progress = Progress()
         self.outcome: Outcome | None = None
+        self.instance_id = str(uuid.uuid4())
         self.asked: list[str] = []
         self.was_asked = trio.Event()
         self.go_on = trio.Event()

@@ -63,18 +63,25 @@ async def report_death(scene: Scene, **variables: str) -> Finished:
 KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
 
 
-async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(scene: Scene, big_clip: Path) -> None:
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [("signal", "runner_killed"), ("oom-kill", "runner_out_of_memory"), ("watchdog", "runner_hung")],
+)
+async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
+    scene: Scene, big_clip: Path, result: str, code: str
+) -> None:
+    ended = KILLED | {"SERVICE_RESULT": result}
     async with held_run(scene, big_clip) as held:
-        assert "nothing to report" in (await report_death(scene, **KILLED)).out, "it is alive"
+        assert "nothing to report" in (await report_death(scene, **ended)).out, "it is alive"
         await killed(scene, held)
-    done = await report_death(scene, **KILLED)
+    done = await report_death(scene, **ended)
     assert done.code == 0, done.err
     assert "attempt 1: reported" in done.out
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
-    assert (record["reporter"], record["body"]["error"]["code"]) == ("stop-post", "runner_killed")
+    assert (record["reporter"], record["body"]["error"]["code"]) == ("stop-post", code)
     event = await scene.the_event()
     assert (event.headers["ce_id"], event.body) == (str(record["event_id"]), record["body"])
-    again = await report_death(scene, **KILLED)
+    again = await report_death(scene, **ended)
     assert (again.code, "nothing to report" in again.out) == (0, True)
     await scene.the_event()
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})

@@ -79,12 +79,12 @@ async def serve(config: Config, display: Display) -> Outcome | None:
 
 async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
     async with trio.open_nursery() as watchers:
-        directory = marker.directory_of(config, os.environ)
-        await marker.write(directory, config.scenario.id, runner.instance_id)
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         watchers.start_soon(_shown, display.watch, runner)
         watchers.start_soon(_tell_manager, runner, notifier, last_resort, stalled_seconds(config))
         runner.on_failure = last_resort.arm
+        directory = marker.directory_of(config, os.environ)
+        await marker.write(directory, config.scenario.id, runner.instance_id)
         try:
             # A refused claim is an outcome like the others, and the display says why.
             with suppress(ClaimRefusedError):
