@@ -9,11 +9,12 @@ PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_ARGS =
 LOCK_ARGS =
 
-.PHONY: help run test lock
+.PHONY: help run test model lock
 
 help:
 	@echo 'make run    serve the scenario of runner.toml; whatever its addresses call "embedded" is started too'
 	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
+	@echo 'make model  check the protocol exhaustively (needs spin and a C compiler)'
 	@echo 'make lock   write the locks anew after a change of pyproject.toml (LOCK_ARGS=--upgrade: newest versions)'
 
 run: $(VENV)/.runner
@@ -26,6 +27,9 @@ lock: $(VENV)/.uv
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
+
+model:
+	bash tests/check_model.sh
 
 $(VENV)/.runner: requirements.lock pyproject.toml $(VENV)/.uv
 	$(INSTALL) --require-hashes --requirements requirements.lock

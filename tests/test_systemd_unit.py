@@ -35,8 +35,10 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @needs_systemd_analyze
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     # It complains about a program that is not there, and /opt/trio-runner is not on the machine that tests.
-    text, replaced = re.subn(r"^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text(), flags=re.MULTILINE)
-    assert replaced == 1
+    text, replaced = re.subn(
+        r"^(ExecStart|ExecStopPost)=\S+", rf"\1={sys.executable}", UNIT.read_text(), flags=re.MULTILINE
+    )
+    assert replaced == 2
     copy = tmp_path / "trio-runner@7.service"
     copy.write_text(text)
 
