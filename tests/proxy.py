@@ -175,10 +175,14 @@ class Proxy:
             place = trigger.place(data)
             if place is not None and trigger in self._triggers:
                 self._triggers.remove(trigger)
-                place = len(data) if trigger.passing else place
+                if trigger.passing:
+                    # Before it is sent: the answer may be here before that returns.
+                    trigger.act()
+                    place = len(data)
                 await sink.send_all(data[:place])
                 data = data[place:]
-                trigger.act()
+                if not trigger.passing:
+                    trigger.act()
         return data
 
     async def _pass_on(self, connection: _Connection, way: Way, data: bytes, sink: trio.SocketStream) -> None:

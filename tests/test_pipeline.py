@@ -323,6 +323,8 @@ async def test_the_first_error_is_told_before_the_others_are_cancelled(autojump_
     class Noting(FakeInference):
         async def infer(self, frame: Frame) -> FrameResult:
             if frame.sequence == 0:
+                # When the others are under way.
+                await trio.sleep(0.5)
                 raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, "zero")
             try:
                 return await super().infer(frame)

