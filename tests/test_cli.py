@@ -21,7 +21,8 @@ from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, command, free
 
 import trio_runner
 
-VERBS = ["run", "validate", "check", "init-db", "show", "events", "flush-spool", "embedded", "serve-inference"]
+VERBS = ["run", "validate", "check", "init-db", "show", "events", "flush-spool"]
+VERBS += ["report-death", "reap", "embedded", "serve-inference"]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
