@@ -7,13 +7,17 @@ COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-versi
 	--custom-compile-command "make lock" pyproject.toml --group build
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_ARGS =
+RUNS = 100
+SEED =
+CAMPAIGN_ARGS =
 LOCK_ARGS =
 
-.PHONY: help run test model lock
+.PHONY: help run test campaign model lock
 
 help:
 	@echo 'make run    serve the scenario of runner.toml; whatever its addresses call "embedded" is started too'
 	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
+	@echo 'make campaign RUNS=1000 SEED=1  seeded faults of every kind; says how to replay a run that goes wrong'
 	@echo 'make model  check the protocol exhaustively (needs spin and a C compiler)'
 	@echo 'make lock   write the locks anew after a change of pyproject.toml (LOCK_ARGS=--upgrade: newest versions)'
 
@@ -27,6 +31,9 @@ lock: $(VENV)/.uv
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
+
+campaign: $(VENV)/.dev
+	$(VENV)/bin/python tests/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(CAMPAIGN_ARGS)
 
 model:
 	bash tests/check_model.sh

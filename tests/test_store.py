@@ -429,6 +429,16 @@ async def test_a_takeover_goes_on_where_the_ledger_is(store: Store, ledger: Ledg
     assert death["body"]["error"]["code"] == "lease_expired"
 
 
+async def test_a_claim_whose_lost_reply_outlasts_the_lease_is_still_its_owners(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    asking = attempt(scenario_id)
+    claim = await store.claim(asking)
+    await expire(ledger, scenario_id)
+    assert await claim_scenario(store, asking) == claim
+    assert await ledger.retry_events(scenario_id) == []
+
+
 Verb = Callable[[Store, Claim], Awaitable[Any]]
 VERBS: dict[str, Verb] = {
     "store": lambda store, claim: store.store(claim, 2, [make_result(2)]),

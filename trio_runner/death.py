@@ -55,7 +55,8 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
         ClaimRefusedError, SupersededError: the scenario is not this runner's to take.
     """
     lost = None if attempt.epoch else await store.expired_claim(attempt.scenario_id)
-    if lost is not None:
+    # Its own claim, whose reply was lost for longer than the lease lasts, is still its own.
+    if lost is not None and lost[0].instance_id != attempt.instance_id:
         claim, runner_id, host = lost
         event = _lost_event(claim, runner_id=runner_id, host=host, reporter="takeover")
         # For the ledger alone: nobody need be called, the next attempt is this one.
