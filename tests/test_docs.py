@@ -14,6 +14,7 @@ from trio_runner.runner import Ending, Outcome
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -63,12 +64,28 @@ def test_every_module_has_its_row_in_the_architecture() -> None:
     assert named - {"sql/"} == rooms
 
 
+def test_what_shows_a_promise_is_there() -> None:
+    """Each promise names a test or a command."""
+    rows = re.findall(r"^\| (?!promise|---)(.+) \|$", GUARANTEES, re.MULTILINE)
+    assert len(rows) > 10
+    source = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    previous = ""
+    for row in rows:
+        shown = row.rpartition(" | ")[2].replace("the same test", previous)
+        previous = shown
+        tests, commands = re.findall(r"`(test_\w+)`", shown), re.findall(r"`make (\w+)`", shown)
+        assert tests or commands, row
+        assert [name for name in tests if f"def {name}(" not in source] == []
+        assert [name for name in commands if f"\n{name}:" not in (ROOT / "Makefile").read_text()] == []
+
+
 def test_no_place_is_left_to_be_filled_in() -> None:
     assert not re.findall(r"@[A-Z]+@", README)
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/contract.md", "THIRD_PARTY_NOTICES.md"]
+    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/contract.md", "docs/guarantees.md",
+     "docs/model/README.md", "THIRD_PARTY_NOTICES.md"]
 )
 def test_the_files_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text()

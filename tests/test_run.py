@@ -347,6 +347,13 @@ async def test_a_runner_that_was_frozen_past_its_lease_writes_nothing_more(scene
             return bool(row["expired"])
 
         await until(expired, described="the frozen runner's lease has ended")
+        (row,) = await scene.ledger.query(
+            "SELECT count(*) AS connections, count(xact_start) AS transactions,"
+            " (SELECT count(*) FROM pg_locks l WHERE l.pid = ANY (array_agg(a.pid))) AS locks"
+            " FROM pg_stat_activity a WHERE application_name = $1",
+            f"trio-runner runner_under_test scenario {scene.scenario_id}",
+        )
+        assert dict(row) == {"connections": 1, "transactions": 0, "locks": 0}
         async with open_fake(held=lambda number: number >= 60) as fake, open_service_manager() as manager:
             config = scene.write_config("second.toml", video={"path": str(big_clip)}, inference={"url": fake.url})
             async with scene.cli.started("run", config, variables=manager.variables) as successor:
