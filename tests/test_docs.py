@@ -84,8 +84,16 @@ def test_no_place_is_left_to_be_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/contract.md", "docs/guarantees.md",
-     "docs/model/README.md", "THIRD_PARTY_NOTICES.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/contract.md",
+        "docs/guarantees.md",
+        "docs/model/README.md",
+        "THIRD_PARTY_NOTICES.md",
+    ],
 )
 def test_the_files_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text()
