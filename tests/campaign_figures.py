@@ -24,8 +24,8 @@ class Tally:
     reporters: Counter[str] = field(default_factory=Counter)
     violations: int = 0
     unreported: int = 0
-    told_by_ledger: int = 0
-    """Deaths that are on no topic: killed between the ledger and Kafka, and `report-death` was not run."""
+    told_later: int = 0
+    """Deaths whose reporter was killed between the ledger and Kafka, and for which only a reaper could speak."""
     frozen: int = 0
     """Runners that came back after their successor had been called."""
     killed_to_due: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -59,7 +59,7 @@ def report(tally: Tally, seconds: float) -> str:
         say(f"    {count:5d}  {kind}")
     say(f"  exit codes: {dict(sorted(tally.codes.items()))}")
     say(f"  deaths, by reporter: {dict(tally.reporters)}")
-    say(f"  deaths unreported: {tally.unreported}; known to the ledger alone: {tally.told_by_ledger}")
+    say(f"  deaths unreported: {tally.unreported}; told by a reaper in the reporter's place: {tally.told_later}")
     say(f"  runners that came back after their death: {tally.frozen}")
     say(f"  attempts that failed although nothing was done to them: {tally.unprovoked}")
     figures = {f"SIGKILL to {what}": values for what, values in sorted(tally.killed_to_due.items())}

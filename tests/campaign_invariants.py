@@ -119,7 +119,7 @@ def _contents(seen: Evidence) -> Iterator[str]:
 def _events(seen: Evidence) -> Iterator[str]:
     known = {str(row["event_id"]): row for row in seen.deaths}
     cut = {trace.runner_id for trace in seen.traces if trace.ledger_cut}
-    # Killed between the ledger and Kafka, and nobody ran `report-death`: the ledger alone can tell who is due.
+    # Killed between the ledger and Kafka, and nobody ran `report-death`: a reaper has to speak for it, later.
     unreported = {trace.runner_id for trace in seen.traces if trace.code == -9 and not trace.report_death}
     completed = seen.scenario["epoch"] if seen.scenario["outcome"] == "completed" else None
     for event in seen.events:

@@ -274,14 +274,18 @@ class Play:
             attempts=await ledger.attempts(self._id),
             deaths=await ledger.retry_events(self._id),
             events=self.world.events[self._id],
-            spooled={path.stem for spool in (self._crew.spool, self.world.spool) for path in spool.glob("*.json")},
+            spooled={path.stem for path in self._crew.spool.glob("*.json")},
             traces=self._crew.traces,
             truth=self.plan.truth,
             size=SIZE,
             most_repeated=WINDOW_FRAMES + BATCH_FRAMES,
         )
         self.violations += violations(evidence)
-        self.tally.told_by_ledger += len(untold(evidence))
+        self.tally.told_later += len(untold(evidence))
+        if untold(evidence):
+            await self._tell_what_is_untold()
+            evidence.events = self.world.events[self._id]
+            self.violations += [f"I9: a reaper has not told of epoch {row['epoch']}" for row in untold(evidence)]
         self.tally.unreported += sum(row["outcome"] is None for row in evidence.attempts)
         self.tally.repeated_frames += repeated_frames(evidence)
         for row in evidence.deaths:
@@ -291,6 +295,14 @@ class Play:
         self._note("predictions", frames=[(row["frame_index"], row["epoch"]) for row in evidence.predictions])
         self._note("events", events=[(event.headers["ce_id"], event.body) for event in evidence.events])
         self._note("processes", traces=[asdict(trace) for trace in self._crew.traces])
+
+    async def _tell_what_is_untold(self) -> None:
+        """A reaper gives who has recorded a death a minute."""
+        await self.world.ledger.query(
+            "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1", self._id
+        )
+        await self.world.reap()
+        await self.world.read_events()
 
 
 async def _recover(proxy: Proxy, seconds: float) -> None:

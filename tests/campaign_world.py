@@ -157,11 +157,6 @@ class World:
         )
         return path
 
-    @property
-    def spool(self) -> Path:
-        """The reaper's."""
-        return self.directory / "reaper" / "spool"
-
     async def reap(self) -> None:
         """Have every lease that has ended by now reaped; who asks while another reaper works shares the next one."""
         wanted = self.reaps + 1

@@ -12,7 +12,7 @@ import clips
 import pytest
 from fake_inference import Fault, at_frame, open_fake
 from harness import Event, Finished, read_topic, until
-from scene import Held, Scene, held_run
+from scene import Held, Scene, death_without_kafka, held_run
 
 from trio_runner.model import ErrorCode
 from trio_runner.reporting import cause_of_death
@@ -117,6 +117,8 @@ async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, cl
     assert (unasked.code, "nothing to report" in unasked.out) == (0, True)
     assert list((scene.directory / "data").glob("attempt-*")) == []
     await scene.the_event()
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert record["told_at"] >= record["received_at"]
 
 
 async def events_of(scene: Scene) -> list[Event]:
@@ -145,6 +147,57 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     assert "attempt 1: reported" in (await report_death(scene, **KILLED)).out
     assert [event.body for event in await events_of(scene)] == [record["body"]] * 2
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+
+
+async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Scene, clip: Path) -> None:
+    """Whoever recorded it died in between, or has left it in the spool of a host that is gone."""
+    async with death_without_kafka(scene, clip) as (_, kafka, server):
+        told = f"scenario {scene.scenario_id}, attempt 1"
+        config = scene.write_config("reap.toml", kafka=kafka)
+        assert told not in (await scene.cli("reap", config)).out, "its reporter may still be at it"
+        await scene.ledger.query(
+            "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1",
+            scene.scenario_id,
+        )
+        server.suspend()
+        done = await scene.cli("reap", config)
+        assert done.code == 74, done.out
+        assert "NOT reported" in done.out
+        (before,) = await scene.ledger.retry_events(scene.scenario_id)
+        server.resume()
+
+        async def reaped() -> bool:
+            return f"{told}: reported" in (await scene.cli("reap", config)).out
+
+        await until(reaped, described="a reaper has told Kafka")
+        (record,) = await scene.ledger.retry_events(scene.scenario_id)
+        assert (before["told_at"], record["told_at"] is None) == (None, False)
+        ids = {event.headers["ce_id"] for event in await read_topic(kafka["brokers"], scene.topic)}
+        assert str(record["event_id"]) in ids
+        assert told not in (await scene.cli("reap", config)).out
+
+
+async def test_what_the_ledger_recorded_and_is_no_event_holds_no_reaper_up(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        row = await scene.ledger.existing(scene.scenario_id)
+        await scene.ledger.query(
+            "SELECT fail($1, 1, $2, gen_random_uuid(), 'runner', 'retriable', '{}')",
+            scene.scenario_id,
+            row["instance_id"],
+        )
+        held.fake.gate.set()
+        assert (await held.running.wait()).code == 79
+    await scene.ledger.query(
+        "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1", scene.scenario_id
+    )
+
+    async def passed_over() -> bool:
+        done = await scene.cli("reap", scene.directory / "runner.toml")
+        return f"scenario {scene.scenario_id}, attempt 1 is no event" in done.err
+
+    await until(passed_over, described="a reaper has met it")
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert record["told_at"] is not None
 
 
 async def test_a_reaper_that_comes_too_late_does_not_take_what_was_renewed(scene: Scene, big_clip: Path) -> None:

@@ -39,7 +39,7 @@ from trio_runner.retry import event_id
 from trio_runner.store import Attempt, Store, open_store
 
 VIDEO = "/videos/a.mp4"
-FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql", "0004_reports.sql"]
+FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql", "0004_reports.sql", "0005_outbox.sql"]
 
 
 @pytest.fixture

@@ -27,6 +27,9 @@ RELEASE_SECONDS: Final = 3.0
 """How long the ledger is given. With 7 for cancelling, 15 for publishing, 2 for the producer's stop and 3 for the spool
 a death takes 30 s at the worst, below the 60 that a service manager grants."""
 
+NOTE_SECONDS: Final = 1.0
+"""How long the ledger is given to note that Kafka has the event; without, a reaper sends it once more."""
+
 FLUSH_SECONDS: Final = 15.0
 """How long a start spends on events that wait in the spool; the rest waits for the next start."""
 
@@ -64,25 +67,35 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
     return await store.claim(attempt)
 
 
-async def publish_lost(
-    config: Config, spool: Spool, store: Store, claim: Claim, *, runner_id: str, host: str
+async def record_lost(store: Store, claim: Claim, *, runner_id: str, host: str) -> None:
+    """Record the death of a runner that was not heard of until its lease ended, unless it came back."""
+    await _tell_ledger(store, claim, _LOST, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper"))
+
+
+async def publish_recorded(
+    config: Config, store: Store, scenario_id: int, epoch: int, body: str, *, spool: Spool | None = None
 ) -> Report | None:
-    """Report a runner that was not heard of until its lease ended; None: it was reported meanwhile, or came back."""
-    event = _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper")
-    if not await _tell_ledger(store, claim, _LOST, event):
+    """Publish an event that the ledger has, perhaps for the second time; None where what it has is no event.
+
+    Without a spool, what Kafka does not take is left to the next reaper.
+    """
+    try:
+        event = msgspec.json.decode(body, type=retry.RetryEvent)
+    except msgspec.ValidationError as error:
+        logger.error("the ledger's record of scenario %d, attempt %d is no event: %s", scenario_id, epoch, error)  # noqa: TRY400 - no stack is needed
+        await store.told(scenario_id, epoch)
         return None
-    with trio.CancelScope(shield=True):
-        confirmed = await _publish(config, event)
-        spooled = not confirmed and await _keep(config, spool, event)
-    return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
-
-
-async def publish_recorded(config: Config, spool: Spool, claim: Claim, body: str) -> Report:
-    """Publish an event that the ledger has, perhaps for the second time."""
-    event = msgspec.json.decode(body, type=retry.RetryEvent)
-    with trio.CancelScope(shield=True):
-        confirmed = await _publish(config, event)
-        spooled = not confirmed and await _keep(config, spool, event)
+    confirmed = await _publish(config, event)
+    spooled = not confirmed and spool is not None and await _keep(config, spool, event)
+    if confirmed:
+        await store.told(scenario_id, epoch)
+    claim = Claim(
+        scenario_id=scenario_id,
+        epoch=epoch,
+        instance_id=event.instance_id,
+        next_frame=event.progress.next_frame,
+        frames_stored=event.progress.frames_stored,
+    )
     return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
 
 
@@ -165,6 +178,8 @@ async def report_death(
         ours = await obituary.record()
         confirmed = ours and await _publish(config, obituary.event)
         spooled = ours and not confirmed and await _keep(config, spool, obituary.event)
+        if confirmed and obituary.recorded:
+            await _note_told(config, obituary.claim)
     if obituary.completed:
         return Report(claim=obituary.claim, completed=True)
     return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed, event_spooled=spooled)
@@ -183,6 +198,7 @@ class _Obituary:
         self._config, self._attempt, self._failure, self._progress = config, attempt, failure, progress
         self._claimed, self._reporter = claim, reporter
         self._uptime_seconds = trio.current_time() - progress.started if reporter == "runner" else None
+        self.recorded = False
         self.completed = False
         self.event = self._build()
 
@@ -209,7 +225,7 @@ class _Obituary:
                         self._claimed = await claim_scenario(store, self._attempt)
                         self._progress = _progress_of(self._claimed)
                         self.event = self._build()
-                    ours = await _tell_ledger(store, self._claimed, self._failure, self.event)
+                    ours = self.recorded = await _tell_ledger(store, self._claimed, self._failure, self.event)
                     self.completed = not ours and await store.is_completed(self._claimed)
             except (ClaimRefusedError, SupersededError):
                 raise
@@ -245,6 +261,19 @@ async def _publish(config: Config, event: retry.RetryEvent) -> bool:
         return False
     logger.info("retry event %s is acknowledged", event.id)
     return True
+
+
+async def _note_told(config: Config, claim: Claim) -> None:
+    """Over a connection of its own once more: the one that recorded the death is not kept open for Kafka's 15 s."""
+    problem: Exception | None = None
+    with trio.move_on_after(NOTE_SECONDS) as scope:
+        try:
+            async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
+                await store.told(claim.scenario_id, claim.epoch)
+        except RunnerError as error:
+            problem = error
+    if problem or scope.cancelled_caught:
+        logger.warning("a reaper will send the event again: %s", problem or f"no answer within {NOTE_SECONDS:g} s")
 
 
 async def _keep(config: Config, spool: Spool, event: retry.RetryEvent) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_runner import marker
-from trio_runner.death import Report, publish_lost, publish_recorded, publish_spooled, report_death
+from trio_runner.death import Report, publish_recorded, publish_spooled, record_lost, report_death
 from trio_runner.model import ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
 from trio_runner.store import Attempt, open_store
 
@@ -26,6 +26,9 @@ REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
 """Exit codes that say: the event is confirmed, or none is owed."""
 
 REAP_BATCH: Final = 100
+
+TELLING_SECONDS: Final = 60.0
+"""How long who has recorded a death is given to tell Kafka; it takes half of that at the worst, or is dead."""
 
 
 def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
@@ -90,8 +93,10 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
                 claim, ended = known
                 if ended:
                     # Its marker would not be there if it had told Kafka, or the spool: it died in between.
-                    recorded = await store.recorded_event(claim)
-                    return await publish_recorded(config, spool, claim, recorded) if recorded else None
+                    body = await store.recorded_event(claim)
+                    if body is None:
+                        return None
+                    return await publish_recorded(config, store, claim.scenario_id, claim.epoch, body, spool=spool)
     except RunnerError as error:
         logger.warning("the ledger cannot be asked about this death: %s", error)
     progress = Progress(
@@ -106,20 +111,26 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
         return None
 
 
-async def reap(config: Config, spool: Spool) -> list[Report]:
+async def reap(config: Config) -> list[Report]:
     """Report the death of every runner that was not heard of until its lease ended, whichever scenario it had.
 
-    Any number of reapers may run: the ledger takes the first report of a death, and none of a runner that came back.
+    So is each death that was recorded and not told: its reporter died in between. Any number of reapers may run: the
+    ledger takes the first report of a death, and none of a runner that came back. What Kafka does not take stays in the
+    ledger for the next one, so it is not asked a second time.
 
     Raises:
         RunnerError: the ledger cannot be asked.
     """
-    reports = []
+    reports: list[Report] = []
     async with open_store(config.database, application_name="trio-runner reap") as store:
         for claim, runner_id, host in await store.expired_claims(REAP_BATCH):
-            report = await publish_lost(config, spool, store, claim, runner_id=runner_id, host=host)
+            await record_lost(store, claim, runner_id=runner_id, host=host)
+        for scenario_id, epoch, body in await store.untold(TELLING_SECONDS, REAP_BATCH):
+            report = await publish_recorded(config, store, scenario_id, epoch, body)
             if report is not None:
                 reports.append(report)
+                if not report.event_confirmed:
+                    break
     return reports
 
 

@@ -23,6 +23,8 @@ RUNNER_VERBS: Final = (
     "expired_claims",
     "attempt_of",
     "recorded_event",
+    "told",
+    "untold",
     "is_completed",
     "label_counts",
 )

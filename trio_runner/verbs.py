@@ -106,13 +106,12 @@ async def report_death(config: Config, console: Console) -> int:
 
 
 async def reap(config: Config, console: Console) -> int:
-    """Report every runner whose lease has ended; 74 where Kafka does not have an event yet."""
-    spool = spool_of(config)
+    """Report every runner whose lease has ended, and what Kafka was not told of; 74 where it still does not know."""
     async with (
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
     ):
-        reports = await reporting.reap(live, spool)
+        reports = await reporting.reap(live)
     return _told(reports, console)
 
 
