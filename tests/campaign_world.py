@@ -30,6 +30,7 @@ from harness import (
     command,
     environment,
     from_toml,
+    read_up_to,
     until,
 )
 from proxy import Breakdown, Proxy, open_proxy
@@ -292,13 +293,10 @@ async def _read_from(brokers: str, offsets: dict[aiokafka.TopicPartition, int]) 
         try:
             while not (partitions := list(consumer.assignment())):  # noqa: ASYNC110 - aiokafka has no event for it
                 await asyncio.sleep(0.01)
-            ends = await consumer.end_offsets(partitions)
             for each in partitions:
                 consumer.seek(each, offsets.get(each, 0))
-            missing = sum(end - offsets.get(each, 0) for each, end in ends.items())
-            while len(records) < missing:
-                for batch in (await consumer.getmany(timeout_ms=1000)).values():
-                    records += batch
+            ends = await consumer.end_offsets(partitions)
+            await read_up_to(consumer, ends, records)
         finally:
             await consumer.stop()  # noqa: ASYNC102 - asyncio code, of a test
     for record in records:

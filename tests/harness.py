@@ -315,13 +315,19 @@ async def _read(brokers: str, wanted: Callable[[str], bool]) -> list[Any]:
             consumer.subscribe(topics)
             while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
                 await asyncio.sleep(0.01)
-            expected = sum((await consumer.end_offsets(list(consumer.assignment()))).values())
-            while len(records) < expected:
-                for batch in (await consumer.getmany(timeout_ms=1000)).values():
-                    records += batch
+            await read_up_to(consumer, await consumer.end_offsets(list(consumer.assignment())), records)
         finally:
             await consumer.stop()  # noqa: ASYNC102 - the same
     return sorted(records, key=lambda record: record.timestamp)
+
+
+async def read_up_to(
+    consumer: aiokafka.AIOKafkaConsumer, ends: dict[aiokafka.TopicPartition, int], records: list[Any]
+) -> None:
+    """Add to `records` until each partition is read to its end; counting would take a newer one for one of these."""
+    while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+        for batch in (await consumer.getmany(timeout_ms=1000)).values():
+            records += batch
 
 
 async def check_what_is_stored(servers: Servers, canaries: set[str]) -> None:
