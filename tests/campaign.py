@@ -120,7 +120,8 @@ def main() -> int:
     parser.add_argument("--mutant", choices=MUTANTS, help="break the program in this way")
     parser.add_argument("--teeth", action="store_true", help="run each mutant (or the one) until it is caught")
     options = parser.parse_args()
-    # Who is told to end, by `timeout` for instance, takes the servers along.
+    # Who is told to end, by `timeout` for instance, takes the servers along, also where a shell has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = (options.directory or Path(tempfile.mkdtemp(prefix="trio-runner-campaign-"))).absolute()
     say(f"seed {options.seed}, {options.jobs} at a time; what goes wrong is left in {directory}")

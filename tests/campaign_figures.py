@@ -36,7 +36,9 @@ class Tally:
         """Of a SIGKILL: when its death was recorded, and when the next attempt was due, backoff included."""
         who, seconds = row["reporter"], row["recorded"] - killed_at
         if who in ("reaper", "takeover"):
+            due = max(seconds, row["due"] - killed_at)
             self.killed_to_due[f"recorded by {who}, beyond the lease"].append(seconds - lease_seconds)
+            self.killed_to_due[f"due again, recorded by {who}, beyond the lease"].append(due - lease_seconds)
         else:
             self.killed_to_due[f"recorded by {who}"].append(seconds)
             self.killed_to_due[f"due again, recorded by {who}"].append(max(seconds, row["due"] - killed_at))

@@ -13,6 +13,7 @@ from fake_inference import stored_for
 from harness import Event
 
 REPORTED = {0, 65, 75, 79}
+EARLY_QUESTIONS = 5
 KNOWN_CODES = {*REPORTED, 74, -9, -15}
 
 
@@ -55,7 +56,7 @@ class Evidence:
 
 def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
-    checks = (_rows, _claims, _attempts, _contents, _events, _exits, _zombies, _repetitions)
+    checks = (_rows, _claims, _attempts, _contents, _events, _deaths, _exits, _zombies, _repetitions)
     return [told for check in checks for told in check(evidence)]
 
 
@@ -119,6 +120,8 @@ def _contents(seen: Evidence) -> Iterator[str]:
 def _events(seen: Evidence) -> Iterator[str]:
     known = {str(row["event_id"]): row for row in seen.deaths}
     cut = {trace.runner_id for trace in seen.traces if trace.ledger_cut}
+    # Its marker may not have said yet that it had claimed.
+    early = {trace.runner_id for trace in seen.traces if len(trace.asked) < EARLY_QUESTIONS}
     # Killed between the ledger and Kafka, and nobody ran `report-death`: a reaper has to speak for it, later.
     unreported = {trace.runner_id for trace in seen.traces if trace.code == -9 and not trace.report_death}
     completed = seen.scenario["epoch"] if seen.scenario["outcome"] == "completed" else None
@@ -127,11 +130,12 @@ def _events(seen: Evidence) -> Iterator[str]:
             continue
         # The contract names both: who cannot reach the ledger says 0 where it has no claim, and cannot know whether its
         # last word, that it is complete, was heard.
-        if event.body["runner_id"] in cut and event.body["epoch"] in (0, completed):
+        runner_id, epoch = event.body["runner_id"], event.body["epoch"]
+        if runner_id in cut and (epoch == completed or (epoch == 0 and runner_id in early)):
             continue
         yield f"I9: the topic has an event of epoch {event.body['epoch']} that is no death: {event.body['reason']}"
     for row in untold(seen):
-        if row["body"]["runner_id"] not in unreported:
+        if row["body"]["runner_id"] not in unreported or row["reporter"] != "runner":
             yield f"I9: nobody was told of the death of epoch {row['epoch']}, which is recorded by {row['reporter']}"
 
 
@@ -139,6 +143,18 @@ def untold(seen: Evidence) -> list[dict[str, Any]]:
     """The recorded deaths that are neither on the topic nor in a spool, nor recorded by a successor."""
     told = {event.headers["ce_id"] for event in seen.events} | seen.spooled
     return [row for row in seen.deaths if str(row["event_id"]) not in told and row["reporter"] != "takeover"]
+
+
+def _deaths(seen: Evidence) -> Iterator[str]:
+    for trace in unreported(seen):
+        yield f"report: {trace.runner_id} ended with {trace.code}, and nobody has said so"
+
+
+def unreported(seen: Evidence) -> list[Trace]:
+    """The processes that died with a claim, and of whose death neither the ledger nor Kafka knows."""
+    known = {row["body"]["runner_id"] for row in seen.deaths} | {event.body["runner_id"] for event in seen.events}
+    at_work = {row["runner_id"] for row in seen.attempts if row["outcome"] != "completed"} - known
+    return [trace for trace in seen.traces if trace.runner_id in at_work]
 
 
 def _exits(seen: Evidence) -> Iterator[str]:

@@ -121,6 +121,26 @@ MUTANTS = {
             "InferenceClient.infer = late"
         ),
     ),
+    "report-death does nothing": Mutant(
+        caught_by=("report",),
+        faults=("kill",),
+        python=(
+            "from trio_runner import reporting\n"
+            "async def nothing(*_):\n    return []\n"
+            "reporting.report_dead_processes = nothing"
+        ),
+    ),
+    "a reaper says nothing to Kafka": Mutant(
+        caught_by=("I9",),
+        faults=("kill",),
+        python=(
+            "from trio_runner import death\n"
+            "publish = death._publish\n"
+            "async def mute(config, event):\n"
+            "    return True if event.reporter == 'reaper' else await publish(config, event)\n"
+            "death._publish = mute"
+        ),
+    ),
     "report-death says nothing to Kafka": Mutant(
         caught_by=("I9",),
         faults=("kill",),

@@ -17,7 +17,7 @@ from campaign_actors import Actor, proxy_of, strike
 from campaign_crew import BATCH_FRAMES, WINDOW_FRAMES, Crew, Violated, rng_of
 from campaign_figures import Tally
 from campaign_inbox import Inbox
-from campaign_invariants import REPORTED, Evidence, repeated_frames, untold, violations
+from campaign_invariants import REPORTED, Evidence, repeated_frames, unreported, untold, violations
 from campaign_schedule import PERMANENT, Fault, Plan
 from campaign_world import World
 from harness import until
@@ -193,6 +193,8 @@ class Play:
             await self._crew.report(actor, code)
             if self._rng.random() < 0.3:
                 await self._crew.report(actor, code)
+        if by == "report" and not actor.trace.ledger_cut and await self._holds_claim(actor):
+            raise Violated(f"report: the death of {actor.trace.runner_id}, which ended with {code}, is not recorded")
         if self._rng.random() < 0.25:
             await self._inbox.consume()
         await self._release(by)
@@ -226,12 +228,7 @@ class Play:
 
     async def _bury_alive(self, nursery: trio.Nursery, actor: Actor, fault: Fault, by: str) -> None:
         """It is stopped; if it holds the claim its lease ends, a successor is called, and then it comes back."""
-        mine = await self.world.ledger.query(
-            "SELECT FROM attempts WHERE scenario_id = $1 AND runner_id = $2 AND outcome IS NULL",
-            self._id,
-            actor.trace.runner_id,
-        )
-        if not mine:
+        if not await self._holds_claim(actor):
             await self._crew.thaw(actor)
             await self._bury(actor, by)
             return
@@ -242,6 +239,14 @@ class Play:
             await self._crew.thaw(actor)
         elif fault.until != "end":
             nursery.start_soon(self._thaw_when_succeeded, actor, len(self._crew.actors))
+
+    async def _holds_claim(self, actor: Actor) -> bool:
+        rows = await self.world.ledger.query(
+            "SELECT FROM attempts WHERE scenario_id = $1 AND runner_id = $2 AND outcome IS NULL",
+            self._id,
+            actor.trace.runner_id,
+        )
+        return bool(rows)
 
     async def _thaw_when_succeeded(self, actor: Actor, number: int) -> None:
         async def works() -> bool:
@@ -286,7 +291,7 @@ class Play:
             await self._tell_what_is_untold()
             evidence.events = self.world.events[self._id]
             self.violations += [f"I9: a reaper has not told of epoch {row['epoch']}" for row in untold(evidence)]
-        self.tally.unreported += sum(row["outcome"] is None for row in evidence.attempts)
+        self.tally.unreported += len(unreported(evidence))
         self.tally.repeated_frames += repeated_frames(evidence)
         for row in evidence.deaths:
             self.tally.reporters[row["reporter"]] += 1
@@ -297,11 +302,19 @@ class Play:
         self._note("processes", traces=[asdict(trace) for trace in self._crew.traces])
 
     async def _tell_what_is_untold(self) -> None:
-        """A reaper gives who has recorded a death a minute."""
+        """A reaper gives a reporter a minute; where Kafka does not answer it leaves the rest to the next reaper."""
         await self.world.ledger.query(
             "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1", self._id
         )
-        await self.world.reap()
+
+        async def told() -> bool:
+            await self.world.reap()
+            return not await self.world.ledger.query(
+                "SELECT FROM retry_events WHERE scenario_id = $1 AND told_at IS NULL AND reporter <> 'takeover'",
+                self._id,
+            )
+
+        await until(told, described="a reaper has told Kafka")
         await self.world.read_events()
 
 

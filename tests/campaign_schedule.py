@@ -17,6 +17,7 @@ PERMANENT = frozenset({Answer.STATUS_404, Answer.REDIRECT, Answer.NO_CONTENT, An
 """The service's answers that end a scenario: somebody has to put it right and set the row back."""
 
 FPS = 25
+START_SECONDS = 0.41
 FRAMES = {"short.mp4": 60, "long.mp4": 120, "irregular.mkv": len(IRREGULAR_MS)}
 
 
@@ -89,7 +90,7 @@ def plan_of(seed: int, kinds: Collection[str] = ()) -> Plan:
 
 def _sampling(rng: random.Random, clip: str) -> tuple[dict[str, Any], tuple[int, ...]]:
     frames = range(FRAMES[clip])
-    match rng.choices(["all", "stride", "max_fps", "max_frames"], [6, 2, 2, 1])[0]:
+    match rng.choices(["all", "stride", "max_fps", "max_frames", "start"], [6, 2, 2, 1, 2])[0]:
         case "stride":
             stride = rng.choice([2, 3])
             return {"stride": stride}, tuple(frames[::stride])
@@ -97,6 +98,10 @@ def _sampling(rng: random.Random, clip: str) -> tuple[dict[str, Any], tuple[int,
             # Cells of an eighth of a second. Rounding hurts nobody: no frame comes shortly before a border.
             cells = [math.floor(8 * seconds + 0.01) for seconds in _times(clip)]
             return {"max_fps": 8.0}, tuple(i for i in frames if i == 0 or cells[i] != cells[i - 1])
+        case "start":
+            # Between two frames.
+            shown = [i for i, seconds in zip(frames, _times(clip), strict=True) if seconds > START_SECONDS]
+            return {"start_seconds": START_SECONDS, "stride": 2}, tuple(shown[::2])
         case "max_frames":
             return {"max_frames": 20}, tuple(frames[:20])
     return {}, tuple(frames)

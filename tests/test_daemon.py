@@ -17,7 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_runner import daemon
 from trio_runner.config import Config
 from trio_runner.last_resort import LastResort
-from trio_runner.model import ClaimRefusedError, ErrorCode, Progress
+from trio_runner.marker import Marker, OwnMarker
+from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, Progress
 from trio_runner.pipeline import STALLED_SECONDS, stalled_seconds
 from trio_runner.runner import Ending, Outcome, Runner
 from trio_runner.systemd import Notifier
@@ -65,6 +66,10 @@ def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
 
 
+NO_MARKER = OwnMarker(Path(), Marker(scenario_id=7, instance_id="x", epoch=0, video_path="x"))
+"""One that was never written."""
+
+
 class FakeRunner:
     """What the daemon uses of a runner."""
 
@@ -73,6 +78,7 @@ class FakeRunner:
         self.progress = Progress()
         self.outcome: Outcome | None = None
         self.instance_id = str(uuid.uuid4())
+        self.claim: Claim | None = None
         self.asked: list[str] = []
         self.was_asked = trio.Event()
         self.go_on = trio.Event()
@@ -182,7 +188,9 @@ async def test_real_signals_arrive(manager: Manager) -> None:
 async def test_ready_is_said_when_the_claim_is_held_and_not_before(manager: Manager, autojump_clock: MockClock) -> None:
     fake = FakeRunner()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
+        nursery.start_soon(
+            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+        )
         await trio.sleep(100)
         assert manager.told() == []
         fake.progress = Progress(declared_frames=20, last_advance=trio.current_time())
@@ -197,7 +205,9 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager
     fake.claimed.set()
     fake.progress.last_advance = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
+        nursery.start_soon(
+            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+        )
         told = await heard(manager, STALLED_SECONDS - 0.5)
         assert told.count("WATCHDOG=1") >= STALLED_SECONDS - 1
         await heard(manager, 1)
@@ -222,7 +232,9 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
     fake.progress.last_advance = trio.current_time()
     manager.notifier.watchdog_seconds = watchdog_seconds
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._tell_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
+        nursery.start_soon(
+            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+        )
         for _ in range(10):
             # Progress goes on, as it were.
             fake.progress.last_advance = trio.current_time()

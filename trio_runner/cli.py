@@ -145,12 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         _flush_spool,
         "publish the retry events that Kafka did not take; 74 if some still wait",
     )
-    _verb(
+    report_death = _verb(
         verbs,
         "report-death",
         _report_death,
         "report an attempt whose process is gone and did not: for ExecStopPost= and for spawners",
     )
+    report_death.add_argument("--scenario", type=int, metavar="ID", help="as it was given to `run`")
     _verb(verbs, "reap", _reap, "report every runner that was not heard of until its lease ended")
     _verb(
         verbs,
@@ -237,7 +238,10 @@ def _report_death(options: argparse.Namespace) -> int:
     from trio_runner.display import Console
     from trio_runner.verbs import report_death
 
-    return trio.run(report_death, _load(options), Console())
+    config = _load(options)
+    if options.scenario is not None:
+        config = config.replace(scenario={"id": options.scenario})
+    return trio.run(report_death, config, Console())
 
 
 def _reap(options: argparse.Namespace) -> int:

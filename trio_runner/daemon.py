@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
 
 import trio
 
-from trio_runner import aio, marker
+from trio_runner import aio
 from trio_runner.addresses import open_addresses
 from trio_runner.last_resort import LastResort
-from trio_runner.model import ClaimRefusedError
+from trio_runner.marker import Marker, OwnMarker, directory_of
+from trio_runner.model import ClaimRefusedError, printable
 from trio_runner.pipeline import stalled_seconds
 from trio_runner.runner import Ending, Outcome, Runner
 from trio_runner.systemd import Notifier
@@ -81,24 +82,34 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
     async with trio.open_nursery() as watchers:
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         watchers.start_soon(_shown, display.watch, runner)
-        watchers.start_soon(_tell_manager, runner, notifier, last_resort, stalled_seconds(config))
         runner.on_failure = last_resort.arm
-        directory = marker.directory_of(config, os.environ)
-        await marker.write(directory, config.scenario.id, runner.instance_id)
+        own = OwnMarker(directory_of(config, os.environ), _marker_of(config, runner))
+        watchers.start_soon(_tell_manager, runner, own, notifier, last_resort, stalled_seconds(config))
+        await own.write()
         try:
             # A refused claim is an outcome like the others, and the display says why.
             with suppress(ClaimRefusedError):
                 await runner.process_scenario()
+            if _is_reported(runner.outcome):
+                await own.remove()
         finally:
             last_resort.disarm()
-        if _is_reported(runner.outcome):
-            marker.remove(directory, config.scenario.id, runner.instance_id)
+            own.close()
         if runner.outcome is not None and runner.outcome.ending is Ending.ALREADY_COMPLETED:
             # A service manager takes an end before READY for a failed start, also that of a start with nothing to do.
             notifier.ready()
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
+
+
+def _marker_of(config: Config, runner: Runner) -> Marker:
+    return Marker(
+        scenario_id=config.scenario.id,
+        instance_id=runner.instance_id,
+        epoch=config.scenario.epoch,
+        video_path=printable(config.video.path),
+    )
 
 
 def _is_reported(outcome: Outcome | None) -> bool:
@@ -132,12 +143,16 @@ async def _obey(
             drained = True
 
 
-async def _tell_manager(runner: Runner, notifier: Notifier, last_resort: LastResort, stalled_after: float) -> None:
-    """READY once the claim is held, then STATUS every second, and WATCHDOG only while there is progress.
+async def _tell_manager(
+    runner: Runner, own: OwnMarker, notifier: Notifier, last_resort: LastResort, stalled_after: float
+) -> None:
+    """READY once the claim is held and marked, then STATUS every second, and WATCHDOG only while there is progress.
 
     Once it fails the last resort bounds it, and the watchdog waits for the report.
     """
     await runner.claimed.wait()
+    if runner.claim is not None:
+        await own.claimed(runner.claim.epoch)
     notifier.ready()
     interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
     while True:

@@ -142,6 +142,17 @@ async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
     return sent, len(await spool.waiting())
 
 
+async def flush(config: Config, spool: Spool) -> None:
+    """Send what waits in the spool, if Kafka takes it now; the same at a start and after an end, for at most 15 s."""
+    try:
+        with trio.move_on_after(FLUSH_SECONDS) as scope:
+            await publish_spooled(config, spool)
+    except RunnerError as error:
+        logger.warning("events wait in the spool: %s", error)
+    if scope.cancelled_caught:
+        logger.warning("events wait in the spool: not all could be sent within %g s", FLUSH_SECONDS)
+
+
 async def _publish_spooled_record(config: Config, spool: Spool, path: Path) -> bool:
     record = await spool.read(path)
     if record is None:

@@ -1,38 +1,113 @@
-"""A file that says which attempt a process works on, for whoever finds the process dead."""
+"""A file that says which attempt a process works on, locked while it lives, for whoever finds the process dead."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
+from trio_runner.model import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from trio_runner.config import Config
 
 logger = logging.getLogger(__name__)
 
-WRITE_SECONDS: Final = 1.0
+STEP_SECONDS: Final = 1.0
 
 BEGUN: Final = "begun"
 """Lies beside the markers and stays: a process came as far as marking its attempt."""
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
-    """Written before the claim and removed once the attempt's end is reported; its process may have died in between."""
+    """What an attempt's process says of itself."""
 
     scenario_id: int
     instance_id: str
-    pid: int
-    pid_started: int
-    """In the kernel's own ticks since boot: another process may have the number by now."""
-    boot: str
+    epoch: int
+    """The attempt it was started for; 0: whichever was free."""
+    claimed: int = 0
+    """The attempt it has; 0: it had not claimed."""
+    video_path: str
+
+
+class OwnMarker:
+    """This process's marker: written before the claim, removed once the attempt's end is reported.
+
+    Where the file system does not take it in time the lease alone will tell of a death; that ends no runner.
+    """
+
+    def __init__(self, directory: Path, marker: Marker) -> None:
+        """Touch nothing yet."""
+        self._path = directory / f"attempt-{marker.scenario_id}-{marker.instance_id}.json"
+        self._marker = marker
+        self._descriptor: int | None = None
+
+    async def write(self) -> None:
+        """Make it, locked: who can take the lock knows that this process is gone."""
+        await self._in_time(self._write)
+
+    async def claimed(self, epoch: int) -> None:
+        """Add which attempt was claimed."""
+        self._marker = msgspec.structs.replace(self._marker, claimed=epoch)
+        await self._in_time(self._put)
+
+    async def remove(self) -> None:
+        """The attempt's end is reported."""
+        await self._in_time(lambda: self._path.unlink(missing_ok=True))
+
+    def close(self) -> None:
+        """Whoever finds it from now on may report what it names."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._put()
+        temporary.rename(self._path)
+        (self._path.parent / BEGUN).touch()
+
+    def _put(self) -> None:
+        # It only grows: no reader sees the end of an older text.
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, msgspec.json.encode(self._marker), 0)
+
+    async def _in_time(self, function: Callable[[], None]) -> None:
+        try:
+            with trio.fail_after(STEP_SECONDS):
+                await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+        except (OSError, trio.TooSlowError) as error:
+            logger.warning("%s: %s", self._path, error or "no answer in time")
+
+
+class FoundMarker:
+    """The marker of a process that is gone."""
+
+    def __init__(self, path: Path | None, marker: Marker) -> None:
+        """`path` is None where there is no file, since the process died before it wrote one."""
+        self._path = path
+        self.marker = marker
+
+    def remove(self) -> None:
+        """Its attempt is reported."""
+        try:
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s: %s", self._path, error)
 
 
 def directory_of(config: Config, environ: Mapping[str, str]) -> Path:
@@ -41,82 +116,49 @@ def directory_of(config: Config, environ: Mapping[str, str]) -> Path:
     return Path(runtime or config.runner.data_dir)
 
 
-def path_of(directory: Path, scenario_id: int, instance_id: str) -> Path:
-    """Where the marker of that attempt lies."""
-    return directory / f"attempt-{scenario_id}-{instance_id}.json"
+@contextmanager
+def of_dead_processes(directory: Path, scenario_id: int) -> Iterator[list[FoundMarker]]:
+    """The markers of that scenario whose processes are gone, the oldest first; what is no marker is passed over.
 
-
-async def write(directory: Path, scenario_id: int, instance_id: str) -> None:
-    """Mark this process's attempt; where that cannot be done in time, the lease alone will tell of its death."""
-    marker = Marker(
-        scenario_id=scenario_id,
-        instance_id=instance_id,
-        pid=os.getpid(),
-        pid_started=_started(os.getpid()) or 0,
-        boot=_boot(),
-    )
-    path = path_of(directory, scenario_id, instance_id)
-
-    def put() -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(marker))
-        temporary.rename(path)
-        (directory / BEGUN).touch()
-
+    Until the block ends they are locked, so that one of several that look for them reports them.
+    """
+    locks: list[int] = []
+    found: list[tuple[int, FoundMarker]] = []
     try:
-        with trio.fail_after(WRITE_SECONDS):
-            await trio.to_thread.run_sync(put, abandon_on_cancel=True)
-    except (OSError, trio.TooSlowError) as error:
-        logger.warning("%s cannot be written: %s", path, error or "no answer in time")
+        for path in directory.glob(f"attempt-{scenario_id}-*.json"):
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                locks.append(lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                marker = msgspec.json.decode(os.read(lock, 64 * 1024), type=Marker)
+                if path.stat().st_ino == os.fstat(lock).st_ino:
+                    found.append((os.fstat(lock).st_mtime_ns, FoundMarker(path, marker)))
+            except (BlockingIOError, FileNotFoundError):
+                # Its process lives, or another has reported it this moment.
+                continue
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                logger.warning("%s is no marker: %s", path, error)
+        yield [each for _, each in sorted(found, key=lambda pair: pair[0])]
+    finally:
+        for lock in locks:
+            os.close(lock)
 
 
-def remove(directory: Path, scenario_id: int, instance_id: str) -> None:
-    """The attempt's end is reported."""
-    path_of(directory, scenario_id, instance_id).unlink(missing_ok=True)
-
-
-def of_dead_processes(directory: Path, scenario_id: int) -> list[Marker]:
-    """The markers of that scenario whose processes are gone, the oldest first; what is no marker is passed over."""
-    found = []
-    for path in sorted(directory.glob(f"attempt-{scenario_id}-*.json"), key=lambda path: path.stat().st_mtime_ns):
-        try:
-            marker = msgspec.json.decode(path.read_bytes(), type=Marker)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            logger.warning("%s is no marker: %s", path, error)
-            continue
-        if marker.boot != _boot() or marker.pid_started != _started(marker.pid):
-            found.append(marker)
-    return found
-
-
-def of_unmarked_process(scenario_id: int, environ: Mapping[str, str]) -> Marker | None:
+def of_unmarked_process(config: Config, environ: Mapping[str, str]) -> FoundMarker | None:
     """What stands for the marker of a service that died before it wrote one: while it was imported, for instance.
 
     Only a runtime directory can tell, which is new with each start; the service manager's id of that start is the
-    attempt's (systemd.exec(5)).
+    attempt's (systemd.exec(5)). One that ended with 74 had handlers, and its own try at reporting.
     """
     runtime, invocation = environ.get("RUNTIME_DIRECTORY", ""), environ.get("INVOCATION_ID", "")
-    if not (runtime and invocation and "SERVICE_RESULT" in environ):
+    if not (runtime and invocation and "SERVICE_RESULT" in environ) or environ.get("EXIT_STATUS") == "74":
         return None
     if (Path(runtime.partition(":")[0]) / BEGUN).exists():
         return None
-    return Marker(scenario_id=scenario_id, instance_id=str(uuid.UUID(invocation)), pid=0, pid_started=0, boot="")
-
-
-def _started(pid: int) -> int | None:
-    """When that process started; None: there is none, or it is a zombie."""
-    try:
-        # The program's name, in parentheses, may hold anything.
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else int(fields[18])
-
-
-def _boot() -> str:
-    """The kernel's id of this boot; none where the sandbox hides it, and there the runtime directory ends with it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    marker = Marker(
+        scenario_id=config.scenario.id,
+        instance_id=str(uuid.UUID(invocation)),
+        epoch=config.scenario.epoch,
+        video_path=printable(config.video.path),
+    )
+    return FoundMarker(None, marker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -205,3 +206,8 @@ class Progress:
     """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0
     """`trio.current_time()` when a frame was last read or stored: what the watchdog asks."""
+
+
+def printable(path: str) -> str:
+    """A file's name may be any bytes, a text in JSON or in PostgreSQL may not."""
+    return os.fsencode(path).decode(errors="backslashreplace")

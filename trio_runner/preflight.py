@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import trio
 
 from trio_runner import retry
 from trio_runner.credentials import secrets_of
-from trio_runner.death import FLUSH_SECONDS, publish_spooled
+from trio_runner.death import flush
 from trio_runner.failure import flatten
 from trio_runner.inference.client import InferenceClient, open_client
 from trio_runner.model import ErrorCode, Failure, RunnerError
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from trio_runner.config import Config
     from trio_runner.spool import Spool
-
-logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -42,21 +39,10 @@ async def open_doors(
         await spool.reserve()
         async with _open_ledger(config) as store:
             await retry.check_broker(config.kafka)
-            await _send_what_waits(config, spool)
+            await flush(config, spool)
             async with _open_inference(config) as inference:
                 await video.open()
                 yield store, inference, video
-
-
-async def _send_what_waits(config: Config, spool: Spool) -> None:
-    """No reason not to work: what cannot be sent waits on."""
-    try:
-        with trio.move_on_after(FLUSH_SECONDS) as scope:
-            await publish_spooled(config, spool)
-    except RunnerError as error:
-        logger.warning("events wait in the spool: %s", error)
-    if scope.cancelled_caught:
-        logger.warning("events wait in the spool: not all could be sent within %g s", FLUSH_SECONDS)
 
 
 @asynccontextmanager

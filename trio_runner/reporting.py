@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_runner import marker
-from trio_runner.death import Report, publish_recorded, publish_spooled, record_lost, report_death
-from trio_runner.model import ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
+from trio_runner.death import Report, publish_recorded, record_lost, report_death
+from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
 from trio_runner.store import Attempt, open_store
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from trio_runner.config import Config
     from trio_runner.marker import Marker
-    from trio_runner.model import Claim
     from trio_runner.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -25,10 +24,13 @@ logger = logging.getLogger(__name__)
 REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
 """Exit codes that say: the event is confirmed, or none is owed."""
 
-REAP_BATCH: Final = 100
+REAP_BATCH: Final = 1000
 
 TELLING_SECONDS: Final = 60.0
 """How long who has recorded a death is given to tell Kafka; it takes half of that at the worst, or is dead."""
+
+
+_UNKNOWN: Final = Failure(code=ErrorCode.RUNNER_KILLED, type="Ended", message="ended unreported: nobody says how")
 
 
 def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
@@ -63,15 +65,21 @@ async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[s
         One report for each that was this call's to make.
     """
     failure = cause_of_death(environ)
-    directory = marker.directory_of(config, environ)
-    unmarked = marker.of_unmarked_process(config.scenario.id, environ)
+    unmarked = None if failure is None else marker.of_unmarked_process(config, environ)
+    try:
+        # The room that the dead process kept is free for its event, on a disk that is full.
+        await spool.reserve()
+    except RunnerError as error:
+        logger.warning("%s", error)
     reports = []
-    for found in [unmarked] if unmarked else marker.of_dead_processes(directory, config.scenario.id):
-        report = None if failure is None else await _report(config, spool, found, failure)
-        if report is not None:
-            reports.append(report)
-        if report is None or report.superseded or report.event_confirmed or report.event_spooled:
-            marker.remove(directory, found.scenario_id, found.instance_id)
+    with marker.of_dead_processes(marker.directory_of(config, environ), config.scenario.id) as marked:
+        for found in [unmarked] if unmarked else marked:
+            # A process that has reported itself has removed its marker: whose this is, nobody has told how it ended.
+            report = await _report(config, spool, found.marker, failure or _UNKNOWN)
+            if report is not None:
+                reports.append(report)
+            if report is None or report.superseded or report.event_confirmed or report.event_spooled:
+                found.remove()
     return reports
 
 
@@ -79,21 +87,21 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
     """None where it was reported already, or the scenario is not this attempt's to fail."""
     attempt = Attempt(
         scenario_id=found.scenario_id,
-        epoch=config.scenario.epoch,
-        video_path=config.video.path,
+        epoch=found.epoch,
+        video_path=found.video_path,
         runner_id=config.runner.id,
         instance_id=found.instance_id,
         max_failures=config.scenario.max_failures,
     )
-    claim: Claim | None = None
+    claim = _claim_of(found)
     try:
         async with open_store(config.database, application_name="trio-runner report-death") as store:
             known = await store.attempt_of(found.scenario_id, found.instance_id)
             if known is not None:
                 claim, ended = known
                 if ended:
-                    # Its marker would not be there if it had told Kafka, or the spool: it died in between.
-                    body = await store.recorded_event(claim)
+                    # It may have died before it told Kafka.
+                    body = await store.untold_event(claim)
                     if body is None:
                         return None
                     return await publish_recorded(config, store, claim.scenario_id, claim.epoch, body, spool=spool)
@@ -109,6 +117,19 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
     except (ClaimRefusedError, SupersededError) as error:
         logger.info("nothing to report: %s", error)
         return None
+
+
+def _claim_of(found: Marker) -> Claim | None:
+    """What the process knew; the ledger, where it can be asked, knows better."""
+    if not found.claimed:
+        return None
+    return Claim(
+        scenario_id=found.scenario_id,
+        epoch=found.claimed,
+        instance_id=found.instance_id,
+        next_frame=0,
+        frames_stored=0,
+    )
 
 
 async def reap(config: Config) -> list[Report]:
@@ -132,11 +153,3 @@ async def reap(config: Config) -> list[Report]:
                 if not report.event_confirmed:
                     break
     return reports
-
-
-async def flush(config: Config, spool: Spool) -> None:
-    """Send what waits in the spool, if Kafka takes it now."""
-    try:
-        await publish_spooled(config, spool)
-    except RunnerError as error:
-        logger.warning("events wait in the spool: %s", error)

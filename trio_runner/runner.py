@@ -332,7 +332,7 @@ class Runner:
 def _sampling(video: VideoSection) -> str:
     """Which frames are chosen, in words that are the same for the same choice."""
     return (
-        f"stride {video.stride}, max_fps {video.max_fps:g}, start_seconds {video.start_seconds:g}, "
+        f"stride {video.stride}, max_fps {video.max_fps!r}, start_seconds {video.start_seconds!r}, "
         f"max_frames {video.max_frames}"
     )
 

@@ -22,7 +22,7 @@ RUNNER_VERBS: Final = (
     "expired_claim",
     "expired_claims",
     "attempt_of",
-    "recorded_event",
+    "untold_event",
     "told",
     "untold",
     "is_completed",

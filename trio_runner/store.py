@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import uuid
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ import msgspec
 import trio
 
 from trio_runner import aio, schema
-from trio_runner.model import Claim, ErrorCode, RunnerError
+from trio_runner.model import Claim, ErrorCode, RunnerError, printable
 from trio_runner.postgres import LIBRARY_ERRORS, connect, named_error
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ class Store:
         row = await self._fetch_one(
             "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             attempt.scenario_id,
-            # A file's name may be any bytes, a text in PostgreSQL may not.
-            os.fsencode(attempt.video_path).decode(errors="backslashreplace"),
+            printable(attempt.video_path),
             attempt.epoch,
             uuid.UUID(attempt.instance_id),
             attempt.runner_id,
@@ -106,9 +104,9 @@ class Store:
         )
         return (_claim_of(row), row["ended"]) if row else None
 
-    async def recorded_event(self, claim: Claim) -> str | None:
-        """The event's body as JSON, if this attempt's death is recorded."""
-        row = await self._fetch_one("SELECT recorded_event($1, $2) AS body", claim.scenario_id, claim.epoch)
+    async def untold_event(self, claim: Claim) -> str | None:
+        """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
+        row = await self._fetch_one("SELECT untold_event($1, $2) AS body", claim.scenario_id, claim.epoch)
         return row["body"] if row else None
 
     async def told(self, scenario_id: int, epoch: int) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from trio_runner import aio, preflight, reporting
 from trio_runner.addresses import embedded_services, open_addresses
-from trio_runner.death import publish_spooled
+from trio_runner.death import flush, publish_spooled
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
 from trio_runner.events import Record, open_topic
@@ -95,13 +95,16 @@ async def flush_spool(config: Config, console: Console) -> int:
 async def report_death(config: Config, console: Console) -> int:
     """Report what the config's scenario died of, where its process did not; 74 where Kafka does not have it yet."""
     spool = spool_of(config)
-    async with (
-        aio.open_loop(),
-        open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
-    ):
-        reports = await reporting.report_dead_processes(live, spool, os.environ)
-        # An attempt that ended with 74 has left its event there; this is the second try.
-        await reporting.flush(live, spool)
+    try:
+        async with (
+            aio.open_loop(),
+            open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
+        ):
+            reports = await reporting.report_dead_processes(live, spool, os.environ)
+            # An attempt that ended with 74 has left its event there; this is the second try.
+            await flush(live, spool)
+    finally:
+        spool.close()
     return _told(reports, console)
 
 

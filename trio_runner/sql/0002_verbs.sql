@@ -1,3 +1,5 @@
+-- claim, finish and fail as they stand here are replaced in 0004, claim and expired_claims again in 0005.
+--
 -- What may be done to the ledger, each verb one statement for its caller. The fence lies here, in the resource, and
 -- not in the client: a runner that was frozen past its lease and wakes up is refused by the row itself.
 --
