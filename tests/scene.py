@@ -10,10 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import jsonschema
 import psutil
+import trio
 from fake_inference import Fake, Fault, at_frame, open_fake, stored_for
 from harness import (
+    PATIENCE_SECONDS,
     Cli,
     Event,
     Finished,
@@ -29,6 +32,7 @@ from harness import (
 )
 
 import trio_runner
+from trio_runner import aio
 
 SCHEMA_FILE = Path(trio_runner.__file__).parent / "schemas" / "retry_event.json"
 
@@ -228,3 +232,23 @@ async def death_without_kafka(scene: Scene, clip: Path) -> AsyncIterator[Decease
         assert done.code == 74, done.err
         await scene.check_death(done, "inference_unavailable", named=fake.url, told_kafka=False)
         yield done, kafka, server
+
+
+@asynccontextmanager
+async def locked(scene: Scene, statement: str) -> AsyncIterator[None]:
+    """Somebody holds what this statement locks: for a migration, perhaps."""
+    settings = {"search_path": "trio_runner"}
+    async with aio.open_loop():
+        with trio.fail_after(PATIENCE_SECONDS):
+            connection = await aio.call(
+                asyncpg.connect,
+                scene.servers.database_url,
+                password=scene.servers.password or None,
+                server_settings=settings,
+            )
+        try:
+            with trio.fail_after(PATIENCE_SECONDS):
+                await aio.call(connection.execute, f"BEGIN; {statement}")
+            yield
+        finally:
+            connection.terminate()

@@ -5,19 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
 import trio
 from fake_inference import open_fake
 from harness import PATIENCE_SECONDS, command
-from scene import Scene, held_run
+from scene import Scene, held_run, locked
 
-from trio_runner import aio
 from trio_runner.model import ErrorCode
 
 REACHED_BY = {
@@ -90,24 +86,9 @@ async def test_a_token_file_that_is_not_there(scene: Scene, clip: Path) -> None:
     await scene.check_resume(frames=60, video={"path": str(clip)})
 
 
-@asynccontextmanager
-async def table_lock(scene: Scene) -> AsyncIterator[None]:
-    """Somebody holds the table of predictions, for a migration perhaps."""
-    async with aio.open_loop():
-        with trio.fail_after(PATIENCE_SECONDS):
-            connection = await aio.call(
-                asyncpg.connect, scene.servers.database_url, password=scene.servers.password or None
-            )
-            try:
-                await aio.call(connection.execute, "BEGIN; LOCK TABLE trio_runner.predictions IN ACCESS EXCLUSIVE MODE")
-                yield
-            finally:
-                connection.terminate()
-
-
 async def test_a_table_that_somebody_has_locked(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip, database={"command_timeout_seconds": 1.0}) as held:
-        async with table_lock(scene):
+        async with locked(scene, "LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE"):
             held.fake.gate.set()
             done = await held.running.wait()
         assert held.running.family() == []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import clips
 import pytest
+import trio
 from fake_inference import Fault, at_frame, open_fake
-from harness import Event, Finished, read_topic, until
-from scene import Held, Scene, death_without_kafka, held_run
+from harness import Event, Finished, open_service_manager, read_topic, until
+from scene import Held, Scene, death_without_kafka, held_run, locked
 
 from trio_runner.model import ErrorCode
 from trio_runner.reporting import cause_of_death
@@ -54,9 +59,9 @@ async def killed(scene: Scene, held: Held) -> None:
     await until(nobody_left, described="the children are gone")
 
 
-async def report_death(scene: Scene, **variables: str) -> Finished:
+async def report_death(scene: Scene, *options: str, **variables: str) -> Finished:
     config = scene.directory / "runner.toml"
-    async with scene.cli.started("report-death", config, variables=variables) as running:
+    async with scene.cli.started("report-death", config, *options, variables=variables) as running:
         return await running.wait()
 
 
@@ -105,6 +110,119 @@ async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, cl
     assert record["body"]["error"]["code"] == "runner_killed"
     assert (await scene.the_event()).headers["ce_id"] == str(record["event_id"])
     await scene.check_resume(frames=60, video={"path": str(clip)})
+
+
+def leave_marker(scene: Scene, clip: Path, **fields: Any) -> None:
+    """As a process leaves it that was killed before it claimed."""
+    instance_id = str(uuid.uuid4())
+    known: dict[str, Any] = {"instance_id": instance_id, "epoch": 0, "video_path": str(clip)}
+    path = scene.directory / "data" / f"attempt-{scene.scenario_id}-{instance_id}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(known | {"scenario_id": scene.scenario_id} | fields))
+
+
+async def test_of_several_that_report_one_death_at_once_one_does(scene: Scene, clip: Path) -> None:
+    config = scene.write_config(video={"path": str(clip)})
+    assert (await scene.cli("init-db", config)).code == 0
+    leave_marker(scene, clip)
+    told: list[Finished] = []
+
+    async def report() -> None:
+        told.append(await report_death(scene, **KILLED))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(report)
+    assert [done.code for done in told] == [0] * 4
+    assert sum("attempt 1: reported" in done.out for done in told) == 1
+    row = await scene.ledger.existing(scene.scenario_id)
+    assert (row["epoch"], row["failures"]) == (2, 1)
+    await scene.the_event()
+
+
+async def test_a_death_before_the_claim_is_of_the_attempt_that_was_begun(scene: Scene, clip: Path) -> None:
+    """By the time it is reported the config may be the next attempt's."""
+    async with open_fake(plan=at_frame(0, Fault.STATUS_500)) as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        assert (await scene.run_to_the_end(config)).code == 75
+    leave_marker(scene, clip, epoch=1)
+    scene.write_config(video={"path": str(clip)}, scenario={"epoch": 2})
+    assert "nothing to report" in (await report_death(scene, **KILLED)).out
+    row = await scene.ledger.existing(scene.scenario_id)
+    assert (row["epoch"], row["failures"]) == (2, 1)
+
+
+async def test_what_another_process_ended_with_says_nothing_of_this_one(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        await killed(scene, held)
+    done = await report_death(scene, SERVICE_RESULT="exit-code", EXIT_CODE="exited", EXIT_STATUS="79")
+    assert "attempt 1: reported" in done.out, done.err
+    assert (await scene.the_event()).body["error"]["code"] == "runner_killed"
+
+
+async def test_without_the_ledger_the_event_has_the_id_that_it_has_with_it(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip) as held:
+        await killed(scene, held)
+    config = scene.directory / "runner.toml"
+    shipped = config.read_text()
+    address = urlsplit(scene.servers.database_url).netloc.rpartition("@")[2]
+    config.write_text(shipped.replace(address, "127.0.0.1:1"))
+    done = await report_death(scene, **KILLED)
+    assert "attempt 1: reported" in done.out, done.err
+    (event,) = await events_of(scene)
+    config.write_text(shipped)
+    await scene.ledger.query(
+        "UPDATE scenarios SET lease_until = now() - interval '1 s' WHERE id = $1", scene.scenario_id
+    )
+
+    async def reaped() -> bool:
+        return f"scenario {scene.scenario_id}, attempt 1: reported" in (await scene.cli("reap", config)).out
+
+    await until(reaped, described="a reaper has found it, too")
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert {each.headers["ce_id"] for each in await events_of(scene)} == {
+        event.headers["ce_id"],
+        str(record["event_id"]),
+    }
+    assert event.headers["ce_id"] == str(record["event_id"])
+
+
+@pytest.mark.parametrize("code", [0, 75])
+async def test_a_marker_that_cannot_be_removed_changes_no_ending(scene: Scene, clip: Path, code: int) -> None:
+    data = scene.directory / "elsewhere"
+    plan = at_frame(20 if code else -1, Fault.STATUS_500)
+    async with open_service_manager() as manager, open_fake(plan=plan, held=lambda number: number >= 5) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)},
+            inference={"url": fake.url},
+            runner={"data_dir": str(data)},
+            kafka={"spool_dir": str(scene.directory / "spool")},
+        )
+        async with scene.cli.started("run", config, variables=manager.variables) as running:
+            await manager.heard("READY=1")
+            data.rename(scene.directory / "moved")
+            data.touch()
+            fake.gate.set()
+            done = await running.wait()
+    assert done.code == code, done.err
+    assert "Not a directory" in done.err
+
+
+async def test_a_scenario_that_was_named_on_the_command_line(
+    scene: Scene, big_clip: Path, new_scenario_id: Callable[[], int]
+) -> None:
+    """The config of both verbs names another."""
+    named = new_scenario_id()
+    async with open_service_manager() as manager, open_fake(held=lambda number: number >= 5) as fake:
+        config = scene.write_config(video={"path": str(big_clip)}, inference={"url": fake.url})
+        async with scene.cli.started("run", config, "--scenario", str(named), variables=manager.variables) as running:
+            await manager.heard("READY=1")
+            running.send_signal(signal.SIGKILL)
+            await running.wait()
+    assert "nothing to report" in (await report_death(scene, **KILLED)).out
+    assert (
+        f"scenario {named}, attempt 1: reported" in (await report_death(scene, "--scenario", str(named), **KILLED)).out
+    )
 
 
 async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, clip: Path) -> None:
@@ -199,6 +317,26 @@ async def test_what_the_ledger_recorded_and_is_no_event_holds_no_reaper_up(scene
     assert record["told_at"] is not None
 
 
+async def test_a_row_that_somebody_has_locked_holds_no_reaper_up(
+    scene: Scene, clip: Path, new_scenario_id: Callable[[], int]
+) -> None:
+    config = scene.write_config(video={"path": str(clip)}, database={"command_timeout_seconds": 2.0})
+    assert (await scene.cli("init-db", config)).code == 0
+    held_up, behind = scene.scenario_id, new_scenario_id()
+    for number, seconds in ((held_up, 7200), (behind, 3600)):
+        await scene.ledger.query(
+            "SELECT claim($1, 'x', 0, gen_random_uuid(), 'r', 'h', make_interval(secs => $2), 5, 'x', 'x')",
+            number,
+            -float(seconds),
+        )
+    async with locked(scene, f"SELECT FROM scenarios WHERE id = {held_up} FOR UPDATE"):
+        done = await scene.cli("reap", config)
+    assert done.code == 0, done.err
+    assert f"scenario {behind}, attempt 1: reported" in done.out
+    assert f"scenario {held_up}," not in done.out
+    assert f"scenario {held_up}, attempt 1: reported" in (await scene.cli("reap", config)).out
+
+
 async def test_a_reaper_that_comes_too_late_does_not_take_what_was_renewed(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip) as held:
         row = await scene.ledger.existing(scene.scenario_id)
@@ -224,11 +362,19 @@ async def half_a_run(scene: Scene, clip: Path, **video: Any) -> None:
     assert await scene.stored() > 0
 
 
-async def test_another_video_under_the_same_name_is_refused(scene: Scene, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["longer", "one bit"])
+async def test_another_video_under_the_same_name_is_refused(scene: Scene, tmp_path: Path, other: str) -> None:
     path = clips.pixel_coded(tmp_path / "video.mp4", frames=60)
     await half_a_run(scene, path)
     before = await scene.ledger.predictions(scene.scenario_id)
-    clips.pixel_coded(path, frames=61)
+    if other == "longer":
+        clips.pixel_coded(path, frames=61)
+    else:
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(path)}, inference={"url": fake.url})
         done = await scene.run_to_the_end(config)
@@ -242,7 +388,10 @@ async def test_another_video_under_the_same_name_is_refused(scene: Scene, tmp_pa
     await scene.ledger.check_invariants(scene.scenario_id)
 
 
-@pytest.mark.parametrize("changed", [{"stride": 2}, {"max_fps": 10.0}, {"start_seconds": 1.0}, {"max_frames": 50}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"stride": 2}, {"max_fps": 10.0}, {"start_seconds": 1.0}, {"start_seconds": 5e-324}, {"max_frames": 50}],
+)
 async def test_another_sampling_is_refused(scene: Scene, clip: Path, changed: dict[str, Any]) -> None:
     await half_a_run(scene, clip)
     async with open_fake() as fake:

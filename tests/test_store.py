@@ -163,6 +163,15 @@ async def test_a_mistyped_video_does_not_spend_the_scenario(store: Store, ledger
         await store.claim(attempt(scenario_id))
 
 
+async def test_what_was_stopped_stays_stopped_under_any_path(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await report(store, claim)
+    await ledger.query("UPDATE scenarios SET status = 'inactive' WHERE id = $1", scenario_id)
+    for path in ("/videos/a.mp4", "/videos/other.mp4"):
+        with pytest.raises(ClaimRefusedError):
+            await store.claim(attempt(scenario_id, video=path))
+
+
 async def test_what_was_given_up_is_refused(store: Store, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await report(store, claim, "permanent")
