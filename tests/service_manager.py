@@ -43,6 +43,9 @@ LEFT_OUT = re.compile(
 )
 """Lines of the unit that a user's manager cannot do, or that shut out the tests' own files; the others hold."""
 
+KEEP = "[Unit]\nAfter=trio-runner@%i.service\n"
+"""As long as such a target is active, what became of a unit is not forgotten (CollectMode=), and can be asked."""
+
 # Its standard input is a pipe that nobody writes into: it ends when the one at the other end does.
 INIT = """\
 for hierarchy in $HIERARCHIES; do mount --bind "$hierarchy/$NAME" "$hierarchy" || exit; done
@@ -68,14 +71,16 @@ def why_not() -> str:
         return "no cgroup hierarchy that systemd could use is mounted"
     if closed := [path for path in _hierarchies() if not os.access(path, os.W_OK)]:
         return f"no cgroup can be made in {closed[0]}"
+    tried = refused("--mount", "--pid", "--cgroup", "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/run")
+    return tried and f"no namespaces can be had: {tried}"
+
+
+def refused(*arguments: str) -> str:
+    """What `unshare` says of this; empty where it works."""
     tried = subprocess.run(
-        ["unshare", "--mount", "--pid", "--cgroup", "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/run"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
+        ["unshare", *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
-    return tried.stderr.strip() and f"no namespaces can be had: {tried.stderr.strip()}"
+    return tried.stderr.strip()
 
 
 def _hierarchies() -> list[Path]:
@@ -90,7 +95,7 @@ def _hierarchies() -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A `systemctl` that has ended."""
+    """A command that has ended."""
 
     code: int
     text: str
@@ -111,16 +116,35 @@ class Manager:
         """What the unit knows as /etc/trio-runner."""
         return self.directory / "configs"
 
+    @property
+    def configs_inside(self) -> Path:
+        """The same directory, as processes of the unit find it."""
+        return self.configs
+
+    @property
+    def interpreter(self) -> str:
+        """The Python that the unit runs."""
+        return sys.executable
+
+    @property
+    def units(self) -> Path:
+        """Where its units lie."""
+        return self.directory / "units"
+
     async def systemctl(self, *arguments: str) -> Said:
         """Run `systemctl` inside, bounded."""
-        done = await trio.to_thread.run_sync(self._call, arguments)
+        return await self.run("systemctl", "--user", *arguments)
+
+    async def run(self, *command: str) -> Said:
+        """Run a command inside, bounded."""
+        done = await trio.to_thread.run_sync(self._call, command)
         return Said(code=done.returncode, text=done.stdout + done.stderr)
 
-    def _call(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def _call(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         # From outside it would be refused: the manager cannot know who a process of no number is.
         enter = ["nsenter", "--target", str(self.init), "--pid", "--mount", "--cgroup"]
         return subprocess.run(
-            [*enter, "systemctl", "--user", *arguments],
+            [*enter, *command],
             env=_environment(self.directory),
             capture_output=True,
             text=True,
@@ -130,7 +154,7 @@ class Manager:
 
     async def drop_in(self, unit: str, *lines: str) -> None:
         """These are the unit's further `[Service]` lines from now on, in place of those from before."""
-        directory = self.directory / "units" / f"{unit}.d"
+        directory = self.units / f"{unit}.d"
         directory.mkdir(exist_ok=True)
         (directory / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
         assert (await self.systemctl("daemon-reload")).code == 0
@@ -163,13 +187,13 @@ def open_manager() -> Iterator[Manager]:
     with tempfile.TemporaryDirectory(prefix="trio-runner-systemd-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         _write_units(directory)
-        hierarchies = _hierarchies()
-        cgroups = tuple(hierarchy / directory.name for hierarchy in hierarchies)
+        mounted = _hierarchies()
+        cgroups = tuple(hierarchy / directory.name for hierarchy in mounted)
         for cgroup in cgroups:
             cgroup.mkdir()
-            stack.callback(_remove_cgroup, cgroup)
+            stack.callback(remove_cgroup, cgroup)
         log = stack.enter_context((directory / "manager.log").open("wb"))
-        variables = {"HIERARCHIES": " ".join(map(str, hierarchies)), "NAME": directory.name, "SYSTEMD": str(SYSTEMD)}
+        variables = {"HIERARCHIES": " ".join(map(str, mounted)), "NAME": directory.name, "SYSTEMD": str(SYSTEMD)}
         process = subprocess.Popen(
             ["sh", "-c", OUTSIDE, INIT],
             env=_environment(directory) | variables,
@@ -179,7 +203,7 @@ def open_manager() -> Iterator[Manager]:
             start_new_session=True,
         )
         stack.callback(_end, process)
-        _wait(lambda: (directory / "systemd/private").exists() or process.poll() is not None, "the manager's socket")
+        wait(lambda: (directory / "systemd/private").exists() or process.poll() is not None, "the manager's socket")
         assert process.poll() is None, (directory / "manager.log").read_text()
         (init,) = psutil.Process(process.pid).children()
         yield Manager(directory=directory, cgroups=cgroups, init=init.pid)
@@ -208,11 +232,9 @@ def _write_units(directory: Path) -> None:
         f"[Service]\nStandardOutput=append:{directory}/%n.log\nStandardError=inherit\n"
         f"ReadWritePaths={tempfile.gettempdir()}\n"
     )
-    # As long as this one is active, what became of a unit is not forgotten (CollectMode=), and can be asked.
-    keep = "[Unit]\nAfter=trio-runner@%i.service\n"
     for path, content in {
         "units/basic.target": "[Unit]\nDefaultDependencies=no\n",
-        "units/keep@.target": keep,
+        "units/keep@.target": KEEP,
         "units/trio-runner@.service": text,
         "units/trio-runner@.service.d/places.conf": places,
     }.items():
@@ -231,7 +253,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _remove_cgroup(cgroup: Path) -> None:
+def remove_cgroup(cgroup: Path) -> None:
     """Remove it with all that systemd made in it; the kernel lets go of the last processes a little later."""
 
     def is_removed() -> bool:
@@ -241,10 +263,10 @@ def _remove_cgroup(cgroup: Path) -> None:
             cgroup.rmdir()
         return not cgroup.exists()
 
-    _wait(is_removed, f"an empty {cgroup}")
+    wait(is_removed, f"an empty {cgroup}")
 
 
-def _wait(condition: Callable[[], bool], described: str) -> None:
+def wait(condition: Callable[[], bool], described: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {described}"
