@@ -19,7 +19,7 @@ from fake_inference import open_fake
 from harness import Servers, environment, read_topic
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import Scene, death_without_kafka
+from scene import Scene, death_without_kafka, held_run
 
 from trio_runner import aio, kafka
 from trio_runner import spool as spool_module
@@ -330,6 +330,21 @@ async def test_flush_spool_sends_it_without_a_run(scene: Scene, clip: Path) -> N
         assert path.stem in await published(scene, kafka)
         again = await scene.cli("flush-spool", config)
         assert (again.code, "0 events sent, 0 wait" in again.out) == (0, True)
+
+
+async def test_the_room_that_a_killed_runner_kept_takes_the_report_of_its_death(
+    scene: Scene, big_clip: Path, small_disk: Path
+) -> None:
+    kafka = {"spool_dir": str(small_disk)}
+    async with held_run(scene, big_clip, kafka=kafka) as held:
+        held.running.send_signal(signal.SIGKILL)
+        await held.running.wait()
+    fill(small_disk)
+    config = scene.write_config("later.toml", video={"path": str(big_clip)}, kafka=kafka | {"brokers": "127.0.0.1:1"})
+    done = await scene.cli("report-death", config)
+    assert (done.code, "attempt 1: in the spool" in done.out) == (74, True), done.err
+    (record,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert [path.stem for path in await Spool(small_disk).waiting()] == [str(record["event_id"])]
 
 
 async def published(scene: Scene, kafka: dict[str, Any]) -> set[str]:
