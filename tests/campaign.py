@@ -68,6 +68,9 @@ async def campaign(
                 if play.violations:
                     wrong.append(verdict)
                     verdict += f"\n    see {own}/history.jsonl"
+                if until_caught:
+                    # What a broken program says of itself is long.
+                    verdict = verdict.partition("\n")[0]
                 say(f"seed {seed}: {time.monotonic() - started:5.1f} s  [{kinds}]  {verdict or 'ok'}")
                 if until_caught and mutant and caught_by(mutant, wrong):
                     nursery.cancel_scope.cancel()
