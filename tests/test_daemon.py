@@ -263,7 +263,7 @@ async def test_whatever_the_ending_it_is_returned_and_the_watchers_are_gone(mana
     outcomes: list[Any] = []
 
     async def process() -> None:
-        outcomes.append(await daemon._process(config, as_runner(fake), display, manager.notifier))
+        outcomes.append(await daemon._process(config, as_runner(fake), NO_MARKER, display, manager.notifier))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(process)

@@ -70,22 +70,41 @@ async def serve(config: Config, display: Display) -> Outcome | None:
             with stopping:
                 async with open_addresses(config, on_wait=display.note) as live:
                     runner = Runner.from_config(live)
+                    own = await _marked(live, runner)
                     running.append(runner)
-                    outcome = await _process(live, runner, display, notifier)
+                    outcome = await _process(live, runner, own, display, notifier)
                     running.clear()
                     await _shown(display.summarise, live, runner)
             helpers.cancel_scope.cancel()
     return outcome
 
 
-async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
+async def _marked(config: Config, runner: Runner) -> OwnMarker:
+    """The marker of the attempt that begins now; told to stop before it does, it leaves none."""
+    about = Marker(
+        scenario_id=config.scenario.id,
+        instance_id=runner.instance_id,
+        epoch=config.scenario.epoch,
+        video_path=printable(config.video.path),
+    )
+    own = OwnMarker(directory_of(config, os.environ), about)
+    try:
+        await own.write()
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await own.remove()
+        raise
+    return own
+
+
+async def _process(
+    config: Config, runner: Runner, own: OwnMarker, display: Display, notifier: Notifier
+) -> Outcome | None:
     async with trio.open_nursery() as watchers:
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         watchers.start_soon(_shown, display.watch, runner)
         runner.on_failure = last_resort.arm
-        own = OwnMarker(directory_of(config, os.environ), _marker_of(config, runner))
         watchers.start_soon(_tell_manager, runner, own, notifier, last_resort, stalled_seconds(config))
-        await own.write()
         try:
             # A refused claim is an outcome like the others, and the display says why.
             with suppress(ClaimRefusedError):
@@ -101,15 +120,6 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
-
-
-def _marker_of(config: Config, runner: Runner) -> Marker:
-    return Marker(
-        scenario_id=config.scenario.id,
-        instance_id=runner.instance_id,
-        epoch=config.scenario.epoch,
-        video_path=printable(config.video.path),
-    )
 
 
 def _is_reported(outcome: Outcome | None) -> bool:

@@ -82,13 +82,16 @@ async def publish_recorded(
     try:
         event = msgspec.json.decode(body, type=retry.RetryEvent)
     except msgspec.ValidationError as error:
+        # A later version's, perhaps: whoever knows that version can tell it.
         logger.error("the ledger's record of scenario %d, attempt %d is no event: %s", scenario_id, epoch, error)  # noqa: TRY400 - no stack is needed
-        await store.told(scenario_id, epoch)
         return None
     confirmed = await _publish(config, event)
     spooled = not confirmed and spool is not None and await _keep(config, spool, event)
     if confirmed:
-        await store.told(scenario_id, epoch)
+        try:
+            await store.told(scenario_id, epoch)
+        except RunnerError as error:
+            logger.warning("a reaper will send the event again: %s", error)
     claim = Claim(
         scenario_id=scenario_id,
         epoch=epoch,
@@ -281,7 +284,7 @@ async def _note_told(config: Config, claim: Claim) -> None:
         try:
             async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
                 await store.told(claim.scenario_id, claim.epoch)
-        except RunnerError as error:
+        except Exception as error:  # noqa: BLE001 - Kafka has it, which nothing that goes wrong here can change
             problem = error
     if problem or scope.cancelled_caught:
         logger.warning("a reaper will send the event again: %s", problem or f"no answer within {NOTE_SECONDS:g} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 1.0
-
-BEGUN: Final = "begun"
-"""Lies beside the markers and stays: a process came as far as marking its attempt."""
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +49,9 @@ class OwnMarker:
         self._path = directory / f"attempt-{marker.scenario_id}-{marker.instance_id}.json"
         self._marker = marker
         self._descriptor: int | None = None
+        # A thread that was given up on may come late: it must not undo what was done since.
+        self._turn = threading.Lock()
+        self._over = False
 
     async def write(self) -> None:
         """Make it, locked: who can take the lock knows that this process is gone."""
@@ -62,14 +63,20 @@ class OwnMarker:
         await self._in_time(self._put)
 
     async def remove(self) -> None:
-        """The attempt's end is reported."""
-        await self._in_time(lambda: self._path.unlink(missing_ok=True))
+        """The attempt's end is reported, or it did not begin."""
+        await self._in_time(self._remove)
 
     def close(self) -> None:
         """Whoever finds it from now on may report what it names."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._over = True
+        # A thread that hangs in there holds the descriptor until the process ends.
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = None
+            finally:
+                self._turn.release()
 
     def _write(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,7 +85,11 @@ class OwnMarker:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._put()
         temporary.rename(self._path)
-        (self._path.parent / BEGUN).touch()
+        begun_of(self._path.parent, self._marker.scenario_id).touch()
+
+    def _remove(self) -> None:
+        self._over = True
+        self._path.unlink(missing_ok=True)
 
     def _put(self) -> None:
         # It only grows: no reader sees the end of an older text.
@@ -88,9 +99,15 @@ class OwnMarker:
     async def _in_time(self, function: Callable[[], None]) -> None:
         try:
             with trio.fail_after(STEP_SECONDS):
-                await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-        except (OSError, trio.TooSlowError) as error:
+                await trio.to_thread.run_sync(self._in_turn, function, abandon_on_cancel=True)
+        except (OSError, RuntimeError, trio.TooSlowError) as error:
+            # RuntimeError: no thread can be started.
             logger.warning("%s: %s", self._path, error or "no answer in time")
+
+    def _in_turn(self, function: Callable[[], None]) -> None:
+        with self._turn:
+            if not self._over:
+                function()
 
 
 class FoundMarker:
@@ -108,6 +125,11 @@ class FoundMarker:
                 self._path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("%s: %s", self._path, error)
+
+
+def begun_of(directory: Path, scenario_id: int) -> Path:
+    """Lies beside the markers and stays: a process came as far as marking its attempt."""
+    return directory / f"begun-{scenario_id}"
 
 
 def directory_of(config: Config, environ: Mapping[str, str]) -> Path:
@@ -131,7 +153,7 @@ def of_dead_processes(directory: Path, scenario_id: int) -> Iterator[list[FoundM
                 locks.append(lock)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 marker = msgspec.json.decode(os.read(lock, 64 * 1024), type=Marker)
-                if path.stat().st_ino == os.fstat(lock).st_ino:
+                if os.path.samestat(path.stat(), os.fstat(lock)):
                     found.append((os.fstat(lock).st_mtime_ns, FoundMarker(path, marker)))
             except (BlockingIOError, FileNotFoundError):
                 # Its process lives, or another has reported it this moment.
@@ -148,12 +170,12 @@ def of_unmarked_process(config: Config, environ: Mapping[str, str]) -> FoundMark
     """What stands for the marker of a service that died before it wrote one: while it was imported, for instance.
 
     Only a runtime directory can tell, which is new with each start; the service manager's id of that start is the
-    attempt's (systemd.exec(5)). One that ended with 74 had handlers, and its own try at reporting.
+    attempt's (systemd.exec(5)). (Where it could not write there, its death may be counted twice.)
     """
     runtime, invocation = environ.get("RUNTIME_DIRECTORY", ""), environ.get("INVOCATION_ID", "")
-    if not (runtime and invocation and "SERVICE_RESULT" in environ) or environ.get("EXIT_STATUS") == "74":
+    if not (runtime and invocation and "SERVICE_RESULT" in environ):
         return None
-    if (Path(runtime.partition(":")[0]) / BEGUN).exists():
+    if begun_of(Path(runtime.partition(":")[0]), config.scenario.id).exists():
         return None
     marker = Marker(
         scenario_id=config.scenario.id,

@@ -27,7 +27,9 @@ REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
 REAP_BATCH: Final = 1000
 
 TELLING_SECONDS: Final = 60.0
-"""How long who has recorded a death is given to tell Kafka; it takes half of that at the worst, or is dead."""
+
+TRIES: Final = 3
+"""A topic may refuse one event; where so many in a row are not taken it is Kafka that does not answer."""
 
 
 _UNKNOWN: Final = Failure(code=ErrorCode.RUNNER_KILLED, type="Ended", message="ended unreported: nobody says how")
@@ -78,7 +80,13 @@ async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[s
             report = await _report(config, spool, found.marker, failure or _UNKNOWN)
             if report is not None:
                 reports.append(report)
-            if report is None or report.superseded or report.event_confirmed or report.event_spooled:
+            if (
+                report is None
+                or report.superseded
+                or report.completed
+                or report.event_confirmed
+                or report.event_spooled
+            ):
                 found.remove()
     return reports
 
@@ -93,7 +101,7 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
         instance_id=found.instance_id,
         max_failures=config.scenario.max_failures,
     )
-    claim = _claim_of(found)
+    claim, ended = _claim_of(found), False
     try:
         async with open_store(config.database, application_name="trio-runner report-death") as store:
             known = await store.attempt_of(found.scenario_id, found.instance_id)
@@ -101,12 +109,14 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
                 claim, ended = known
                 if ended:
                     # It may have died before it told Kafka.
-                    body = await store.untold_event(claim)
+                    body = await store.untold_event(claim.scenario_id, claim.epoch)
                     if body is None:
                         return None
                     return await publish_recorded(config, store, claim.scenario_id, claim.epoch, body, spool=spool)
     except RunnerError as error:
         logger.warning("the ledger cannot be asked about this death: %s", error)
+        if claim is not None and ended:
+            return Report(claim=claim)
     progress = Progress(
         started=trio.current_time(),
         next_frame=claim.next_frame if claim else 0,
@@ -137,19 +147,37 @@ async def reap(config: Config) -> list[Report]:
 
     So is each death that was recorded and not told: its reporter died in between. Any number of reapers may run: the
     ledger takes the first report of a death, and none of a runner that came back. What Kafka does not take stays in the
-    ledger for the next one, so it is not asked a second time.
+    ledger for the next one.
 
     Raises:
         RunnerError: the ledger cannot be asked.
     """
     reports: list[Report] = []
+    problem: RunnerError | None = None
+    in_vain = 0
     async with open_store(config.database, application_name="trio-runner reap") as store:
         for claim, runner_id, host in await store.expired_claims(REAP_BATCH):
-            await record_lost(store, claim, runner_id=runner_id, host=host)
-        for scenario_id, epoch, body in await store.untold(TELLING_SECONDS, REAP_BATCH):
-            report = await publish_recorded(config, store, scenario_id, epoch, body)
-            if report is not None:
-                reports.append(report)
-                if not report.event_confirmed:
-                    break
+            try:
+                await record_lost(store, claim, runner_id=runner_id, host=host)
+            except RunnerError as error:
+                # One row that is locked, or worse, is no reason to leave out the others.
+                logger.warning("scenario %d: %s", claim.scenario_id, error)
+                problem = problem or error
+        for scenario_id, epoch in await store.untold(_telling_seconds(config), REAP_BATCH):
+            # Another reaper may have told it by now.
+            body = await store.untold_event(scenario_id, epoch)
+            report = await publish_recorded(config, store, scenario_id, epoch, body) if body is not None else None
+            if report is None:
+                continue
+            reports.append(report)
+            in_vain = 0 if report.event_confirmed else in_vain + 1
+            if in_vain == TRIES:
+                break
+    if problem is not None:
+        raise problem
     return reports
+
+
+def _telling_seconds(config: Config) -> float:
+    """How long who has recorded a death is given to tell Kafka: twice what it may take, or else it is dead."""
+    return max(TELLING_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))

@@ -104,19 +104,19 @@ class Store:
         )
         return (_claim_of(row), row["ended"]) if row else None
 
-    async def untold_event(self, claim: Claim) -> str | None:
+    async def untold_event(self, scenario_id: int, epoch: int) -> str | None:
         """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
-        row = await self._fetch_one("SELECT untold_event($1, $2) AS body", claim.scenario_id, claim.epoch)
+        row = await self._fetch_one("SELECT untold_event($1, $2) AS body", scenario_id, epoch)
         return row["body"] if row else None
 
     async def told(self, scenario_id: int, epoch: int) -> None:
         """Note that Kafka has the event of this death."""
         await self._fetch_one("SELECT told($1, $2)", scenario_id, epoch)
 
-    async def untold(self, age_seconds: float, limit: int) -> list[tuple[int, int, str]]:
-        """Scenario, epoch and body of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
+    async def untold(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
+        """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
         rows = await self._fetch_all("SELECT * FROM untold($1, $2)", timedelta(seconds=age_seconds), limit)
-        return [(row["scenario_id"], row["epoch"], row["body"]) for row in rows]
+        return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.

@@ -1,8 +1,8 @@
 -- Which deaths Kafka has been told of. Who dies between the ledger and Kafka leaves one that it has not, for a reaper.
 
-ALTER TABLE retry_events ADD COLUMN told_at timestamptz;
 -- What was recorded before this file is old news.
-UPDATE retry_events SET told_at = received_at;
+ALTER TABLE retry_events ADD COLUMN told_at timestamptz DEFAULT now();
+ALTER TABLE retry_events ALTER COLUMN told_at DROP DEFAULT;
 CREATE INDEX retry_events_untold ON retry_events (received_at) WHERE told_at IS NULL;
 
 -- Kafka has acknowledged the event of this death.
@@ -12,19 +12,21 @@ UPDATE retry_events SET told_at = clock_timestamp() WHERE scenario_id = p_id AND
 $$;
 
 -- The events that whoever recorded them has had p_age to tell, and has not; a reaper's own are told by any reaper, at once. Of a
--- takeover nobody need be told: the next attempt is the one that recorded it.
+-- takeover nobody need be told, once the next attempt, which recorded it, has begun.
 CREATE FUNCTION untold(p_age interval, p_limit integer)
-RETURNS TABLE (scenario_id bigint, epoch bigint, body text)
+RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT e.scenario_id, e.epoch, e.body::text FROM retry_events e
- WHERE e.told_at IS NULL AND e.reporter <> 'takeover'
+SELECT e.scenario_id, e.epoch FROM retry_events e
+ WHERE e.told_at IS NULL
+   AND (e.reporter <> 'takeover'
+        OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = e.scenario_id AND a.epoch > e.epoch))
    AND (e.reporter = 'reaper' OR e.received_at < clock_timestamp() - p_age)
  ORDER BY e.received_at LIMIT p_limit
 $$;
 
 -- Take a scenario. p_epoch = 0 (started by hand) creates a missing row and takes whichever attempt is free, without
 -- regard to not_before; a scenario without a single stored frame may then get another video, so that a mistyped path does
--- not spend its id. What somebody has stopped stays stopped, under any path. A runner started for one epoch claims that
+-- not spend its id. What somebody has stopped stays so, under any path. A runner started for one epoch claims that
 -- epoch or nothing. Whoever wants to take over a claim whose lease has ended records that attempt's death first (fail).
 CREATE OR REPLACE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_instance uuid, p_runner text, p_host text,
                       p_lease interval, p_max_failures integer, p_identity text, p_sampling text)
@@ -90,8 +92,19 @@ $$;
 DROP FUNCTION recorded_event(bigint, bigint);
 CREATE FUNCTION untold_event(p_id bigint, p_epoch bigint) RETURNS text
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT body::text FROM retry_events
- WHERE scenario_id = p_id AND epoch = p_epoch AND told_at IS NULL AND reporter <> 'takeover'
+SELECT e.body::text FROM retry_events e
+ WHERE e.scenario_id = p_id AND e.epoch = p_epoch AND e.told_at IS NULL
+   AND (e.reporter <> 'takeover'
+        OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = p_id AND a.epoch > p_epoch))
+$$;
+
+-- As before; of a process that was reaped and has claimed again, its last attempt.
+CREATE OR REPLACE FUNCTION attempt_of(p_id bigint, p_instance uuid)
+RETURNS TABLE (epoch bigint, ended boolean, next_frame bigint, frames_stored bigint)
+LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+SELECT a.epoch, a.ended_at IS NOT NULL, s.next_frame, s.frames_stored
+  FROM attempts a JOIN scenarios s ON s.id = a.scenario_id
+ WHERE a.scenario_id = p_id AND a.instance_id = p_instance ORDER BY a.epoch DESC LIMIT 1
 $$;
 
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA trio_runner FROM PUBLIC;
