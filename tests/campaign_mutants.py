@@ -42,6 +42,17 @@ def _function(name: str) -> str:
     return f"{definition}\nALTER FUNCTION {name} SECURITY DEFINER SET search_path = trio_runner, pg_temp;"
 
 
+def _mute(reporter: str) -> str:
+    """Whoever reports so says that Kafka has it, and has not told it."""
+    return (
+        "from trio_runner import death\n"
+        "publish = death._publish\n"
+        "async def mute(config, event):\n"
+        f"    return True if event.reporter == '{reporter}' else await publish(config, event)\n"
+        "death._publish = mute"
+    )
+
+
 MUTANTS = {
     "store without the fence": Mutant(
         caught_by=("I5",),
@@ -133,23 +144,11 @@ MUTANTS = {
     "a reaper says nothing to Kafka": Mutant(
         caught_by=("I9",),
         faults=("kill",),
-        python=(
-            "from trio_runner import death\n"
-            "publish = death._publish\n"
-            "async def mute(config, event):\n"
-            "    return True if event.reporter == 'reaper' else await publish(config, event)\n"
-            "death._publish = mute"
-        ),
+        python=_mute("reaper"),
     ),
     "report-death says nothing to Kafka": Mutant(
         caught_by=("I9",),
         faults=("kill",),
-        python=(
-            "from trio_runner import death\n"
-            "publish = death._publish\n"
-            "async def mute(config, event):\n"
-            "    return True if event.reporter == 'stop-post' else await publish(config, event)\n"
-            "death._publish = mute"
-        ),
+        python=_mute("stop-post"),
     ),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import struct
 import subprocess
@@ -30,7 +29,7 @@ from harness import (
     command,
     environment,
     from_toml,
-    read_up_to,
+    read_on,
     until,
 )
 from proxy import Breakdown, Proxy, open_proxy
@@ -193,14 +192,7 @@ class World:
             await self._read_events()
 
     async def _read_events(self) -> None:
-        brokers, offsets = self.servers.brokers, self._offsets
-        for record in await trio.to_thread.run_sync(lambda: asyncio.run(_read_from(brokers, offsets))):
-            event = Event(
-                key=record.key.decode(),
-                headers={name: value.decode() for name, value in record.headers},
-                body=json.loads(record.value),
-                raw=record.value,
-            )
+        for event in await read_on(self.servers.brokers, TOPIC, self._offsets):
             self.events[int(event.key)].append(event)
 
     async def publish(self, events: Sequence[Event]) -> None:
@@ -282,27 +274,6 @@ async def _execute(servers: Servers, sql: str) -> None:
         await connection.execute(sql)
     finally:
         await connection.close()  # noqa: ASYNC102 - asyncio code, of a test
-
-
-async def _read_from(brokers: str, offsets: dict[aiokafka.TopicPartition, int]) -> list[Any]:
-    """The topic's records from `offsets` on, which are moved up; in order of time."""
-    consumer = aiokafka.AIOKafkaConsumer(TOPIC, bootstrap_servers=brokers, enable_auto_commit=False)
-    records: list[Any] = []
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await consumer.start()
-        try:
-            while not (partitions := list(consumer.assignment())):  # noqa: ASYNC110 - aiokafka has no event for it
-                await asyncio.sleep(0.01)
-            for each in partitions:
-                consumer.seek(each, offsets.get(each, 0))
-            ends = await consumer.end_offsets(partitions)
-            await read_up_to(consumer, ends, records)
-        finally:
-            await consumer.stop()  # noqa: ASYNC102 - asyncio code, of a test
-    for record in records:
-        place = aiokafka.TopicPartition(record.topic, record.partition)
-        offsets[place] = max(offsets.get(place, 0), record.offset + 1)
-    return sorted(records, key=lambda record: record.timestamp)
 
 
 async def _publish(brokers: str, events: Sequence[Event]) -> None:

@@ -287,7 +287,12 @@ class Event:
 
 async def read_topic(brokers: str, topic: str) -> list[Event]:
     """Everything on the topic now, in order of time; nothing where there is no such topic."""
-    records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(brokers, topic.__eq__)))
+    return await read_on(brokers, topic, {})
+
+
+async def read_on(brokers: str, topic: str, offsets: dict[aiokafka.TopicPartition, int]) -> list[Event]:
+    """The same from `offsets` on, which are moved up."""
+    records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(brokers, topic.__eq__, offsets)))
     return [
         Event(
             key=record.key.decode(),
@@ -299,8 +304,8 @@ async def read_topic(brokers: str, topic: str) -> list[Event]:
     ]
 
 
-async def _read(brokers: str, wanted: Callable[[str], bool]) -> list[Any]:
-    """Every record of the wanted topics, in order of time."""
+async def _read(brokers: str, wanted: Callable[[str], bool], offsets: dict[aiokafka.TopicPartition, int]) -> list[Any]:
+    """Every record of the wanted topics from `offsets` on, in order of time."""
     consumer = aiokafka.AIOKafkaConsumer(
         bootstrap_servers=brokers, enable_auto_commit=False, auto_offset_reset="earliest"
     )
@@ -315,25 +320,25 @@ async def _read(brokers: str, wanted: Callable[[str], bool]) -> list[Any]:
             consumer.subscribe(topics)
             while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
                 await asyncio.sleep(0.01)
-            await read_up_to(consumer, await consumer.end_offsets(list(consumer.assignment())), records)
+            for partition in consumer.assignment() & offsets.keys():
+                consumer.seek(partition, offsets[partition])
+            ends = await consumer.end_offsets(list(consumer.assignment()))
+            # Counted, a newer record of one partition would be taken for an older one of another.
+            while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+                for batch in (await consumer.getmany(timeout_ms=1000)).values():
+                    records += batch
+            offsets |= {partition: await consumer.position(partition) for partition in ends}
         finally:
             await consumer.stop()  # noqa: ASYNC102 - the same
     return sorted(records, key=lambda record: record.timestamp)
 
 
-async def read_up_to(
-    consumer: aiokafka.AIOKafkaConsumer, ends: dict[aiokafka.TopicPartition, int], records: list[Any]
-) -> None:
-    """Add to `records` until each partition is read to its end; counting would take a newer one for one of these."""
-    while any([await consumer.position(partition) < end for partition, end in ends.items()]):
-        for batch in (await consumer.getmany(timeout_ms=1000)).values():
-            records += batch
-
-
 async def check_what_is_stored(servers: Servers, canaries: set[str]) -> None:
     """No secret of the session is in the ledger, in the database's list of sessions, or on a topic."""
     ledger = Ledger(servers)
-    records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(servers.brokers, lambda name: "retry" in name)))
+    records = await trio.to_thread.run_sync(
+        lambda: asyncio.run(_read(servers.brokers, lambda name: "retry" in name, {}))
+    )
     texts = [repr((record.key, record.value, record.headers)) for record in records]
     (schema,) = await ledger.query("SELECT to_regclass('trio_runner.scenarios') IS NOT NULL AS there")
     for table in ["scenarios", "attempts", "retry_events", "pg_stat_activity"]:

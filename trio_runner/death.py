@@ -31,7 +31,7 @@ NOTE_SECONDS: Final = 1.0
 """How long the ledger is given to note that Kafka has the event; without, a reaper sends it once more."""
 
 FLUSH_SECONDS: Final = 15.0
-"""How long a start spends on events that wait in the spool; the rest waits for the next start."""
+"""How long a start, or `report-death`, spends on events that wait in the spool; the rest waits for the next one."""
 
 
 _LOST: Final = Failure(
@@ -49,6 +49,11 @@ class Report:
     """The attempt had reached its end; only the reply that said so was lost."""
     event_confirmed: bool = False
     event_spooled: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody need report this death again."""
+        return self.superseded or self.completed or self.event_confirmed or self.event_spooled
 
 
 async def claim_scenario(store: Store, attempt: Attempt) -> Claim:

@@ -80,13 +80,7 @@ async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[s
             report = await _report(config, spool, found.marker, failure or _UNKNOWN)
             if report is not None:
                 reports.append(report)
-            if (
-                report is None
-                or report.superseded
-                or report.completed
-                or report.event_confirmed
-                or report.event_spooled
-            ):
+            if report is None or report.settled:
                 found.remove()
     return reports
 

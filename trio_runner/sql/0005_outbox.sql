@@ -11,16 +11,20 @@ LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE retry_events SET told_at = clock_timestamp() WHERE scenario_id = p_id AND epoch = p_epoch AND told_at IS NULL
 $$;
 
--- The events that whoever recorded them has had p_age to tell, and has not; a reaper's own are told by any reaper, at once. Of a
--- takeover nobody need be told, once the next attempt, which recorded it, has begun.
+-- The deaths that Kafka has yet to hear of. Of a takeover nobody need be told, once the next attempt, which recorded it,
+-- has begun.
+CREATE VIEW untold_events AS
+SELECT e.* FROM retry_events e
+ WHERE e.told_at IS NULL
+   AND (e.reporter <> 'takeover'
+        OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = e.scenario_id AND a.epoch > e.epoch));
+
+-- Those that whoever recorded them has had p_age to tell, and has not; a reaper's own are told by any reaper, at once.
 CREATE FUNCTION untold(p_age interval, p_limit integer)
 RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT e.scenario_id, e.epoch FROM retry_events e
- WHERE e.told_at IS NULL
-   AND (e.reporter <> 'takeover'
-        OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = e.scenario_id AND a.epoch > e.epoch))
-   AND (e.reporter = 'reaper' OR e.received_at < clock_timestamp() - p_age)
+SELECT e.scenario_id, e.epoch FROM untold_events e
+ WHERE e.reporter = 'reaper' OR e.received_at < clock_timestamp() - p_age
  ORDER BY e.received_at LIMIT p_limit
 $$;
 
@@ -92,10 +96,7 @@ $$;
 DROP FUNCTION recorded_event(bigint, bigint);
 CREATE FUNCTION untold_event(p_id bigint, p_epoch bigint) RETURNS text
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT e.body::text FROM retry_events e
- WHERE e.scenario_id = p_id AND e.epoch = p_epoch AND e.told_at IS NULL
-   AND (e.reporter <> 'takeover'
-        OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = p_id AND a.epoch > p_epoch))
+SELECT e.body::text FROM untold_events e WHERE e.scenario_id = p_id AND e.epoch = p_epoch
 $$;
 
 -- As before; of a process that was reaped and has claimed again, its last attempt.
