@@ -29,7 +29,7 @@ test: $(VENV)/.dev
 
 lock: $(VENV)/.uv
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
-	$(COMPILE) --extra embedded $(LOCK_ARGS) --group dev --constraints requirements.lock \
+	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
 
 campaign: $(VENV)/.dev

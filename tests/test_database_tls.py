@@ -69,7 +69,7 @@ def section_of(keys: dict[str, Any]) -> DatabaseSection:
 async def is_encrypted(section: dict[str, Any]) -> bool:
     """Connect by these keys and ask the server."""
     async with aio.open_loop(), open_store(section_of(section), application_name="x") as store:
-        (row,) = await store._fetch_all("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        (row,) = await store.fetch_all("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
     return bool(row["ssl"])
 
 

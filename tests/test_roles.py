@@ -176,7 +176,7 @@ async def test_everything_else_is_refused(runner: dict[str, Any]) -> None:
     async with aio.open_loop(), open_store(DatabaseSection(**runner), application_name="x") as store:
         for statement in FORBIDDEN:
             try:
-                await store._fetch_all(statement)
+                await store.fetch_all(statement)
                 endings[statement] = "done"
             except RunnerError as error:
                 if error.code is not ErrorCode.STORE_AUTH:
@@ -234,7 +234,7 @@ async def test_what_the_caller_puts_in_front_of_the_tables_is_not_looked_at(
             ),
         ]
         for statement in [*forged, f"SET search_path = {path}"]:
-            await store._fetch_all(statement)
+            await store.fetch_all(statement)
         claim = await store.claim(attempt(scene.scenario_id))
         await store.store(claim, 0, [make_result(0, labels=("dog",))])
         await store.heartbeat(claim)
@@ -246,7 +246,7 @@ async def test_what_the_caller_puts_in_front_of_the_tables_is_not_looked_at(
         assert await store.expired_claim(scene.scenario_id) is None
         await store.finish(claim, 1, "active")
         assert await store.is_completed(claim)
-        (counted,) = await store._fetch_all("SELECT count(*) FROM pg_temp.predictions")
+        (counted,) = await store.fetch_all("SELECT count(*) FROM pg_temp.predictions")
         assert counted["count"] == 0
     await scene.ledger.check_invariants(scene.scenario_id)
     assert (await scene.ledger.existing(scene.scenario_id))["outcome"] == "completed"

@@ -39,7 +39,7 @@ from trio_runner.retry import event_id
 from trio_runner.store import Attempt, Store, open_store
 
 VIDEO = "/videos/a.mp4"
-FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql", "0004_reports.sql", "0005_outbox.sql"]
+FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql", "0004_reports.sql", "0005_outbox.sql", "0006_work.sql"]
 
 
 @pytest.fixture
@@ -231,9 +231,9 @@ async def test_of_many_that_claim_at_once_one_wins(
 
     if not is_new:
         await report(store, await store.claim(attempt(scenario_id)))
-    await store._fetch_all("BEGIN")
+    await store.fetch_all("BEGIN")
     # A row of this id that is not committed yet holds up who would insert it, a locked one who would claim it.
-    await store._fetch_all(
+    await store.fetch_all(
         "INSERT INTO scenarios (id, video_path) VALUES ($1, $2)"
         " ON CONFLICT (id) DO UPDATE SET video_path = excluded.video_path",
         scenario_id,
@@ -243,7 +243,7 @@ async def test_of_many_that_claim_at_once_one_wins(
         for _ in range(5):
             nursery.start_soon(claim_once)
         await until(all_wait, described="all rivals wait")
-        await store._fetch_all("COMMIT")
+        await store.fetch_all("COMMIT")
     assert (len(won), refused) == (1, 4)
 
 
@@ -269,7 +269,7 @@ async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_conn
 )
 async def test_what_the_server_runs_out_of_has_a_name(store: Store, state: str, code: ErrorCode) -> None:
     with pytest.raises(RunnerError, match="no space") as caught:
-        await store._fetch_all(f"DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '{state}'; END $$")
+        await store.fetch_all(f"DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '{state}'; END $$")
     assert caught.value.code is code
 
 
@@ -758,7 +758,7 @@ async def test_a_peer_that_is_no_postgresql_is_unreachable_in_time(config: Datab
 
 
 async def backend(store: Store) -> int:
-    (row,) = await store._fetch_all("SELECT pg_backend_pid() AS pid")
+    (row,) = await store.fetch_all("SELECT pg_backend_pid() AS pid")
     pid: int = row["pid"]
     return pid
 
@@ -785,7 +785,7 @@ async def test_a_backend_that_is_killed_in_the_middle_of_a_verb_is_a_lost_connec
 
     async def sleep(store: Store) -> None:
         try:
-            await store._fetch_all("SELECT pg_sleep(60)")
+            await store.fetch_all("SELECT pg_sleep(60)")
         except RunnerError as error:
             caught.append(error)
 
@@ -812,7 +812,7 @@ async def test_a_statement_that_takes_too_long_is_a_timeout(config: DatabaseSect
     async with aio.open_loop():
         with pytest.raises(RunnerError) as caught:
             async with open_store(hasty, application_name="x") as store:
-                await store._fetch_all("SELECT pg_sleep(60)")
+                await store.fetch_all("SELECT pg_sleep(60)")
     assert caught.value.code is ErrorCode.STORE_TIMEOUT
 
 
@@ -823,7 +823,7 @@ async def test_a_cancelled_verb_leaves_in_time_and_nothing_half_done(
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_store(config, application_name="x") as other:
             with trio.move_on_after(0.1) as scope:
-                await other._fetch_all("SELECT pg_sleep(60)")
+                await other.fetch_all("SELECT pg_sleep(60)")
             assert scope.cancelled_caught
             with trio.CancelScope() as cancelled:
                 cancelled.cancel()
@@ -940,7 +940,7 @@ async def test_an_empty_database_is_told_from_a_ready_one(empty_database: Databa
 async def test_a_database_that_lacks_a_file_says_which(empty_database: DatabaseSection) -> None:
     async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
         await store.create_schema()
-        await store._fetch_all("DELETE FROM schema_migrations WHERE name = '0002_verbs.sql'")
+        await store.fetch_all("DELETE FROM schema_migrations WHERE name = '0002_verbs.sql'")
         with pytest.raises(RunnerError, match=r"lacks 0002_verbs\.sql"):
             await store.check_schema()
 

@@ -17,6 +17,7 @@ import trio
 
 from trio_runner import __version__
 from trio_runner.config import ConfigError, load_config
+from trio_runner.config.settings import parse_settings
 from trio_runner.failure import flatten
 from trio_runner.logs import set_up_logging
 from trio_runner.model import ErrorClass, ErrorCode, Stage
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scenario", type=int, metavar="ID", help="this scenario in place of [scenario] id")
     run.add_argument("--video", metavar="PATH", help="this video in place of [video] path")
     run.add_argument("--inference-url", metavar="URL", help="this service in place of [inference] url")
+    _add_set(run, "this value in place of the config's; may be given several times")
     _verb(
         verbs,
         "validate",
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     init_db = _verb(verbs, "init-db", _init_db, "create or complete the database schema; harmless when it is there")
     init_db.add_argument("--grant", metavar="ROLE", help="give this role what a runner needs, and nothing else")
+    init_db.add_argument("--grant-orchestrator", metavar="ROLE", help="the same for an orchestrator")
     show = _verb(verbs, "show", _show, "what the ledger knows: status, attempts, counts, last error")
     show.add_argument("scenario", type=int, nargs="?", help="one scenario in detail; all in a table without it")
     show.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -159,6 +162,18 @@ def _parser() -> argparse.ArgumentParser:
         _embedded,
         "host the embedded servers until Ctrl-C and print their addresses as a config",
     )
+    _verb(verbs, "orchestrate", _orchestrate, "start runners for what is due, until Ctrl-C; they drain then")
+    submit = _verb(verbs, "submit", _submit, "ask for a video to be processed; prints the scenario's id")
+    submit.add_argument("--video", metavar="PATH", required=True, help="as the runner's machine has it")
+    submit.add_argument("--id", type=int, default=0, metavar="ID", help="this scenario; without it a new one")
+    _add_set(submit, "for this scenario, as video.stride=2; may be given several times")
+    stop = _verb(verbs, "stop", _stop, "let a scenario's runner drain, and start no other")
+    stop.add_argument("scenario", type=int)
+    retry = _verb(verbs, "retry", _retry, "try again what was given up or stopped")
+    retry.add_argument("scenario", type=int)
+    status = _verb(verbs, "status", _status, "every scenario: state, progress, lease, failures, last error")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    status.add_argument("--json", action="store_true", help="one JSON document on stdout")
     serve = verbs.add_parser("serve-inference", help="run the embedded inference service by itself")
     serve.add_argument("--listen", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
     serve.set_defaults(verb=_serve_inference)
@@ -178,6 +193,10 @@ def _verb(verbs: Any, name: str, function: Any, text: str, epilog: str = "") -> 
     return parser
 
 
+def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=text)
+
+
 def _load(options: argparse.Namespace) -> Config:
     config = load_config(Path(options.config))
     set_up_logging(config.log)
@@ -188,13 +207,13 @@ def _run(options: argparse.Namespace) -> int:
     from trio_runner.daemon import serve
     from trio_runner.display import Console, Terminal
 
-    changed: dict[str, dict[str, Any]] = {}
+    changed = parse_settings(options.set)
     if options.scenario is not None:
-        changed["scenario"] = {"id": options.scenario}
+        changed.setdefault("scenario", {})["id"] = options.scenario
     if options.video is not None:
-        changed["video"] = {"path": str(Path(options.video).absolute())}
+        changed.setdefault("video", {})["path"] = str(Path(options.video).absolute())
     if options.inference_url is not None:
-        changed["inference"] = {"url": options.inference_url}
+        changed.setdefault("inference", {})["url"] = options.inference_url
     config = _load(options).replace(**changed)
     terminal = Terminal(Console(), program=_program(), config_path=options.config)
     outcome = trio.run(serve, config, terminal)
@@ -255,7 +274,7 @@ def _init_db(options: argparse.Namespace) -> int:
     from trio_runner.display import Console
     from trio_runner.verbs import init_db
 
-    return trio.run(init_db, _load(options), options.grant, Console())
+    return trio.run(init_db, _load(options), options.grant, options.grant_orchestrator, Console())
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -277,6 +296,42 @@ def _embedded(options: argparse.Namespace) -> int:
     from trio_runner.verbs import host_embedded
 
     return trio.run(host_embedded, _load(options), Console())
+
+
+def _orchestrate(options: argparse.Namespace) -> int:
+    from trio_runner.orchestrator.daemon import orchestrate
+
+    trio.run(orchestrate, _load(options))
+    return EXIT_OK
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.work_verbs import submit
+
+    settings = parse_settings(options.set)
+    return trio.run(submit, _load(options), options.id, str(Path(options.video).absolute()), settings, Console())
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.work_verbs import stop
+
+    return trio.run(stop, _load(options), options.scenario, Console())
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.work_verbs import retry
+
+    return trio.run(retry, _load(options), options.scenario, Console())
+
+
+def _status(options: argparse.Namespace) -> int:
+    from trio_runner.display import Console
+    from trio_runner.work_verbs import status
+
+    return trio.run(partial(status, watch=options.watch, as_json=options.json), _load(options), Console())
 
 
 def _serve_inference(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One record of the topic: its place, what it holds as bytes, and that made readable whatever it is."""
 
+    topic: str
     partition: int
     offset: int
     key: bytes | None
@@ -74,7 +75,7 @@ class TopicReader:
                 return []
             self._consumer.subscribe([self._config.retry_topic])
         batches = await self._bounded(partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000)))
-        return [_record(message) for messages in batches.values() for message in messages]
+        return [record_of(message) for messages in batches.values() for message in messages]
 
     async def at_end(self) -> bool:
         """Whether everything that was on the topic at this moment has been read."""
@@ -130,8 +131,10 @@ async def _topic_exists(consumer: AIOKafkaConsumer, topic: str) -> bool:
     return error is NoError
 
 
-def _record(message: Any) -> Record:
+def record_of(message: Any) -> Record:
+    """What aiokafka calls a ConsumerRecord."""
     return Record(
+        topic=message.topic,
         partition=message.partition,
         offset=message.offset,
         key=message.key,

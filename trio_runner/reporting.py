@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trio_runner import marker
+from trio_runner.backlog import Backlog
 from trio_runner.death import Report, publish_recorded, record_lost, report_death
 from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, Failure, Progress, RunnerError, SupersededError
 from trio_runner.store import Attempt, open_store
@@ -170,6 +172,37 @@ async def reap(config: Config) -> list[Report]:
     if problem is not None:
         raise problem
     return reports
+
+
+async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: int, failure: Failure) -> Report | None:
+    """Report the attempt whose process is known to have ended, and how; None where that is known already.
+
+    Raises:
+        RunnerError: the ledger cannot be asked; its lease will tell.
+    """
+    async with open_store(config.database, application_name="trio-runner orchestrate") as store:
+        holder = await Backlog(store).holder_of(scenario_id, epoch)
+    if holder is None or holder.ended:
+        return None
+    claim = holder.claim
+    attempt = Attempt(
+        scenario_id=scenario_id,
+        epoch=epoch,
+        video_path=holder.video_path,
+        runner_id=holder.runner_id or config.runner.id,
+        instance_id=claim.instance_id if claim else str(uuid.uuid4()),
+        max_failures=config.scenario.max_failures,
+    )
+    progress = Progress(
+        started=trio.current_time(),
+        next_frame=claim.next_frame if claim else 0,
+        frames_stored_before=claim.frames_stored if claim else 0,
+    )
+    try:
+        return await report_death(config, spool, attempt, claim, failure, progress, reporter="orchestrator")
+    except (ClaimRefusedError, SupersededError) as error:
+        logger.info("nothing to report: %s", error)
+        return None
 
 
 def _telling_seconds(config: Config) -> float:

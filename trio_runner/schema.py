@@ -11,6 +11,7 @@ from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.postgres import SCHEMA
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from importlib.resources.abc import Traversable
 
 RUNNER_VERBS: Final = (
@@ -29,6 +30,24 @@ RUNNER_VERBS: Final = (
     "label_counts",
 )
 """The functions that a runner calls; each runs with the rights of the schema's owner."""
+
+ORCHESTRATOR_VERBS: Final = (
+    *RUNNER_VERBS,
+    "submit",
+    "stop",
+    "retry",
+    "obey",
+    "due",
+    "postpone",
+    "shutdowns",
+    "claim_of",
+    "dead_letters",
+    "dead_letter_told",
+    "recent_attempts",
+    "backlog",
+    "overview",
+)
+"""The functions that an orchestrator calls, and those who submit, stop and retry."""
 
 _LOCK: Final = 0x7472_696F
 
@@ -115,8 +134,8 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
     return lacking
 
 
-async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str) -> None:
-    """asyncio-flavoured. Let the role do what a runner does, and nothing else; it must exist.
+async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str, verbs: Sequence[str]) -> None:
+    """asyncio-flavoured. Let the role call these verbs, and do nothing else; it must exist.
 
     Raises:
         RunnerError: `store_auth`: there is no such role, or whoever is logged in may not grant this.
@@ -134,7 +153,7 @@ async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str) -> No
             f"GRANT CONNECT ON DATABASE {names['database']} TO {names['role']};"
             f"GRANT USAGE ON SCHEMA {SCHEMA} TO {names['role']};"
             f"GRANT SELECT ON {SCHEMA}.schema_migrations TO {names['role']};"
-            f"GRANT EXECUTE ON FUNCTION {', '.join(f'{SCHEMA}.{verb}' for verb in RUNNER_VERBS)} TO {names['role']}"
+            f"GRANT EXECUTE ON FUNCTION {', '.join(f'{SCHEMA}.{verb}' for verb in verbs)} TO {names['role']}"
         )
         # Whoever has a right without having it to give gets no more than a warning.
         given = await connection.fetchval(
@@ -142,7 +161,7 @@ async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str) -> No
             " FROM pg_proc WHERE pronamespace = to_regnamespace($2) AND proname = ANY($3)",
             role,
             SCHEMA,
-            list(RUNNER_VERBS),
+            list(verbs),
         )
     if not given:
-        raise RunnerError(ErrorCode.STORE_AUTH, f"only the owner of the schema {SCHEMA} can grant the runner's rights")
+        raise RunnerError(ErrorCode.STORE_AUTH, f"only the owner of the schema {SCHEMA} can grant these rights")

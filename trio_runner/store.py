@@ -60,7 +60,7 @@ class Store:
         Raises:
             ScenarioCompletedError, ClaimRefusedError, SupersededError: it is not this runner's to take.
         """
-        row = await self._fetch_one(
+        row = await self.fetch_one(
             "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             attempt.scenario_id,
             printable(attempt.video_path),
@@ -87,17 +87,17 @@ class Store:
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
         """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
-        row = await self._fetch_one("SELECT $1::bigint AS scenario_id, c.* FROM expired_claim($1) c", scenario_id)
+        row = await self.fetch_one("SELECT $1::bigint AS scenario_id, c.* FROM expired_claim($1) c", scenario_id)
         return (_claim_of(row), row["runner_id"], row["host"]) if row else None
 
     async def expired_claims(self, limit: int) -> list[tuple[Claim, str, str]]:
         """The claims of runners that were not heard of until their leases ended, each with runner's id and host."""
-        rows = await self._fetch_all("SELECT * FROM expired_claims($1)", limit)
+        rows = await self.fetch_all("SELECT * FROM expired_claims($1)", limit)
         return [(_claim_of(row), row["runner_id"], row["host"]) for row in rows]
 
     async def attempt_of(self, scenario_id: int, instance_id: str) -> tuple[Claim, bool] | None:
         """What that process claimed, and whether its end is recorded; None: it never claimed."""
-        row = await self._fetch_one(
+        row = await self.fetch_one(
             "SELECT $1::bigint AS scenario_id, $2::uuid AS instance_id, a.* FROM attempt_of($1, $2) a",
             scenario_id,
             uuid.UUID(instance_id),
@@ -106,16 +106,16 @@ class Store:
 
     async def untold_event(self, scenario_id: int, epoch: int) -> str | None:
         """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
-        row = await self._fetch_one("SELECT untold_event($1, $2) AS body", scenario_id, epoch)
+        row = await self.fetch_one("SELECT untold_event($1, $2) AS body", scenario_id, epoch)
         return row["body"] if row else None
 
     async def told(self, scenario_id: int, epoch: int) -> None:
         """Note that Kafka has the event of this death."""
-        await self._fetch_one("SELECT told($1, $2)", scenario_id, epoch)
+        await self.fetch_one("SELECT told($1, $2)", scenario_id, epoch)
 
     async def untold(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
         """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
-        rows = await self._fetch_all("SELECT * FROM untold($1, $2)", timedelta(seconds=age_seconds), limit)
+        rows = await self.fetch_all("SELECT * FROM untold($1, $2)", timedelta(seconds=age_seconds), limit)
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
@@ -124,7 +124,7 @@ class Store:
         Raises:
             SupersededError: the claim is another runner's now; nothing was written.
         """
-        await self._fetch_one(
+        await self.fetch_one(
             "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             *self._fence(claim),
             self._lease,
@@ -137,11 +137,11 @@ class Store:
 
     async def heartbeat(self, claim: Claim) -> None:
         """Renew the lease; raises SupersededError where the claim is lost."""
-        await self._fetch_one("SELECT heartbeat($1, $2, $3, $4)", *self._fence(claim), self._lease)
+        await self.fetch_one("SELECT heartbeat($1, $2, $3, $4)", *self._fence(claim), self._lease)
 
     async def finish(self, claim: Claim, total_frames: int, status: str) -> None:
         """Complete the scenario; refused unless exactly `total_frames` rows are stored."""
-        await self._fetch_one("SELECT finish($1, $2, $3, $4, $5)", *self._fence(claim), total_frames, status)
+        await self.fetch_one("SELECT finish($1, $2, $3, $4, $5)", *self._fence(claim), total_frames, status)
 
     async def fail(
         self,
@@ -154,7 +154,7 @@ class Store:
         retry_after_seconds: float,
     ) -> bool:
         """Record the death and release the claim; False where somebody else's report stands already."""
-        row = await self._fetch_one(
+        row = await self.fetch_one(
             "SELECT fail($1, $2, $3, $4, $5, $6, $7, $8) AS recorded",
             *self._fence(claim),
             uuid.UUID(event_id),
@@ -167,22 +167,22 @@ class Store:
 
     async def is_completed(self, claim: Claim) -> bool:
         """Whether this very claim completed its scenario: the reply to `finish` may have been lost."""
-        row = await self._fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
+        row = await self.fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
         return bool(row and row["done"])
 
     async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
         """All scenarios in the order of their ids, or just the one."""
-        return await self._fetch_all(
+        return await self.fetch_all(
             "SELECT * FROM scenarios WHERE $1::bigint IS NULL OR id = $1 ORDER BY id", scenario_id
         )
 
     async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
         """The attempts of one scenario in order."""
-        return await self._fetch_all("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
+        return await self.fetch_all("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
 
     async def first_stored_at(self, scenario_id: int) -> float | None:
         """When its first prediction was stored, in seconds since 1970."""
-        row = await self._fetch_one(
+        row = await self.fetch_one(
             "SELECT extract(epoch FROM min(created_at))::float8 AS at FROM predictions WHERE scenario_id = $1",
             scenario_id,
         )
@@ -190,11 +190,11 @@ class Store:
 
     async def label_counts(self, scenario_id: int) -> list[dict[str, Any]]:
         """Label, boxes and frames with at least one such box, most boxes first."""
-        return await self._fetch_all("SELECT * FROM label_counts($1)", scenario_id)
+        return await self.fetch_all("SELECT * FROM label_counts($1)", scenario_id)
 
     async def retry_events(self) -> list[dict[str, Any]]:
         """The ledger's own record of every death, oldest first."""
-        return await self._fetch_all("SELECT * FROM retry_events ORDER BY received_at")
+        return await self.fetch_all("SELECT * FROM retry_events ORDER BY received_at")
 
     async def create_schema(self) -> list[str]:
         """Apply the schema files that this database lacks, in order, in one transaction; returns their names.
@@ -216,13 +216,13 @@ class Store:
                 f"the database lacks {', '.join(missing)}; run: trio-runner init-db CONFIG",
             )
 
-    async def grant(self, role: str) -> None:
-        """Let `role` do what a runner does, and nothing else.
+    async def grant(self, role: str, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
+        """Let `role` call these verbs, and do nothing else.
 
         Raises:
             RunnerError: `store_auth`: there is no such role, or this one may not grant that.
         """
-        await self._run(schema.grant, self._connection, role)
+        await self._run(schema.grant, self._connection, role, verbs)
 
     @property
     def _lease(self) -> timedelta:
@@ -232,10 +232,12 @@ class Store:
     def _fence(claim: Claim) -> tuple[int, int, uuid.UUID]:
         return claim.scenario_id, claim.epoch, uuid.UUID(claim.instance_id)
 
-    async def _fetch_one(self, sql: str, *args: object) -> Mapping[str, Any] | None:
+    async def fetch_one(self, sql: str, *args: object) -> Mapping[str, Any] | None:
+        """The first row of one statement, within `command_timeout_seconds`; raises RunnerError."""
         return await self._run(self._connection.fetchrow, sql, *args)
 
-    async def _fetch_all(self, sql: str, *args: object) -> list[dict[str, Any]]:
+    async def fetch_all(self, sql: str, *args: object) -> list[dict[str, Any]]:
+        """The rows of one statement, within `command_timeout_seconds`; raises RunnerError."""
         return [dict(row) for row in await self._run(self._connection.fetch, sql, *args)]
 
     async def _run(self, function: Callable[..., Awaitable[T]], *args: object) -> T:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +24,13 @@ from trio_runner.embedded.hosting import Service, addresses_as_toml, open_server
 from trio_runner.events import Record, open_topic
 from trio_runner.redact import redact
 from trio_runner.retry import BadEventError
+from trio_runner.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.spool import spool_of
+from trio_runner.stopping import until_signal
 from trio_runner.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from trio_runner.config import Config
     from trio_runner.death import Report
@@ -41,21 +41,27 @@ EXIT_UNCONFIRMED = 74
 POLL_SECONDS = 0.5
 
 
-async def init_db(config: Config, role: str | None, console: Console) -> int:
-    """Apply the schema files that the database lacks, and give `role` the rights of a runner."""
+async def init_db(config: Config, runner: str | None, orchestrator: str | None, console: Console) -> int:
+    """Apply the schema files that the database lacks, and give roles the rights of a runner or an orchestrator."""
+    granted = {
+        "a runner": (runner, RUNNER_VERBS),
+        "an orchestrator": (orchestrator, ORCHESTRATOR_VERBS),
+    }
     async with (
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE}), published=False) as live,
         open_store(live.database, application_name="trio-runner init-db") as store,
     ):
         applied = await store.create_schema()
-        if role is not None:
-            await store.grant(role)
+        for role, verbs in granted.values():
+            if role is not None:
+                await store.grant(role, verbs)
     for name in applied:
         console.print(f"applied {name}", highlight=False)
     console.print("the schema is complete", highlight=False)
-    if role is not None:
-        console.print(f"{role} may do what a runner does", highlight=False, markup=False)
+    for who, (role, _) in granted.items():
+        if role is not None:
+            console.print(f"{role} may do what {who} does", highlight=False, markup=False)
     return EXIT_OK
 
 
@@ -160,7 +166,7 @@ async def events(config: Config, console: Console, *, as_json: bool, follow: boo
     if Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
         return await _events_from_ledger(config, console, as_json=as_json)
     async with (
-        _until_signal(),
+        until_signal(),
         aio.open_loop(),
         open_addresses(config, frozenset({Service.KAFKA})) as live,
         open_topic(live.kafka) as topic,
@@ -179,28 +185,13 @@ async def host_embedded(config: Config, console: Console) -> int:
         console.print("nothing to host: every address in this config is a real one", highlight=False)
         return EXIT_OK
     async with (
-        _until_signal(),
+        until_signal(),
         open_servers(Path(config.runner.data_dir), services, published=True, on_wait=say) as live,
     ):
         console.print(addresses_as_toml(live), highlight=False, markup=False, soft_wrap=True)
         console.print("# until Ctrl-C", highlight=False)
         await trio.sleep(math.inf)  # noqa: ASYNC116 - the type of sleep_forever forbids a return
     return EXIT_OK
-
-
-@asynccontextmanager
-async def _until_signal() -> AsyncIterator[None]:
-    """The first SIGINT or SIGTERM cancels the block, which is a normal end."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def cancel() -> None:
-                async for _ in signals:
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(cancel)
-            yield
-            nursery.cancel_scope.cancel()
 
 
 async def _events_from_ledger(config: Config, console: Console, *, as_json: bool) -> int:

@@ -21,6 +21,7 @@ from trio_runner.config.sections import (
     InferenceSection,
     KafkaSection,
     LogSection,
+    OrchestratorSection,
     PeerSection,
     PipelineSection,
     RunnerSection,
@@ -42,6 +43,7 @@ __all__ = [
     "InferenceSection",
     "KafkaSection",
     "LogSection",
+    "OrchestratorSection",
     "PeerSection",
     "PipelineSection",
     "RunnerSection",
@@ -66,6 +68,7 @@ class Config(Section, frozen=True, kw_only=True):
     pipeline: PipelineSection = PipelineSection()
     database: DatabaseSection = DatabaseSection()
     kafka: KafkaSection = KafkaSection()
+    orchestrator: OrchestratorSection = OrchestratorSection()
 
     def replace(self, **sections: dict[str, Any]) -> Config:
         """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""

@@ -18,6 +18,7 @@ OPTIONAL_PATHS: Final = MappingProxyType(
         "inference": ("ca_file", "certificate_file", "key_file", "token_file"),
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
+        "orchestrator": ("runner_config",),
     }
 )
 """Keys that may be empty; a relative path in them starts from the config's directory."""
@@ -36,6 +37,11 @@ Name = Annotated[
         pattern=r"^[A-Za-z0-9._:@-]+\Z",
         description="1 to 200 letters, digits or any of . _ : @ -",
     ),
+]
+
+
+Topic = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits or any of . _ -")
 ]
 
 
@@ -153,11 +159,34 @@ class KafkaSection(PeerSection, frozen=True, kw_only=True):
     password_file: FilePath = ""
     allow_plaintext_password: bool = False
     spool_dir: FilePath = ""
-    retry_topic: Annotated[
-        str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits or any of . _ -")
-    ] = "runner.retry"
+    retry_topic: Topic = "runner.retry"
     connect_timeout_seconds: Seconds = 5.0
     publish_timeout_seconds: Seconds = 15.0
+
+
+class OrchestratorSection(Section, frozen=True, kw_only=True):
+    """Who starts runners, how, and how many."""
+
+    node: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            pattern=r"^[A-Za-z0-9._:@-]*\Z",
+            description="at most 200 letters, digits or any of . _ : @ -",
+        ),
+    ] = ""
+    spawner: Literal["process", "systemd", "kubernetes"] = "process"
+    runner_config: FilePath = ""
+    group: Topic = "trio-runner-orchestrator"
+    command_topic: Topic = "runner.commands"
+    dead_letter_topic: Topic = "runner.dead-letter"
+    max_runners: Positive = 8
+    max_epochs: Positive = 50
+    starts_per_second: Annotated[float, Meta(gt=0, le=1000)] = 5.0
+    start_timeout_seconds: Seconds = 120.0
+    poll_seconds: Annotated[float, Meta(ge=0.05, le=60)] = 0.5
+    reap_seconds: Seconds = 5.0
+    stop_timeout_seconds: Seconds = 60.0
 
 
 def allowed(kind: Any) -> str:

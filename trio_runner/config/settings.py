@@ -1,0 +1,78 @@
+"""Single keys, as a command line gives them (`section.key=value`) or as a scenario carries them."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import tomli
+
+from trio_runner.config.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+OF_A_SCENARIO: Final = MappingProxyType(
+    {
+        "scenario": frozenset({"on_complete", "max_failures"}),
+        "video": frozenset(
+            {
+                "stride",
+                "max_fps",
+                "start_seconds",
+                "max_frames",
+                "max_width",
+                "jpeg_quality",
+                "on_corrupt",
+                "frame_timeout_seconds",
+                "decoder_threads",
+                "encoder_threads",
+            }
+        ),
+        "inference": frozenset({"in_flight", "connect_timeout_seconds", "timeout_seconds"}),
+        "pipeline": frozenset({"max_buffered_bytes", "max_buffered_frames"}),
+        "database": frozenset({"batch_frames", "batch_seconds"}),
+    }
+)
+"""What a scenario may set. No address, file, secret or limit: whoever may submit a scenario, by a message perhaps, is
+not therefore whoever may say where a token is sent, or which files a runner reads."""
+
+
+def parse_settings(given: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`["video.stride=2", "video.on_corrupt=skip"]` as sections; what is no TOML value is text.
+
+    Raises:
+        ConfigError: one is not of this form.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for text in given:
+        path, equals, value = text.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not (equals and dot and section and key):
+            problem = Problem(problem="not of the form section.key=value", path=(path.strip() or "--set",))
+            raise ConfigError([problem])
+        sections.setdefault(section, {})[key] = _value(value.strip())
+    return sections
+
+
+def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError where a scenario would set what is not its own; values are checked with the whole config."""
+    problems = [
+        Problem(
+            problem="not for a scenario to set",
+            path=(section, key),
+            allowed=", ".join(f"{name}.{each}" for name in OF_A_SCENARIO for each in sorted(OF_A_SCENARIO[name])),
+        )
+        for section, keys in settings.items()
+        for key in keys
+        if key not in OF_A_SCENARIO.get(section, ())
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
+        return text

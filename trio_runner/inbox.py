@@ -1,0 +1,80 @@
+"""Reads topics as a member of a consumer group: what was handled is committed, what was not comes again."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+from aiokafka import AIOKafkaConsumer
+
+from trio_runner import aio
+from trio_runner.events import record_of
+from trio_runner.kafka import STOP_SECONDS, connection_options, named_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from trio_runner.config import KafkaSection
+    from trio_runner.events import Record
+
+
+class Inbox:
+    """The partitions that this member of the group was given; made by `open_inbox`."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, config: KafkaSection) -> None:
+        """Take the started consumer over; `open_inbox` stops it."""
+        self._consumer, self._config = consumer, config
+
+    async def receive(self, *, wait_seconds: float, limit: int) -> list[Record]:
+        """The next records, as soon as there are any; none after `wait_seconds`, or while no broker answers."""
+        with named_errors(self._config, seconds=wait_seconds + self._config.connect_timeout_seconds):
+            batches = await aio.call(
+                partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000), max_records=limit)
+            )
+        return [record_of(message) for messages in batches.values() for message in messages]
+
+    async def commit(self) -> None:
+        """All that was received is handled: another member that takes a partition over begins behind it.
+
+        Raises:
+            RunnerError: one of `kafka_*`; the records may come again.
+        """
+        with named_errors(self._config, seconds=self._config.connect_timeout_seconds):
+            await aio.call(self._consumer.commit)
+
+
+@asynccontextmanager
+async def open_inbox(config: KafkaSection, topics: Sequence[str], group: str) -> AsyncIterator[Inbox]:
+    """A member of `group` for these topics; a group that is new begins with the oldest record.
+
+    Raises:
+        RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`.
+    """
+    options = await connection_options(config, seconds=config.connect_timeout_seconds)
+    # Making it does not wait; a cancellation now would leave one behind that nobody stops.
+    with trio.CancelScope(shield=True):
+        consumer = await aio.call(_make_consumer, topics, group, options)
+    try:
+        with named_errors(config, seconds=config.connect_timeout_seconds):
+            await aio.call(consumer.start)
+        yield Inbox(consumer, config)
+    finally:
+        await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
+
+
+async def _make_consumer(topics: Sequence[str], group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
+    """asyncio-flavoured: aiokafka's constructor needs the running loop."""
+    return AIOKafkaConsumer(
+        *topics,
+        **options,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        # A member that froze is left out after so long, and its partitions go to the others.
+        session_timeout_ms=10_000,
+        heartbeat_interval_ms=3_000,
+        # A topic that is made later is found within this time.
+        metadata_max_age_ms=10_000,
+    )

@@ -1,0 +1,1 @@
+"""Retry events, expired leases and submitted scenarios become new runners."""

@@ -1,0 +1,293 @@
+"""The orchestrator's process: it listens, reaps, and starts what is due, until it is told to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import socket
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+import trio
+
+from trio_runner import aio
+from trio_runner.addresses import open_addresses
+from trio_runner.backlog import Backlog, Counts
+from trio_runner.inbox import open_inbox
+from trio_runner.model import ClaimRefusedError, RunnerError
+from trio_runner.orchestrator.commands import StartCommand, decode_command
+from trio_runner.orchestrator.dead_letters import publish_given_up, publish_refused
+from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed_starts, breaker_code, delay_seconds
+from trio_runner.orchestrator.runner_config import load_template
+from trio_runner.orchestrator.spawners import open_spawner
+from trio_runner.orchestrator.spawning import SpawnRefusedError
+from trio_runner.reporting import reap, report_ended
+from trio_runner.retry import BadEventError
+from trio_runner.spool import spool_of
+from trio_runner.stopping import until_signal
+from trio_runner.store import Store, open_store
+from trio_runner.systemd import Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_runner.backlog import Work
+    from trio_runner.config import Config
+    from trio_runner.events import Record
+    from trio_runner.orchestrator.spawning import Ended, Spawner
+    from trio_runner.retry import RetryEvent
+
+logger = logging.getLogger(__name__)
+
+APPLICATION: Final = "trio-runner orchestrate"
+RECEIVE_SECONDS: Final = 1.0
+RECEIVE_RECORDS: Final = 500
+DEAD_LETTERS: Final = 100
+DEAD_LETTER_LEASE_SECONDS: Final = 60.0
+MAX_PAUSE_SECONDS: Final = 30.0
+
+
+async def orchestrate(config: Config) -> None:
+    """Start runners for what is due, until SIGTERM or SIGINT; then let them drain.
+
+    Raises:
+        ConfigError: the runners' config cannot be used.
+        RunnerError: the ledger cannot be used at the start. Later on a peer that is away is waited for.
+    """
+    notifier = Notifier(os.environ)
+    node = config.orchestrator.node or socket.gethostname()
+    async with until_signal(), aio.open_loop(), open_addresses(config) as live:
+        template = load_template(live)
+        async with open_store(live.database, application_name=APPLICATION) as store:
+            if live.database.create_schema:
+                await store.create_schema()
+            await store.check_schema()
+        orchestrator = Orchestrator(live, template, node)
+        async with (
+            open_spawner(live, template, node, orchestrator.on_ended) as spawner,
+            trio.open_nursery() as nursery,
+        ):
+            for what, session in {
+                "Kafka": orchestrator.listen,
+                "reaping": orchestrator.sweep,
+                "starting": lambda: orchestrator.work(spawner),
+            }.items():
+                nursery.start_soon(_keep, what, session)
+            nursery.start_soon(_tell_manager, orchestrator, notifier)
+
+
+async def _keep(what: str, session: Callable[[], Awaitable[None]]) -> NoReturn:
+    """A peer that is away ends a session and not the orchestrator: what it is for can wait, its runners need not die.
+
+    Whatever is no named error is a bug, and ends it.
+    """
+    failures = 0
+    while True:
+        began = trio.current_time()
+        try:
+            await session()
+        except RunnerError as error:
+            failures = 0 if trio.current_time() - began > MAX_PAUSE_SECONDS else failures + 1
+            pause = min(MAX_PAUSE_SECONDS, 2.0**failures / 2)
+            logger.warning("%s: %s", what, error, extra={"again_in_seconds": pause})
+            await trio.sleep(pause)
+
+
+async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier) -> None:
+    """READY once the ledger was asked what is due."""
+    await orchestrator.ready.wait()
+    notifier.ready()
+    while True:
+        notifier.watchdog()
+        notifier.status(orchestrator.told)
+        await trio.sleep(min(1.0, (notifier.watchdog_seconds or 3.0) / 3))
+
+
+class Orchestrator:
+    """One of a fleet's orchestrators, which know of each other by the ledger and Kafka's consumer group alone."""
+
+    def __init__(self, config: Config, template: Config, node: str) -> None:
+        """`config` has live addresses, `template` is what runners are given, `node` this machine's name."""
+        self._config, self._template, self._node = config, template, node
+        self._wake = trio.Event()
+        self._breaker: str | None = None
+        self._refusals = 0
+        self._counts: Counts | None = None
+        self.ready = trio.Event()
+
+    @property
+    def told(self) -> str:
+        """One line on what is going on."""
+        if self._counts is None:
+            return "starting"
+        counts = self._counts
+        held = f", held back by {self._breaker}" if self._breaker else ""
+        return f"{counts.running} running, {counts.due} due, {counts.backing_off} backing off{held}"
+
+    async def listen(self) -> None:
+        """Obey commands, take note of retry events; offsets are committed after the ledger has it all."""
+        config = self._config
+        topics = [config.kafka.retry_topic, config.orchestrator.command_topic]
+        async with (
+            open_store(config.database, application_name=APPLICATION) as store,
+            open_inbox(config.kafka, topics, config.orchestrator.group) as inbox,
+        ):
+            while True:
+                records = await inbox.receive(wait_seconds=RECEIVE_SECONDS, limit=RECEIVE_RECORDS)
+                for record in records:
+                    await self._handle(store, record)
+                if records:
+                    await inbox.commit()
+                    self._wake.set()
+
+    async def _handle(self, store: Store, record: Record) -> None:
+        try:
+            if record.topic == self._config.kafka.retry_topic:
+                await self._take_note(store, record.event())
+            else:
+                await self._obey(store, record)
+        except (BadEventError, ClaimRefusedError) as error:
+            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            logger.warning("a message is put aside: %s", error, extra=place)
+            try:
+                await publish_refused(self._config, record, str(error))
+            except RunnerError as problem:
+                logger.warning("it stays on its topic alone: %s", problem, extra=place)
+
+    async def _take_note(self, store: Store, event: RetryEvent) -> None:
+        """The ledger knows of nearly every death first; where its runner could not reach it, it hears of it now."""
+        holder = await Backlog(store).holder_of(event.scenario_id, event.epoch)
+        if holder is None or holder.claim is None or holder.claim.instance_id != event.instance_id:
+            return
+        if not holder.ended:
+            recorded = await store.fail(
+                holder.claim,
+                event_id=event.id,
+                reporter=event.reporter,
+                error_class=event.error.error_class,
+                body=msgspec.json.encode(event),
+                retry_after_seconds=event.error.retry_after_seconds or 0.0,
+            )
+            logger.info("the ledger hears of a death by its event", extra=_of(event) | {"recorded": recorded})
+        await store.told(event.scenario_id, event.epoch)
+
+    async def _obey(self, store: Store, record: Record) -> None:
+        command_id, command = decode_command(record, self._template)
+        start = isinstance(command, StartCommand)
+        settings = command.settings if isinstance(command, StartCommand) else {}
+        first = await Backlog(store).obey(
+            command_id,
+            "start" if start else "stop",
+            command.scenario_id,
+            command.video_path if isinstance(command, StartCommand) else "",
+            settings,
+            max_failures=settings.get("scenario", {}).get("max_failures", self._template.scenario.max_failures),
+            max_epochs=self._config.orchestrator.max_epochs,
+        )
+        logger.info(
+            "told to %s" if first else "told to %s once more, which changes nothing",
+            "start" if start else "stop",
+            extra={"scenario_id": command.scenario_id, "command": command_id},
+        )
+
+    async def sweep(self) -> None:
+        """Report who was not heard of, tell the dead-letter topic who was given up, look at what is waiting."""
+        while True:
+            for report in await reap(self._config):
+                logger.info(
+                    "a death was told in its reporter's place",
+                    extra={"scenario_id": report.claim.scenario_id, "epoch": report.claim.epoch},
+                )
+            async with open_store(self._config.database, application_name=APPLICATION) as store:
+                backlog = Backlog(store)
+                counts = await backlog.counts()
+                if counts != self._counts:
+                    logger.info("what there is to do", extra=dataclasses.asdict(counts))
+                self._counts = counts
+                await self._bury(backlog)
+            self._wake.set()
+            await trio.sleep(self._config.orchestrator.reap_seconds)
+
+    async def _bury(self, backlog: Backlog) -> None:
+        for given_up in await backlog.dead_letters(DEAD_LETTERS, lease_seconds=DEAD_LETTER_LEASE_SECONDS):
+            await publish_given_up(self._config, given_up)
+            await backlog.dead_letter_told(given_up)
+            logger.error(
+                "given up: %s",
+                given_up.error.get("message"),
+                extra={
+                    "scenario_id": given_up.scenario_id,
+                    "epoch": given_up.epoch,
+                    "code": given_up.error.get("code"),
+                },
+            )
+
+    async def work(self, spawner: Spawner) -> None:
+        """Stop what is to be stopped, start what is due: every `poll_seconds`, or as soon as something came."""
+        settings = self._config.orchestrator
+        budget = StartBudget(settings.starts_per_second, trio.current_time())
+        async with open_store(self._config.database, application_name=APPLICATION) as store:
+            backlog = Backlog(store)
+            while True:
+                self._wake = trio.Event()
+                for scenario_id, epoch in await backlog.shutdowns(self._node):
+                    await spawner.stop(scenario_id, epoch)
+                if limit := await self._limit(backlog, budget.available(trio.current_time())):
+                    works = await backlog.due(
+                        self._node,
+                        room=settings.max_runners,
+                        limit=limit,
+                        lease_seconds=settings.start_timeout_seconds,
+                    )
+                    budget.spend(len(works))
+                    for work in works:
+                        await self._start(spawner, backlog, work)
+                self.ready.set()
+                with trio.move_on_after(settings.poll_seconds):
+                    await self._wake.wait()
+
+    async def _limit(self, backlog: Backlog, available: int) -> int:
+        """How many may be started now. The ledger is not asked for more than can be started."""
+        if not available:
+            return 0
+        recent = await backlog.recent_attempts(BREAKER_WINDOW)
+        code = breaker_code(recent)
+        if code != self._breaker:
+            logger.warning("the breaker is %s", "open" if code else "closed", extra={"code": code or self._breaker})
+        self._breaker = code
+        unproven = (await backlog.counts()).unproven if code else 0
+        return allowed_starts(available, recent, unproven)
+
+    async def _start(self, spawner: Spawner, backlog: Backlog, work: Work) -> None:
+        why = "submitted" if work.epoch == 1 else f"after {work.last_code}"
+        extra = {"scenario_id": work.scenario_id, "epoch": work.epoch, "failures": work.failures, "why": why}
+        try:
+            await spawner.start(work)
+        except SpawnRefusedError as error:
+            self._refusals += 1
+            delay = delay_seconds(self._refusals, random.random())  # noqa: S311 - jitter
+            await backlog.postpone(work, self._node, delay_seconds=delay, why=str(error))
+            logger.warning("not started: %s", error, extra=extra | {"again_in_seconds": round(delay, 1)})
+        else:
+            self._refusals = 0
+            logger.info("started", extra=extra)
+
+    async def on_ended(self, ended: Ended) -> None:
+        """A runner has ended: whatever nobody has reported is reported, and what is due is looked at again."""
+        extra = {"scenario_id": ended.scenario_id, "epoch": ended.epoch}
+        logger.info("ended: %s", ended.told, extra=extra)
+        if ended.failure is not None:
+            spool = spool_of(self._template)
+            try:
+                await report_ended(self._config, spool, ended.scenario_id, ended.epoch, ended.failure)
+            except RunnerError as error:
+                logger.warning("its lease will tell of it: %s", error, extra=extra)
+            finally:
+                spool.close()
+        self._wake.set()
+
+
+def _of(event: RetryEvent) -> dict[str, object]:
+    return {"scenario_id": event.scenario_id, "epoch": event.epoch, "code": str(event.error.code)}

@@ -1,0 +1,58 @@
+"""The dead-letter topic: scenarios that were given up, and messages that could not be followed."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from trio_runner import kafka
+
+if TYPE_CHECKING:
+    from trio_runner.backlog import GivenUp
+    from trio_runner.config import Config
+    from trio_runner.events import Record
+
+GIVEN_UP: Final = "trio-runner.given-up.v1"
+REFUSED: Final = "trio-runner.refused.v1"
+MAX_REFUSED_BYTES: Final = 16 * 1024
+_NAMESPACE: Final = uuid.UUID("b60f3f63-6c0c-5d6a-9f4e-0f6a1c0a7d55")
+
+
+async def publish_given_up(config: Config, given_up: GivenUp) -> None:
+    """Say that a scenario was given up, and what its last attempt died of; always with the same id.
+
+    Raises:
+        RunnerError: one of `kafka_*`; it may still arrive.
+    """
+    body = msgspec.json.encode(given_up)
+    key = str(given_up.scenario_id)
+    name = f"{key}:{given_up.epoch}"
+    await _send(config, GIVEN_UP, name, key.encode(), body, {"ce_epoch": str(given_up.epoch)})
+
+
+async def publish_refused(config: Config, record: Record, why: str) -> None:
+    """Put a message aside, as it was, with the reason and the place that it was found at.
+
+    Raises:
+        RunnerError: one of `kafka_*`; it may still arrive, and it stays where it was found.
+    """
+    place = f"{record.topic}/{record.partition}/{record.offset}"
+    value = (record.value or b"")[:MAX_REFUSED_BYTES]
+    headers = {"refused-because": why[:1000], "refused-at": place}
+    await _send(config, REFUSED, place, record.key or b"", value, headers)
+
+
+async def _send(config: Config, kind: str, name: str, key: bytes, value: bytes, further: dict[str, str]) -> None:
+    attributes = {
+        "ce_specversion": "1.0",
+        "ce_id": str(uuid.uuid5(_NAMESPACE, f"{kind}:{name}")),
+        "ce_source": "/trio-runner/orchestrator",
+        "ce_type": kind,
+        "ce_time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        **further,
+    }
+    headers = [(name, text.encode()) for name, text in attributes.items()]
+    await kafka.send(config.kafka, config.orchestrator.dead_letter_topic, key, value, headers)

@@ -1,0 +1,229 @@
+"""Runners as child processes: each with a config of its own, its death reported, and none left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_runner import leash
+from trio_runner.config import ConfigError, load_config
+from trio_runner.marker import begun_of
+from trio_runner.model import ErrorCode, Failure, RunnerError
+from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
+from trio_runner.reporting import cause_of_death, report_dead_processes
+from trio_runner.spool import spool_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_runner.backlog import Work
+    from trio_runner.config import Config
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS: Final = 45.0
+"""How long reporting one death may take: connecting 5, the ledger 3 and 10, Kafka 15 and 2, the spool 3."""
+
+KILL_SECONDS: Final = 5.0
+FILE_SECONDS: Final = 5.0
+
+
+@asynccontextmanager
+async def open_processes(
+    config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
+) -> AsyncIterator[ProcessSpawner]:
+    """A spawner whose runners drain when the block ends, and are killed if they have not after `stop_timeout_seconds`.
+
+    When the orchestrator dies in whatever way, the kernel sends its runners SIGTERM: they drain, report themselves as
+    interrupted, and any orchestrator goes on from their last frame. So nothing has to be adopted. What was killed
+    together with its orchestrator is reported by the next one that starts on this data directory.
+    """
+    directory = Path(config.runner.data_dir) / "runners"
+    async with trio.open_nursery() as nursery:
+        spawner = ProcessSpawner(directory, template, node, nursery, on_ended)
+        nursery.start_soon(spawner.report_left_behind)
+        try:
+            yield spawner
+        finally:
+            # The tasks that wait for the runners are not cancelled: each has a death to report.
+            with trio.move_on_after(config.orchestrator.stop_timeout_seconds, shield=True) as patience:
+                spawner.stop_all(signal.SIGTERM)
+                await spawner.all_ended()
+            if patience.cancelled_caught:
+                logger.warning("%d runners did not leave and are killed", spawner.count)
+                with trio.move_on_after(KILL_SECONDS + REPORT_SECONDS, shield=True):
+                    spawner.stop_all(signal.SIGKILL)
+                    await spawner.all_ended()
+            nursery.cancel_scope.cancel()
+
+
+class ProcessSpawner:
+    """The children of this process; made by `open_processes`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        template: Config,
+        node: str,
+        nursery: trio.Nursery,
+        on_ended: Callable[[Ended], Awaitable[None]],
+    ) -> None:
+        """Every runner has a directory of its own in `directory`; its waiting task lives in `nursery`."""
+        self._directory, self._template, self._node = directory, template, node
+        self._nursery, self._on_ended = nursery, on_ended
+        self._processes: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._asked: set[int] = set()
+        self._changed = trio.Condition()
+
+    @property
+    def count(self) -> int:
+        """How many runners live, or are being reported."""
+        return len(self._processes)
+
+    async def start(self, work: Work) -> None:
+        """Start a runner, unless one of this scenario still lives here."""
+        if work.scenario_id in self._processes:
+            # It has lost its claim, perhaps by being frozen, and will find out.
+            raise SpawnRefusedError(f"a runner of scenario {work.scenario_id} still lives on {self._node}")
+        place = self._directory / str(work.scenario_id)
+        try:
+            config = runner_config(self._template, work, data_dir=place, node=self._node)
+            failure = None
+        except ConfigError as error:
+            failure = config_failure(error)
+        if failure is not None:
+            told = "its config cannot be used"
+            await self._on_ended(Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
+            return
+        try:
+            with trio.fail_after(FILE_SECONDS):
+                path = await trio.to_thread.run_sync(_write_config, config, place, abandon_on_cancel=True)
+            invocation = uuid.uuid4()
+            process = self._popen(path, place, invocation.hex)
+        except (OSError, trio.TooSlowError) as error:
+            raise SpawnRefusedError(f"{place}: {error or 'the disk does not answer'}") from error
+        self._processes[work.scenario_id] = (work.epoch, process)
+        self._nursery.start_soon(self._wait, work, config, process, invocation.hex)
+
+    async def stop(self, scenario_id: int, epoch: int) -> None:
+        """SIGTERM, once: a second one would cut the draining short."""
+        of_epoch, process = self._processes.get(scenario_id, (0, None))
+        if process is not None and of_epoch == epoch and process.pid not in self._asked:
+            self._asked.add(process.pid)
+            process.terminate()
+
+    def stop_all(self, number: signal.Signals) -> None:
+        """Signal every runner."""
+        for _, process in self._processes.values():
+            if number is not signal.SIGTERM or process.pid not in self._asked:
+                self._asked.add(process.pid)
+                process.send_signal(number)
+
+    async def all_ended(self) -> None:
+        """Wait until no runner is left."""
+        async with self._changed:
+            while self._processes:
+                await self._changed.wait()
+
+    async def report_left_behind(self) -> None:
+        """Report the runners that a former orchestrator on this directory left dead."""
+        for path in sorted(self._directory.glob("*/runner.toml")):
+            if path.parent.name in map(str, self._processes):
+                continue
+            try:
+                config = load_config(path)
+            except ConfigError as error:
+                logger.warning("%s is no runner's config: %s", path, error)
+                continue
+            # Nobody saw it end. One that lives keeps its marker locked, and reports itself.
+            await self._report(config, {"RUNTIME_DIRECTORY": str(path.parent)})
+
+    def _popen(self, path: Path, place: Path, invocation: str) -> subprocess.Popen[bytes]:
+        environ = {name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE}
+        # On the thread that runs Trio, and not by Trio's own means: the kernel ties a leash to the thread that spawned.
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", str(Path(leash.__file__)), "--signal", "TERM", "--"),
+                *(sys.executable, "-m", "trio_runner", "run", str(path)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Ctrl-C in a terminal is for the orchestrator, which lets its runners drain.
+            start_new_session=True,
+            env=environ | {"RUNTIME_DIRECTORY": str(place), "INVOCATION_ID": invocation},
+        )
+
+    async def _wait(self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str) -> None:
+        # Shielded: when the orchestrator ends, its runners do, and each end is reported. `open_processes` bounds it.
+        with trio.CancelScope(shield=True):
+            descriptor = os.pidfd_open(process.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+            told, seen = _how_it_ended(process.wait())
+            seen |= {"RUNTIME_DIRECTORY": str(config.runner.data_dir), "INVOCATION_ID": invocation}
+            if cause_of_death(seen) is not None:
+                await self._report(config, seen)
+            # It could not even read where to report to.
+            failure = _UNREADABLE if seen["EXIT_STATUS"] == "78" else None
+            if failure is None:
+                await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
+            self._asked.discard(process.pid)
+            async with self._changed:
+                del self._processes[work.scenario_id]
+                self._changed.notify_all()
+            await self._on_ended(Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
+
+    async def _report(self, config: Config, seen: dict[str, str]) -> None:
+        spool = spool_of(config)
+        try:
+            with trio.fail_after(REPORT_SECONDS):
+                await report_dead_processes(config, spool, seen)
+        except (RunnerError, trio.TooSlowError) as error:
+            logger.warning("scenario %d: its lease will tell of it: %s", config.scenario.id, error)
+        finally:
+            spool.close()
+
+
+_OF_A_SERVICE: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID"}
+)
+"""What a service manager tells the orchestrator about itself."""
+
+_UNREADABLE: Final = Failure(
+    code=ErrorCode.CONFIG_INVALID, type="ConfigError", message="the runner could not use its config; its log says why"
+)
+
+
+def _write_config(config: Config, place: Path) -> Path:
+    """Readable by this user alone, as its directory is."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    begun_of(place, config.scenario.id).unlink(missing_ok=True)
+    path, temporary = place / "runner.toml", place / "runner.toml.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(as_toml(config))
+    temporary.rename(path)
+    return path
+
+
+def _how_it_ended(code: int) -> tuple[str, dict[str, str]]:
+    """In words, and as systemd would put it into the environment of ExecStopPost= (systemd.exec(5))."""
+    if code < 0:
+        name = signal.Signals(-code).name.removeprefix("SIG")
+        return f"signal {name}", {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": name}
+    result = "exit-code" if code else "success"
+    return f"exit code {code}", {"SERVICE_RESULT": result, "EXIT_CODE": "exited", "EXIT_STATUS": str(code)}

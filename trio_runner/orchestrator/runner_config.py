@@ -1,0 +1,65 @@
+"""The config of one attempt's runner: the fleet's, the scenario's settings, and what is this attempt's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import tomli_w
+
+from trio_runner.config import EMBEDDED, ConfigError, load_config
+from trio_runner.config.errors import Problem
+from trio_runner.model import ErrorCode, Failure
+
+if TYPE_CHECKING:
+    from trio_runner.backlog import Work
+    from trio_runner.config import Config
+
+
+def load_template(config: Config) -> Config:
+    """What all runners are given: `orchestrator.runner_config`, or else the orchestrator's own config.
+
+    Raises:
+        ConfigError: that file cannot be used, or each runner would bring a database of its own.
+    """
+    if not config.orchestrator.runner_config:
+        return config
+    template = load_config(Path(config.orchestrator.runner_config))
+    addresses = {
+        "database.url": template.database.url,
+        "kafka.brokers": template.kafka.brokers,
+        "inference.url": template.inference.url,
+    }
+    embedded = [key for key, address in addresses.items() if address == EMBEDDED]
+    if embedded:
+        remedy = f"write the address there, in {config.orchestrator.runner_config}"
+        raise ConfigError(
+            Problem(problem="runners of a fleet share their servers", path=tuple(key.split(".")), remedy=remedy)
+            for key in embedded
+        )
+    return template
+
+
+def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) -> Config:
+    """The config of this attempt's runner; raises ConfigError where the scenario's settings do not go with it."""
+    sections: dict[str, dict[str, Any]] = {name: dict(keys) for name, keys in work.settings.items()}
+    sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": str(data_dir)}
+    sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
+    sections.setdefault("video", {}).update(path=work.video_path)
+    if not template.kafka.spool_dir:
+        # One for all runners of this node, so that the next of any of them sends what waits.
+        sections["kafka"] = {"spool_dir": str(Path(template.runner.data_dir) / "spool")}
+    return template.replace(**sections)
+
+
+def as_toml(config: Config) -> str:
+    """A config file for a runner, which has no use for the orchestrator's section."""
+    tables: dict[str, Any] = msgspec.to_builtins(config)
+    del tables["orchestrator"]
+    return tomli_w.dumps(tables)
+
+
+def config_failure(error: ConfigError) -> Failure:
+    """What an attempt dies of that cannot even be given a config."""
+    return Failure(code=ErrorCode.CONFIG_INVALID, type="ConfigError", message=str(error)[:2000])

@@ -1,0 +1,23 @@
+"""The spawner that the config names."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from trio_runner.orchestrator.process import open_processes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_runner.config import Config
+    from trio_runner.orchestrator.spawning import Ended, Spawner
+
+
+@asynccontextmanager
+async def open_spawner(
+    config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
+) -> AsyncIterator[Spawner]:
+    """Start runners in the way of `orchestrator.spawner`; `on_ended` is called for each that has ended."""
+    async with open_processes(config, template, node, on_ended) as spawner:
+        yield spawner

@@ -1,0 +1,42 @@
+"""What the orchestrator asks of whatever starts its runners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from trio_runner.backlog import Work
+    from trio_runner.model import Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a runner ended, as its spawner saw it."""
+
+    scenario_id: int
+    epoch: int
+    failure: Failure | None
+    """What nobody has reported yet; None where the runner, or the spawner's own means, has."""
+    told: str
+    """For the log: "exit code 75", "signal KILL"."""
+
+
+class SpawnRefusedError(Exception):
+    """A runner could not be started, for now: why, and what to do about it. No attempt was made."""
+
+
+class Spawner(Protocol):
+    """Starts runners and asks them to leave. Opened by its module, with what to call when a runner has ended."""
+
+    async def start(self, work: Work) -> None:
+        """Start a runner for that attempt; a second one for the same attempt is no harm.
+
+        Raises:
+            SpawnRefusedError: not now.
+        """
+        ...
+
+    async def stop(self, scenario_id: int, epoch: int) -> None:
+        """Ask that attempt's runner to drain; asked twice it is asked once, and one that is gone is not asked."""
+        ...
