@@ -19,7 +19,7 @@ from test_store import attempt, report
 from trio_runner import aio, schema
 from trio_runner.config import DatabaseSection
 from trio_runner.model import ErrorCode, RunnerError
-from trio_runner.schema import RUNNER_VERBS
+from trio_runner.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.store import open_store
 
 RUNNER = 'Runner\'s "role" é'
@@ -194,7 +194,7 @@ async def test_what_the_role_may_do_is_exactly_this(raw: Ledger) -> None:
     )
     assert sorted(row["name"] for row in functions if row["mine"]) == sorted(RUNNER_VERBS)
     assert [row["name"] for row in functions if row["everybodys"]] == []
-    assert {row["name"] for row in functions if row["definer"]} == set(RUNNER_VERBS)
+    assert {row["name"] for row in functions if row["definer"]} == set(ORCHESTRATOR_VERBS)
     assert {row["settings"] for row in functions} == {"search_path=trio_runner, pg_temp"}
     relations = await raw.query(
         "SELECT relname AS name FROM pg_class"
