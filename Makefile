@@ -10,12 +10,14 @@ PYTEST_ARGS =
 RUNS = 100
 SEED =
 CAMPAIGN_ARGS =
+SYSTEM_ARGS =
 LOCK_ARGS =
 
-.PHONY: help run test campaign model lock
+.PHONY: help run system test campaign model lock
 
 help:
 	@echo 'make run    serve the scenario of runner.toml; whatever its addresses call "embedded" is started too'
+	@echo 'make system  the whole system on this machine: runners are killed for a minute, and nothing is lost'
 	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
 	@echo 'make campaign RUNS=1000 SEED=1  seeded faults of every kind; says how to replay a run that goes wrong'
 	@echo 'make model  check the protocol exhaustively (needs spin and a C compiler)'
@@ -23,6 +25,9 @@ help:
 
 run: $(VENV)/.runner
 	$(VENV)/bin/trio-runner run runner.toml
+
+system: $(VENV)/.runner
+	$(VENV)/bin/python tests/system.py $(SYSTEM_ARGS)
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_REFUSED = 1
 WATCH_SECONDS = 1.0
+COLUMNS = ("id", "state", "attempt", "frames", "per s", "runner", "lease", "failures", "last error")
 
 
 async def submit(
@@ -93,37 +94,37 @@ async def status(config: Config, console: Console, *, watch: bool, as_json: bool
 
 
 def overview_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each scenario."""
+    """One line for each scenario; where the terminal is narrow the last error is what is cut."""
+    lines = [_line(row) for row in rows]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column in ("id", "state", "attempt", "frames", "frames/s", "runner", "lease", "failures"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("last error", overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        total = f" of {row['total_frames']}" if row["total_frames"] else ""
-        works = row["instance_id"] is not None
-        rate = row["frames_per_second"]
-        table.add_row(
-            *map(
-                Text,
-                (
-                    str(row["id"]),
-                    _state(row),
-                    f"{row['epoch']} of {row['last_epoch']}",
-                    f"{row['frames_stored']}{total}",
-                    f"{rate:.1f}" if works and rate else "",
-                    (row["runner_id"] or "") if works else "",
-                    f"{row['lease_seconds']:.0f} s" if works else "",
-                    f"{row['failures']} of {row['max_failures']}",
-                    _error(row),
-                ),
-            )
-        )
+    for number, column in enumerate(COLUMNS):
+        widest = max((len(line[number]) for line in lines), default=0)
+        table.add_column(column, no_wrap=True, min_width=max(widest, len(column)) if column != COLUMNS[-1] else None)
+    for line in lines:
+        # Names as they are: a bracket is no markup.
+        table.add_row(*map(Text, line))
     return table
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    works = row["instance_id"] is not None
+    rate = row["frames_per_second"]
+    return (
+        str(row["id"]),
+        _state(row),
+        str(row["epoch"]),
+        f"{row['frames_stored']}/{row['total_frames']}" if row["total_frames"] else str(row["frames_stored"]),
+        f"{rate:.1f}" if works and rate else "",
+        (row["runner_id"] or "") if works else "",
+        f"{row['lease_seconds']:.0f} s" if works else "",
+        f"{row['failures']}/{row['max_failures']}",
+        _error(row),
+    )
 
 
 def _state(row: Mapping[str, Any]) -> str:
     if row["status"] == "init_startup" and row["due_seconds"] > 0:
-        return f"init_startup, due in {row['due_seconds']:.0f} s"
+        return f"init_startup in {row['due_seconds']:.0f} s"
     return ", ".join(filter(None, (row["status"], row["outcome"])))
 
 
