@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError
 
 from trio_runner import aio
 from trio_runner.events import record_of
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from trio_runner.events import Record
 
 
+logger = logging.getLogger(__name__)
+
+REORDERING_SECONDS: Final = 30.0
+"""How long a group may take to give out its partitions anew: three times what a member that froze is waited for."""
+
+_REBALANCING: Final = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
+
+
 class Inbox:
     """The partitions that this member of the group was given; made by `open_inbox`."""
 
@@ -29,7 +39,7 @@ class Inbox:
 
     async def receive(self, *, wait_seconds: float, limit: int) -> list[Record]:
         """The next records, as soon as there are any; none after `wait_seconds`, or while no broker answers."""
-        with named_errors(self._config, seconds=wait_seconds + self._config.connect_timeout_seconds):
+        with named_errors(self._config, seconds=wait_seconds + REORDERING_SECONDS):
             batches = await aio.call(
                 partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             )
@@ -38,11 +48,16 @@ class Inbox:
     async def commit(self) -> None:
         """All that was received is handled: another member that takes a partition over begins behind it.
 
+        Where the partitions are being given out anew just now, nothing is committed and the records come again.
+
         Raises:
-            RunnerError: one of `kafka_*`; the records may come again.
+            RunnerError: one of `kafka_*`; the same.
         """
         with named_errors(self._config, seconds=self._config.connect_timeout_seconds):
-            await aio.call(self._consumer.commit)
+            try:
+                await aio.call(self._consumer.commit)
+            except _REBALANCING as error:
+                logger.info("not committed, the group is being reordered: %s", error)
 
 
 @asynccontextmanager
@@ -55,19 +70,20 @@ async def open_inbox(config: KafkaSection, topics: Sequence[str], group: str) ->
     options = await connection_options(config, seconds=config.connect_timeout_seconds)
     # Making it does not wait; a cancellation now would leave one behind that nobody stops.
     with trio.CancelScope(shield=True):
-        consumer = await aio.call(_make_consumer, topics, group, options)
+        consumer = await aio.call(_make_consumer, group, options)
     try:
         with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
+        # Not before: `start` would wait until every other member has been heard, or is given up.
+        consumer.subscribe(list(topics))
         yield Inbox(consumer, config)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
 
-async def _make_consumer(topics: Sequence[str], group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
+async def _make_consumer(group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
     """asyncio-flavoured: aiokafka's constructor needs the running loop."""
     return AIOKafkaConsumer(
-        *topics,
         **options,
         group_id=group,
         enable_auto_commit=False,

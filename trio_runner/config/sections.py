@@ -183,7 +183,7 @@ class OrchestratorSection(Section, frozen=True, kw_only=True):
     max_runners: Positive = 8
     max_epochs: Positive = 50
     starts_per_second: Annotated[float, Meta(gt=0, le=1000)] = 5.0
-    start_timeout_seconds: Seconds = 120.0
+    start_timeout_seconds: Seconds = 30.0
     poll_seconds: Annotated[float, Meta(ge=0.05, le=60)] = 0.5
     reap_seconds: Seconds = 5.0
     stop_timeout_seconds: Seconds = 60.0

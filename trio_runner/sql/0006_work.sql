@@ -12,6 +12,8 @@ ALTER TABLE scenarios
     -- Given up, and the dead-letter topic has yet to hear of it: from then on anybody may tell it.
     ADD COLUMN dead_letter_due timestamptz;
 
+CREATE INDEX scenarios_next ON scenarios ((epoch = 1 OR failures > 0), not_before) WHERE status = 'init_startup';
+DROP INDEX scenarios_due;
 CREATE INDEX scenarios_node ON scenarios (node) WHERE outcome IS NULL;
 CREATE INDEX scenarios_shutdown ON scenarios (id) WHERE status IN ('init_shutdown', 'in_shutdown_processing');
 CREATE INDEX scenarios_starting ON scenarios (id) WHERE status = 'in_startup_processing';
@@ -109,8 +111,9 @@ BEGIN
     RETURN true;
 END $$;
 
--- Give a node what is due, the longest due first: at most p_limit, and no more than it has room for. Until the lease ends
--- no other node starts it; safety does not rest on that, since one runner claims the epoch, however many are started.
+-- Give a node what is due: at most p_limit, and no more than it has room for. First what had come further and lost its
+-- runner, so that it need not queue behind all that was never begun; then what has been due the longest. Until the lease
+-- ends no other node starts it; safety does not rest on that, since one runner claims the epoch, however many are started.
 CREATE FUNCTION due(p_node text, p_room integer, p_limit integer, p_lease interval)
 RETURNS TABLE (scenario_id bigint, epoch bigint, video_path text, settings jsonb, failures integer, last_code text)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
@@ -122,7 +125,7 @@ WITH busy AS (
     SELECT id FROM scenarios
      WHERE status = 'init_startup' AND outcome IS NULL AND instance_id IS NULL AND not_before <= clock_timestamp()
        AND (spawn_until IS NULL OR spawn_until <= clock_timestamp())
-     ORDER BY not_before
+     ORDER BY (epoch = 1 OR failures > 0), not_before
      LIMIT greatest(0, least(p_limit, (SELECT p_room - runners FROM busy)))
        FOR UPDATE SKIP LOCKED
 )
