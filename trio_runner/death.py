@@ -72,9 +72,11 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
     return await store.claim(attempt)
 
 
-async def record_lost(store: Store, claim: Claim, *, runner_id: str, host: str) -> None:
-    """Record the death of a runner that was not heard of until its lease ended, unless it came back."""
-    await _tell_ledger(store, claim, _LOST, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper"))
+async def record_lost(store: Store, claim: Claim, *, runner_id: str, host: str) -> bool:
+    """Record the death of a runner that was not heard of until its lease ended; False where it came back."""
+    return await _tell_ledger(
+        store, claim, _LOST, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper")
+    )
 
 
 async def publish_recorded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -148,17 +149,52 @@ async def reap(config: Config) -> list[Report]:
     Raises:
         RunnerError: the ledger cannot be asked.
     """
-    reports: list[Report] = []
     problem: RunnerError | None = None
+    try:
+        await record_expired(config)
+    except RunnerError as error:
+        problem = error
+    reports = await tell_untold(config)
+    if problem is not None:
+        raise problem
+    return reports
+
+
+async def record_expired(config: Config) -> int:
+    """Record the death of every runner whose lease has ended: its scenario is due again. Returns how many there were.
+
+    Raises:
+        RunnerError: the ledger cannot be asked, or did not take one of them; the others are recorded all the same.
+    """
+    recorded = 0
+    async with open_store(config.database, application_name="trio-runner reap") as store:
+        while True:
+            problem: RunnerError | None = None
+            expired = await store.expired_claims(REAP_BATCH)
+            # Several reapers are given the same ones: in an order of its own each is of use to the others.
+            random.shuffle(expired)
+            for claim, runner_id, host in expired:
+                try:
+                    recorded += await record_lost(store, claim, runner_id=runner_id, host=host)
+                except RunnerError as error:
+                    # One row that is locked, or worse, is no reason to leave out the others.
+                    logger.warning("scenario %d: %s", claim.scenario_id, error)
+                    problem = problem or error
+            if problem is not None:
+                raise problem
+            if len(expired) < REAP_BATCH:
+                return recorded
+
+
+async def tell_untold(config: Config) -> list[Report]:
+    """Publish the deaths that are recorded and not told, so far as Kafka takes them.
+
+    Raises:
+        RunnerError: the ledger cannot be asked.
+    """
+    reports: list[Report] = []
     in_vain = 0
     async with open_store(config.database, application_name="trio-runner reap") as store:
-        for claim, runner_id, host in await store.expired_claims(REAP_BATCH):
-            try:
-                await record_lost(store, claim, runner_id=runner_id, host=host)
-            except RunnerError as error:
-                # One row that is locked, or worse, is no reason to leave out the others.
-                logger.warning("scenario %d: %s", claim.scenario_id, error)
-                problem = problem or error
         for scenario_id, epoch in await store.untold(_telling_seconds(config), REAP_BATCH):
             # Another reaper may have told it by now.
             body = await store.untold_event(scenario_id, epoch)
@@ -169,8 +205,6 @@ async def reap(config: Config) -> list[Report]:
             in_vain = 0 if report.event_confirmed else in_vain + 1
             if in_vain == TRIES:
                 break
-    if problem is not None:
-        raise problem
     return reports
 
 

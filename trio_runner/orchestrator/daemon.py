@@ -23,7 +23,7 @@ from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed
 from trio_runner.orchestrator.runner_config import load_template
 from trio_runner.orchestrator.spawners import open_spawner
 from trio_runner.orchestrator.spawning import SpawnRefusedError
-from trio_runner.reporting import reap, report_ended
+from trio_runner.reporting import record_expired, report_ended, tell_untold
 from trio_runner.retry import BadEventError
 from trio_runner.spool import spool_of
 from trio_runner.stopping import until_signal
@@ -72,6 +72,7 @@ async def orchestrate(config: Config) -> None:
             for what, session in {
                 "Kafka": orchestrator.listen,
                 "reaping": orchestrator.sweep,
+                "telling": orchestrator.tell,
                 "starting": lambda: orchestrator.work(spawner),
             }.items():
                 nursery.start_soon(_keep, what, session)
@@ -193,21 +194,26 @@ class Orchestrator:
         )
 
     async def sweep(self) -> None:
-        """Report who was not heard of, tell the dead-letter topic who was given up, look at what is waiting."""
+        """Record who was not heard of, and look at what is waiting."""
         while True:
-            for report in await reap(self._config):
-                logger.info(
-                    "a death was told in its reporter's place",
-                    extra={"scenario_id": report.claim.scenario_id, "epoch": report.claim.epoch},
-                )
+            if lost := await record_expired(self._config):
+                logger.warning("%d runners were not heard of until their leases ended", lost)
+                self._wake.set()
             async with open_store(self._config.database, application_name=APPLICATION) as store:
-                backlog = Backlog(store)
-                counts = await backlog.counts()
-                if counts != self._counts:
-                    logger.info("what there is to do", extra=dataclasses.asdict(counts))
-                self._counts = counts
-                await self._bury(backlog)
-            self._wake.set()
+                counts = await Backlog(store).counts()
+            if counts != self._counts:
+                logger.info("what there is to do", extra=dataclasses.asdict(counts))
+            self._counts = counts
+            await trio.sleep(self._config.orchestrator.reap_seconds)
+
+    async def tell(self) -> None:
+        """Publish the deaths that nobody has told, and who was given up; what is due does not wait for Kafka."""
+        while True:
+            for report in await tell_untold(self._config):
+                told = {"scenario_id": report.claim.scenario_id, "epoch": report.claim.epoch}
+                logger.info("a death was told in its reporter's place", extra=told)
+            async with open_store(self._config.database, application_name=APPLICATION) as store:
+                await self._bury(Backlog(store))
             await trio.sleep(self._config.orchestrator.reap_seconds)
 
     async def _bury(self, backlog: Backlog) -> None:
