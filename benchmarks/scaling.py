@@ -1,7 +1,7 @@
 """From one machine to a hundred thousand scenarios: what the ledger's verbs cost there, and how a fleet recovers.
 
 `python benchmarks/scaling.py --scenarios 10000` first measures every verb on a real PostgreSQL whose tables hold a
-fleet of that size. Then it plays the fleet in simulated time: scenarios, nodes, leases, reapers and the program's own policy
+fleet of that size. Then it plays the fleet in simulated time: scenarios, nodes, leases, reapers, the program's policy
 (start budget, breaker, jitter as in `fail`), each statement taking what was measured and the ledger doing so many at
 once. A third of the nodes is lost on the way. What it prints is for judging orders of magnitude.
 """
@@ -293,7 +293,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, default=30)
-    parser.add_argument("--room", type=int, default=200, help="runners on each node")
+    parser.add_argument("--room", type=int, default=600, help="runners on each node")
     parser.add_argument("--seconds", type=float, default=300.0, help="of work in a scenario")
     parser.add_argument("--boot", type=float, default=1.0, help="seconds from a start to the claim")
     parser.add_argument("--batches", type=float, default=0.5, help="stored a second by each runner")

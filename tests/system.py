@@ -91,8 +91,8 @@ def _runners_of(orchestrator: int) -> dict[int, int]:
         with suppress(OSError):
             command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
             if b"run" in command:
-                # runners/ID/runner.toml
-                runners[int(Path(command[4].decode()).parent.name)] = int(child)
+                # runners/ID/runner.toml, and the end of the last argument.
+                runners[int(Path(command[-2].decode()).parent.name)] = int(child)
     return runners
 
 

@@ -1,0 +1,281 @@
+"""Measures an orchestrator with child processes from the outside: kill to next frame, storm, events/s, memory.
+
+    python benchmarks/orchestrator.py [kill] [storm] [events] [memory]
+
+Starts the embedded database and broker and a fake inference service, then a real `trio-runner orchestrate`. Each part
+has a ledger of its own. Times are wall-clock of this machine: compare them within one run of this script. Needs the
+development dependencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import trio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import clips  # noqa: E402 - the tests' clips, service and servers
+from campaign_world import Host  # noqa: E402
+from fake_inference import Fake, open_fake  # noqa: E402
+from harness import Ledger, Servers, as_toml, command, environment, until  # noqa: E402
+
+from trio_runner import aio, kafka, retry  # noqa: E402
+from trio_runner.backlog import Backlog  # noqa: E402
+from trio_runner.config import load_config  # noqa: E402
+from trio_runner.model import Claim, ErrorCode, Failure, Progress  # noqa: E402
+from trio_runner.store import open_store  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from trio_runner.config import Config
+
+PATIENCE_SECONDS = 1500.0
+
+
+class Bench:
+    """Servers, a clip, and a config for one orchestrator."""
+
+    def __init__(self, directory: Path, servers: Servers, fake: Fake) -> None:
+        """`directory` is new."""
+        self.directory, self.servers, self.fake = directory, servers, fake
+        self.ledger = Ledger(servers)
+        self.config = directory / "orchestrator.toml"
+
+    def write(self, **orchestrator: object) -> None:
+        """The config, with these keys in its section."""
+        self.config.write_text(
+            as_toml(
+                {
+                    "runner": {"data_dir": str(self.directory / "data")},
+                    "log": {"format": "json"},
+                    "inference": {"url": self.fake.url},
+                    "database": self.servers.database | {"batch_frames": 4},
+                    "kafka": {"brokers": self.servers.brokers},
+                    "orchestrator": {"node": "here", **orchestrator},
+                }
+            )
+        )
+
+    async def submit(self, scenarios: int, video: Path) -> None:
+        """So many, under new numbers."""
+        async with (
+            aio.open_loop(),
+            open_store(load_config(self.config).database, application_name="bench") as store,
+        ):
+            await store.create_schema()
+            for _ in range(scenarios):
+                await Backlog(store).submit(0, str(video), {}, max_failures=1000, max_epochs=1000)
+
+    @asynccontextmanager
+    async def orchestrating(self) -> AsyncIterator[psutil.Process]:
+        """The process, stopped politely at the end."""
+        with (self.directory / "log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: ASYNC220 - here and now
+                command("orchestrate", str(self.config)), stdout=log, stderr=log, env=environment()
+            )
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(process.wait, 120)
+
+    async def count(self, condition: str) -> int:
+        """How many scenarios are so."""
+        (row,) = await self.ledger.query(f"SELECT count(*) AS n FROM scenarios WHERE {condition}")  # noqa: S608 - ours
+        return int(row["n"])
+
+    async def all_done(self, scenarios: int) -> None:
+        """Wait until so many are completed."""
+
+        async def done() -> bool:
+            await trio.sleep(0.5)
+            return await self.count("outcome = 'completed'") >= scenarios
+
+        await until(done, described="everything completed", seconds=PATIENCE_SECONDS)
+
+
+@asynccontextmanager
+async def opened(name: str) -> AsyncIterator[Bench]:
+    """Servers and a service of its own for one part."""
+    with tempfile.TemporaryDirectory(prefix=f"trio-runner-{name}-") as temporary:
+        directory = Path(temporary)
+        hosts = {service: Host(directory, service) for service in ("database", "kafka")}
+        for host in hosts.values():
+            await host.start()
+        try:
+            async with open_fake() as fake:
+                database = hosts["database"].address
+                servers = Servers(
+                    database_url=database["url"],
+                    password_file=Path(database["password_file"]),
+                    brokers=hosts["kafka"].address["brokers"],
+                    inference_url=fake.url,
+                )
+                yield Bench(directory, servers, fake)
+        finally:
+            for host in hosts.values():
+                host.close()
+
+
+async def kill(options: argparse.Namespace) -> None:
+    """SIGKILL to a runner at work; how long until the next attempt has stored its first frame."""
+    async with opened("kill") as bench:
+        bench.fake.delay = lambda _: 0.2
+        bench.write(max_runners=2)
+        video = clips.pixel_coded(bench.directory / "clip.mp4", frames=60)
+        await bench.submit(options.kills, video)
+        dice = random.Random(1)  # noqa: S311 - a benchmark
+        killed: dict[int, float] = {}
+        async with bench.orchestrating() as process:
+            while await bench.count("outcome = 'completed'") < options.kills:
+                for child in process.children():
+                    scenario = _scenario_of(child)
+                    if scenario and scenario not in killed and dice.random() < 0.5:
+                        (row,) = await bench.ledger.query("SELECT * FROM scenarios WHERE id = $1", scenario)
+                        if row["status"] == "active" and row["outcome"] is None:
+                            killed[scenario] = time.time()
+                            child.kill()
+                await trio.sleep(0.1)
+        rows = await bench.ledger.query(
+            "SELECT scenario_id, extract(epoch FROM min(created_at))::float8 AS at FROM predictions"
+            " WHERE epoch = 2 GROUP BY 1"
+        )
+        later = sorted(row["at"] - killed[row["scenario_id"]] for row in rows if row["scenario_id"] in killed)
+        print(f"SIGKILL to the next attempt's first stored frame: {_percentiles(later)}")
+
+
+async def storm(options: argparse.Namespace) -> None:
+    """Everything is due, the inference service is dead; then it comes back."""
+    async with opened("storm") as bench:
+        bench.write(max_runners=options.room)
+        text = bench.config.read_text()
+        bench.config.write_text(text.replace(bench.fake.url, "http://127.0.0.1:9"))
+        video = clips.pixel_coded(bench.directory / "clip.mp4", frames=10)
+        await bench.submit(options.scenarios, video)
+        async with bench.orchestrating():
+            await trio.sleep(options.dead)
+        started = await bench.ledger.query(
+            "SELECT floor(extract(epoch FROM started_at)) AS second, count(*) AS n FROM attempts GROUP BY 1"
+        )
+        attempts = sum(row["n"] for row in started)
+        most = max(row["n"] for row in started)
+        due = f"{options.dead:g} s of a dead service with {options.scenarios} due"
+        print(f"{due}: {attempts} attempts, {most} in a second")
+        bench.config.write_text(text)
+        back = time.monotonic()
+        async with bench.orchestrating():
+            await bench.all_done(options.scenarios)
+        took = time.monotonic() - back
+        print(
+            f"all {options.scenarios} completed {took:.0f} s after it is back: {options.scenarios / took:.1f} a second"
+        )
+
+
+async def events(options: argparse.Namespace) -> None:
+    """A topic full of retry events that the ledger knows already; how fast an orchestrator takes note of them."""
+    async with opened("events") as bench:
+        bench.write(max_runners=1)
+        await bench.submit(1, Path("/nowhere.mp4"))
+        config = load_config(bench.config)
+        async with aio.open_loop():
+            claim = Claim(scenario_id=1, epoch=1, instance_id=str(uuid.uuid4()), next_frame=0, frames_stored=0)
+            failure = Failure(code=ErrorCode.STORE_LOST, type="X", message="a benchmark's")
+            event = retry.build_event(failure, claim=claim, runner_id="x", progress=Progress(), reporter="runner")
+            async with kafka._open_producer(config.kafka, seconds=60) as producer:  # noqa: SLF001 - one for all of them
+                for _ in range(options.events):
+                    await aio.call(
+                        producer.send,
+                        config.kafka.retry_topic,
+                        retry.encode(event),
+                        key=b"1",
+                        headers=retry.headers(event),
+                    )
+                await aio.call(producer.flush)
+        async with bench.orchestrating():
+            seen: list[tuple[float, int]] = []
+            while not seen or seen[-1][1] < options.events:
+                handled = await trio.to_thread.run_sync(lambda: asyncio.run(_committed(config)))
+                if handled:
+                    seen.append((time.monotonic(), handled))
+                await trio.sleep(0.1)
+        (began, first), (ended, last) = seen[0], seen[-1]
+        print(f"retry events that the ledger knows: {(last - first) / (ended - began):.0f} a second, one by one")
+
+
+async def _committed(config: Config) -> int:
+    """asyncio-flavoured: up to where the group has read the retry topic."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=config.kafka.brokers, group_id=config.orchestrator.group, enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        # So many as the embedded broker makes of a topic.
+        partitions = [TopicPartition(config.kafka.retry_topic, number) for number in range(4)]
+        return sum([await consumer.committed(partition) or 0 for partition in partitions])
+    finally:
+        await consumer.stop()
+
+
+async def memory(_: argparse.Namespace) -> None:
+    """What an orchestrator weighs with a thousand scenarios waiting."""
+    async with opened("memory") as bench:
+        bench.write(max_runners=4)
+        bench.fake.delay = lambda _: 0.2
+        video = clips.pixel_coded(bench.directory / "clip.mp4", frames=60)
+        sizes = {}
+        for scenarios in (1, 1000):
+            await bench.submit(scenarios, video)
+            async with bench.orchestrating() as process:
+                await trio.sleep(10)
+                sizes[scenarios] = process.memory_info().rss / 2**20
+        print("resident: " + ", ".join(f"{size:.0f} MiB with {count} scenarios" for count, size in sizes.items()))
+
+
+def _scenario_of(child: psutil.Process) -> int | None:
+    try:
+        words = child.cmdline()
+    except psutil.NoSuchProcess:
+        return None
+    return int(Path(words[-1]).parent.name) if "run" in words else None
+
+
+def _percentiles(values: Sequence[float]) -> str:
+    p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
+    return f"p50 {statistics.median(values):.2f} s, p99 {p99:.2f} s of {len(values)}"
+
+
+def main() -> int:
+    """Run the parts asked for, or all."""
+    parts = {"kill": kill, "storm": storm, "events": events, "memory": memory}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all of them")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--scenarios", type=int, default=500, help="of the storm")
+    parser.add_argument("--room", type=int, default=8, help="runners at once in the storm")
+    parser.add_argument("--dead", type=float, default=60.0, help="seconds that the service is dead")
+    parser.add_argument("--events", type=int, default=20_000)
+    options = parser.parse_args()
+    for name in options.parts or parts:
+        trio.run(parts[name], options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
