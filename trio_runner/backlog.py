@@ -139,12 +139,12 @@ class Backlog:
         )
         return [Work(**row | {"settings": msgspec.json.decode(row["settings"])}) for row in rows]
 
-    async def postpone(self, work: Work, node: str, *, delay_seconds: float, why: str) -> bool:
-        """Its runner could not be started: try again later; False where somebody is at it all the same."""
+    async def postpone(self, scenario_id: int, epoch: int, node: str, *, delay_seconds: float, why: str) -> bool:
+        """That attempt's runner did not come to claim it: try again later; False where somebody has all the same."""
         row = await self._one(
             "SELECT postpone($1, $2, $3, $4, $5) AS done",
-            work.scenario_id,
-            work.epoch,
+            scenario_id,
+            epoch,
             node,
             timedelta(seconds=delay_seconds),
             why,

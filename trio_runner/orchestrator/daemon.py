@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trio_runner.backlog import Work
     from trio_runner.config import Config
     from trio_runner.events import Record
+    from trio_runner.model import Failure
     from trio_runner.orchestrator.spawning import Ended, Spawner
     from trio_runner.retry import RetryEvent
 
@@ -47,6 +48,8 @@ RECEIVE_RECORDS: Final = 500
 DEAD_LETTERS: Final = 100
 DEAD_LETTER_LEASE_SECONDS: Final = 60.0
 MAX_PAUSE_SECONDS: Final = 30.0
+UNBEGUN_REFUSALS: Final = 2
+"""A runner that left before it had begun is tried again as if its start had been refused so often: within 4 s."""
 
 
 async def orchestrate(config: Config) -> None:
@@ -112,6 +115,8 @@ class Orchestrator:
         """`config` has live addresses, `template` is what runners are given, `node` this machine's name."""
         self._config, self._template, self._node = config, template, node
         self._wake = trio.Event()
+        # Not the session's: a database that comes and goes is no reason to start more.
+        self._budget = StartBudget(config.orchestrator.starts_per_second, trio.current_time())
         self._breaker: str | None = None
         self._refusals = 0
         self._counts: Counts | None = None
@@ -227,21 +232,20 @@ class Orchestrator:
     async def work(self, spawner: Spawner) -> None:
         """Stop what is to be stopped, start what is due: every `poll_seconds`, or as soon as something came."""
         settings = self._config.orchestrator
-        budget = StartBudget(settings.starts_per_second, trio.current_time())
         async with open_store(self._config.database, application_name=APPLICATION) as store:
             backlog = Backlog(store)
             while True:
                 self._wake = trio.Event()
                 for scenario_id, epoch in await backlog.shutdowns(self._node):
                     await spawner.stop(scenario_id, epoch)
-                if limit := await self._limit(backlog, budget.available(trio.current_time())):
+                if limit := await self._limit(backlog, self._budget.available(trio.current_time())):
                     works = await backlog.due(
                         self._node,
                         room=settings.max_runners,
                         limit=limit,
                         lease_seconds=settings.start_timeout_seconds,
                     )
-                    budget.spend(len(works))
+                    self._budget.spend(len(works))
                     for work in works:
                         await self._start(spawner, backlog, work)
                 self.ready.set()
@@ -268,7 +272,7 @@ class Orchestrator:
         except SpawnRefusedError as error:
             self._refusals += 1
             delay = delay_seconds(self._refusals, random.random())  # noqa: S311 - jitter
-            await backlog.postpone(work, self._node, delay_seconds=delay, why=str(error))
+            await backlog.postpone(work.scenario_id, work.epoch, self._node, delay_seconds=delay, why=str(error))
             logger.warning("not started: %s", error, extra=extra | {"again_in_seconds": round(delay, 1)})
         else:
             self._refusals = 0
@@ -278,15 +282,30 @@ class Orchestrator:
         """A runner has ended: whatever nobody has reported is reported, and what is due is looked at again."""
         extra = {"scenario_id": ended.scenario_id, "epoch": ended.epoch}
         logger.info("ended: %s", ended.told, extra=extra)
-        if ended.failure is not None:
-            spool = spool_of(self._template)
-            try:
-                await report_ended(self._config, spool, ended.scenario_id, ended.epoch, ended.failure)
-            except RunnerError as error:
-                logger.warning("its lease will tell of it: %s", error, extra=extra)
-            finally:
-                spool.close()
+        try:
+            if ended.failure is not None:
+                await self._report(ended, ended.failure)
+            elif await self._set_free(ended):
+                logger.warning("it had not begun: %s", ended.told, extra=extra)
+        except RunnerError as error:
+            logger.warning("its lease will tell of it: %s", error, extra=extra)
         self._wake.set()
+
+    async def _report(self, ended: Ended, failure: Failure) -> None:
+        spool = spool_of(self._template)
+        try:
+            await report_ended(self._config, spool, ended.scenario_id, ended.epoch, failure)
+        finally:
+            spool.close()
+
+    async def _set_free(self, ended: Ended) -> bool:
+        """Where it was told to leave before it had claimed, nothing else would say so until `start_timeout_seconds`."""
+        delay = delay_seconds(UNBEGUN_REFUSALS, random.random())  # noqa: S311 - jitter
+        why = f"its runner ended before it had claimed: {ended.told}"
+        async with open_store(self._config.database, application_name=APPLICATION) as store:
+            return await Backlog(store).postpone(
+                ended.scenario_id, ended.epoch, self._node, delay_seconds=delay, why=why
+            )
 
 
 def _of(event: RetryEvent) -> dict[str, object]:

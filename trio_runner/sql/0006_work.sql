@@ -12,6 +12,9 @@ ALTER TABLE scenarios
     -- Given up, and the dead-letter topic has yet to hear of it: from then on anybody may tell it.
     ADD COLUMN dead_letter_due timestamptz;
 
+-- What has been tried often before this limit was there may be tried as often again.
+UPDATE scenarios SET last_epoch = epoch + 49 WHERE epoch > 1;
+
 CREATE INDEX scenarios_node ON scenarios (node) WHERE outcome IS NULL;
 CREATE INDEX scenarios_shutdown ON scenarios (id) WHERE status IN ('init_shutdown', 'in_shutdown_processing');
 CREATE INDEX scenarios_starting ON scenarios (id) WHERE status = 'in_startup_processing';
@@ -125,10 +128,12 @@ WITH busy AS (
      ORDER BY not_before
      LIMIT greatest(0, least(p_limit, (SELECT p_room - runners FROM busy)))
        FOR UPDATE SKIP LOCKED
+), given AS (
+    UPDATE scenarios s SET node = p_node, spawn_until = clock_timestamp() + p_lease
+      FROM chosen WHERE s.id = chosen.id
+    RETURNING s.*
 )
-UPDATE scenarios s SET node = p_node, spawn_until = clock_timestamp() + p_lease
-  FROM chosen WHERE s.id = chosen.id
-RETURNING s.id, s.epoch, s.video_path, s.settings, s.failures, s.last_error ->> 'code'
+SELECT id, epoch, video_path, settings, failures, last_error ->> 'code' FROM given ORDER BY not_before
 $$;
 
 -- The runner of that attempt could not be started; no attempt was made, so none is counted. False: it is no longer so.
@@ -162,11 +167,12 @@ SELECT s.video_path, a.instance_id, s.next_frame, s.frames_stored, a.runner_id, 
 $$;
 
 -- What was given up and the dead-letter topic has not been told of, for whoever asks first; after the lease for others.
+-- What goes on by now, started by hand perhaps, is no dead letter any more.
 CREATE FUNCTION dead_letters(p_limit integer, p_lease interval)
 RETURNS TABLE (scenario_id bigint, epoch bigint, video_path text, failures integer, frames_stored bigint, error jsonb)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE scenarios s SET dead_letter_due = clock_timestamp() + p_lease
- WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= clock_timestamp()
+ WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= clock_timestamp() AND outcome = 'failed'
                  ORDER BY dead_letter_due LIMIT p_limit FOR UPDATE SKIP LOCKED)
 RETURNING s.id, s.epoch - 1, s.video_path, s.failures, s.frames_stored, s.last_error
 $$;
