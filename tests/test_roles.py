@@ -17,6 +17,7 @@ from scene import Scene
 from test_store import attempt, report
 
 from trio_runner import aio, schema
+from trio_runner.backlog import Backlog
 from trio_runner.config import DatabaseSection
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
@@ -27,7 +28,8 @@ RUNNER = 'Runner\'s "role" é'
 QUOTED = '"Runner\'s ""role"" é"'
 IN_URL = "Runner%27s%20%22role%22%20%C3%A9"
 PASSWORD = "c4n4ry-runner"
-TABLES = ["scenarios", "predictions", "attempts", "retry_events"]
+TABLES = ["scenarios", "predictions", "attempts", "retry_events", "commands"]
+ORCHESTRATOR = "orchestrators"
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +46,13 @@ async def owner(server: DatabaseServer) -> DatabaseSection:
     name = QUOTED.replace("'", "''")
     make = f"CREATE ROLE {QUOTED} LOGIN PASSWORD '{PASSWORD}'"
     await server.as_superuser(f"DO $$ BEGIN IF to_regrole('{name}') IS NULL THEN {make}; END IF; END $$")
+    make = f"CREATE ROLE {ORCHESTRATOR} LOGIN PASSWORD '{PASSWORD}'"
+    await server.as_superuser(f"DO $$ BEGIN IF to_regrole('{ORCHESTRATOR}') IS NULL THEN {make}; END IF; END $$")
     await server.as_superuser(f"CREATE SCHEMA IF NOT EXISTS evil AUTHORIZATION {QUOTED}")
     async with aio.open_loop(), open_store(section, application_name="x") as store:
         await store.create_schema()
         await store.grant(RUNNER)
+        await store.grant(ORCHESTRATOR, ORCHESTRATOR_VERBS)
     return section
 
 
@@ -57,6 +62,16 @@ def runner(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path) -> di
     (tmp_path / "runner-password").write_text(PASSWORD)
     return server.section(
         url=f"postgresql://{IN_URL}@localhost:{server.port}/{OWNER}", password_file=str(tmp_path / "runner-password")
+    )
+
+
+@pytest.fixture
+def orchestrator(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path) -> dict[str, Any]:
+    """The keys of an orchestrator's `[database]` section."""
+    (tmp_path / "orchestrator-password").write_text(PASSWORD)
+    return server.section(
+        url=f"postgresql://{ORCHESTRATOR}@localhost:{server.port}/{OWNER}",
+        password_file=str(tmp_path / "orchestrator-password"),
     )
 
 
@@ -114,6 +129,37 @@ async def test_a_death_and_a_takeover_under_the_role(
         assert found[0] == lost
 
 
+async def test_an_orchestrators_work_under_its_role(
+    scene: Scene, orchestrator: dict[str, Any], new_scenario_id: Callable[[], int]
+) -> None:
+    """And what is reported in a dead runner's place; the scenarios of other tests of this file may be there."""
+    first, second = scene.scenario_id, new_scenario_id()
+    limits = {"max_failures": 1, "max_epochs": 50}
+    async with aio.open_loop(), open_store(DatabaseSection(**orchestrator), application_name="x") as store:
+        await store.check_schema()
+        backlog = Backlog(store)
+        assert await backlog.submit(0, "/a.mp4", {}, **limits) > 0
+        assert await backlog.submit(first, "/a.mp4", {}, **limits) == first
+        assert await backlog.obey("command", "start", second, "/a.mp4", {}, **limits)
+        works = {work.scenario_id: work for work in await backlog.due("n", room=99, limit=99, lease_seconds=60)}
+        assert works.keys() >= {first, second}
+        assert await backlog.postpone(second, 1, "n", delay_seconds=0, why="x")
+        claim = await store.claim(attempt(first, epoch=1, video="/a.mp4"))
+        holder = await backlog.holder_of(first, 1)
+        assert holder is not None
+        assert holder.claim is not None
+        assert holder.claim.instance_id == claim.instance_id
+        assert (await backlog.counts()).running >= 1
+        await backlog.stop(first)
+        assert (first, 1) in await backlog.shutdowns("n")
+        assert await report(store, claim)
+        assert len(await backlog.recent_attempts(1)) == 1
+        (letter,) = [each for each in await backlog.dead_letters(99, lease_seconds=60) if each.scenario_id == first]
+        await backlog.dead_letter_told(letter)
+        assert await backlog.retry(first, max_epochs=50) == 2
+        assert {first, second} <= {row["id"] for row in await backlog.overview()}
+
+
 # what it is refused
 
 FORBIDDEN = [
@@ -136,6 +182,10 @@ FORBIDDEN = [
     "UPDATE attempts SET outcome = 'completed'",
     "UPDATE retry_events SET body = '{}'",
     "SELECT 1 FROM scenarios FOR UPDATE",
+    "INSERT INTO commands VALUES ('x', 1, 'stop')",
+    "SELECT nextval('scenario_ids')",
+    "SELECT setval('scenario_ids', 1)",
+    "SELECT * FROM scenario_ids",
     "INSERT INTO schema_migrations (name) VALUES ('9999_mine.sql')",
     "UPDATE schema_migrations SET name = 'x'",
     "DELETE FROM schema_migrations",
@@ -171,10 +221,42 @@ FORBIDDEN = [
 ]
 
 
-async def test_everything_else_is_refused(runner: dict[str, Any]) -> None:
+OF_AN_ORCHESTRATOR = [
+    "SELECT submit(1, 'x', '{}', 5, 50)",
+    "SELECT stop(1)",
+    "SELECT retry(1, 50)",
+    "SELECT obey('x', 'start', 1, 'x', '{}', 5, 50)",
+    "SELECT * FROM due('x', 1, 1, '1 s')",
+    "SELECT postpone(1, 1, 'x', '1 s', 'x')",
+    "SELECT * FROM shutdowns('x')",
+    "SELECT * FROM claim_of(1, 1)",
+    "SELECT * FROM dead_letters(1, '1 s')",
+    "SELECT dead_letter_told(1, 1)",
+    "SELECT * FROM recent_attempts(1)",
+    "SELECT * FROM backlog()",
+    "SELECT * FROM overview()",
+]
+
+
+def test_every_verb_that_a_runner_has_not_is_tried() -> None:
+    verbs = set(ORCHESTRATOR_VERBS) - set(RUNNER_VERBS)
+    assert verbs == {
+        statement.rpartition("FROM ")[2].removeprefix("SELECT ").partition("(")[0] for statement in OF_AN_ORCHESTRATOR
+    }
+
+
+@pytest.mark.parametrize(
+    ("role", "statements"),
+    [("runner", [*FORBIDDEN, *OF_AN_ORCHESTRATOR]), ("orchestrator", FORBIDDEN)],
+    ids=["runner", "orchestrator"],
+)
+async def test_everything_else_is_refused(
+    runner: dict[str, Any], orchestrator: dict[str, Any], role: str, statements: list[str]
+) -> None:
     endings: dict[str, str] = {}
-    async with aio.open_loop(), open_store(DatabaseSection(**runner), application_name="x") as store:
-        for statement in FORBIDDEN:
+    section = DatabaseSection(**{"runner": runner, "orchestrator": orchestrator}[role])
+    async with aio.open_loop(), open_store(section, application_name="x") as store:
+        for statement in statements:
             try:
                 await store.fetch_all(statement)
                 endings[statement] = "done"
@@ -184,15 +266,20 @@ async def test_everything_else_is_refused(runner: dict[str, Any]) -> None:
     assert endings == {}
 
 
-async def test_what_the_role_may_do_is_exactly_this(raw: Ledger) -> None:
+@pytest.mark.parametrize("verbs", [RUNNER_VERBS, ORCHESTRATOR_VERBS], ids=["runner", "orchestrator"])
+async def test_what_the_role_may_do_is_exactly_this(
+    server: DatabaseServer, servers: Servers, raw: Ledger, orchestrator: dict[str, Any], verbs: tuple[str, ...]
+) -> None:
     """No table, no column, no sequence, no further function: also not one of a schema file still to be written."""
+    if verbs is ORCHESTRATOR_VERBS:
+        raw = Ledger(server.servers(servers, role=ORCHESTRATOR, password_file=Path(orchestrator["password_file"])))
     functions = await raw.query(
         "SELECT proname AS name, prosecdef AS definer, coalesce(array_to_string(proconfig, ' '), '') AS settings,"
         " has_function_privilege(oid, 'EXECUTE') AS mine,"
         " proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0) AS everybodys"
         " FROM pg_proc WHERE pronamespace = 'trio_runner'::regnamespace"
     )
-    assert sorted(row["name"] for row in functions if row["mine"]) == sorted(RUNNER_VERBS)
+    assert sorted(row["name"] for row in functions if row["mine"]) == sorted(verbs)
     assert [row["name"] for row in functions if row["everybodys"]] == []
     assert {row["name"] for row in functions if row["definer"]} == set(ORCHESTRATOR_VERBS)
     assert {row["settings"] for row in functions} == {"search_path=trio_runner, pg_temp"}
@@ -203,6 +290,8 @@ async def test_what_the_role_may_do_is_exactly_this(raw: Ledger) -> None:
         "      OR has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE, REFERENCES'))"
     )
     assert [row["name"] for row in relations] == ["schema_migrations"]
+    (sequence,) = await raw.query("SELECT has_sequence_privilege('scenario_ids', 'USAGE, SELECT, UPDATE') AS uses")
+    assert not sequence["uses"]
     (rights,) = await raw.query(
         "SELECT has_schema_privilege('trio_runner', 'USAGE') AS uses,"
         " has_schema_privilege('trio_runner', 'CREATE') AS makes"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 
 from trio_runner.model import Claim, ErrorCode, RunnerError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from trio_runner.retry import RetryEvent
     from trio_runner.store import Store
 
 
@@ -139,12 +141,12 @@ class Backlog:
         )
         return [Work(**row | {"settings": msgspec.json.decode(row["settings"])}) for row in rows]
 
-    async def postpone(self, work: Work, node: str, *, delay_seconds: float, why: str) -> bool:
-        """Its runner could not be started: try again later; False where somebody is at it all the same."""
+    async def postpone(self, scenario_id: int, epoch: int, node: str, *, delay_seconds: float, why: str) -> bool:
+        """That attempt's runner did not come to claim it: try again later; False where somebody has all the same."""
         row = await self._one(
             "SELECT postpone($1, $2, $3, $4, $5) AS done",
-            work.scenario_id,
-            work.epoch,
+            scenario_id,
+            epoch,
             node,
             timedelta(seconds=delay_seconds),
             why,
@@ -173,6 +175,16 @@ class Backlog:
         return Holder(
             video_path=row["video_path"], claim=claim, runner_id=row["runner_id"] or "", ended=bool(row["ended"])
         )
+
+    async def take_note(self, events: Sequence[RetryEvent]) -> set[tuple[int, int]]:
+        """Kafka has these; returns scenario and epoch of those that the ledger does not know, and ought to."""
+        rows = await self._store.fetch_all(
+            "SELECT * FROM take_note($1, $2, $3)",
+            [event.scenario_id for event in events],
+            [event.epoch for event in events],
+            [UUID(event.instance_id) for event in events],
+        )
+        return {(row["scenario_id"], row["epoch"]) for row in rows}
 
     async def dead_letters(self, limit: int, *, lease_seconds: float) -> list[GivenUp]:
         """What was given up and nobody has told the dead-letter topic of; for the caller alone until the lease ends."""

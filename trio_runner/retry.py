@@ -195,8 +195,8 @@ def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple
         raise BadEventError("there is no body" if value is None else f"the body has more than {MAX_EVENT_BYTES} bytes")
     try:
         event = msgspec.json.decode(value, type=RetryEvent)
-        # msgspec lets the last one count. By now nothing is nested too deeply to be read again.
-        json.loads(value, object_pairs_hook=_refuse_a_second)
+        # By now nothing is nested too deeply to be read again.
+        check_no_key_twice(value)
         datetime.fromisoformat(event.timestamp)
     except (msgspec.DecodeError, ValueError) as error:
         raise BadEventError(f"the body is no retry event: {error}") from error
@@ -214,6 +214,11 @@ def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple
 
 def _quoted(value: bytes | None) -> str:
     return "absent" if value is None else repr(value[:60])[1:]
+
+
+def check_no_key_twice(value: bytes) -> None:
+    """Raise ValueError where two readers of this JSON may not read the same: msgspec lets the last one count."""
+    json.loads(value, object_pairs_hook=_refuse_a_second)
 
 
 def _refuse_a_second(pairs: list[tuple[str, Any]]) -> None:

@@ -40,6 +40,7 @@ ORCHESTRATOR_VERBS: Final = (
     "due",
     "postpone",
     "shutdowns",
+    "take_note",
     "claim_of",
     "dead_letters",
     "dead_letter_told",

@@ -39,7 +39,11 @@ async def submit(
 ) -> int:
     """Ask for a video to be processed; 1 where that scenario is completed, given up, or another video's."""
     check_scenario_settings(settings)
-    changed = config.replace(**settings)
+    sections = {name: dict(keys) for name, keys in settings.items()}
+    sections.setdefault("video", {}).update(path=video)
+    if scenario_id:
+        sections.setdefault("scenario", {}).update(id=scenario_id)
+    changed = config.replace(**sections)
     async with _open_backlog(config, create_schema=config.database.create_schema) as backlog:
         try:
             given = await backlog.submit(
@@ -101,8 +105,7 @@ def overview_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         widest = max((len(line[number]) for line in lines), default=0)
         table.add_column(column, no_wrap=True, min_width=max(widest, len(column)) if column != COLUMNS[-1] else None)
     for line in lines:
-        # Names as they are: a bracket is no markup.
-        table.add_row(*map(Text, line))
+        table.add_row(*map(_cell, line))
     return table
 
 
@@ -122,6 +125,15 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _cell(text: str) -> Text:
+    """As it is, brackets too, but for what a terminal would obey: others have written it."""
+    return Text(_shown(text))
+
+
+def _shown(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def _state(row: Mapping[str, Any]) -> str:
     if row["status"] == "init_startup" and row["due_seconds"] > 0:
         return f"init_startup in {row['due_seconds']:.0f} s"
@@ -138,7 +150,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refused(error: ClaimRefusedError, console: Console) -> int:
-    console.print(error.message, highlight=False, markup=False, soft_wrap=True)
+    console.print(_shown(error.message), highlight=False, markup=False, soft_wrap=True)
     return EXIT_REFUSED
 
 

@@ -13,7 +13,7 @@ import tomli
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.keys import check_tables
 from trio_runner.config.lines import broken_line, key_lines, written_twice
-from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, video_rules
+from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, topic_rules, video_rules
 from trio_runner.config.sections import (
     EMBEDDED,
     OPTIONAL_PATHS,
@@ -70,7 +70,7 @@ class Config(Section, frozen=True, kw_only=True):
     kafka: KafkaSection = KafkaSection()
     orchestrator: OrchestratorSection = OrchestratorSection()
 
-    def replace(self, **sections: dict[str, Any]) -> Config:
+    def replace(self, /, **sections: dict[str, Any]) -> Config:
         """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""
         changed: dict[str, dict[str, Any]] = msgspec.to_builtins(self)
         for name, keys in sections.items():
@@ -174,6 +174,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -
         inference_rules(config.inference),
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),
+        topic_rules(config.kafka, config.orchestrator),
     )
     for problem in rules:
         involved = (problem.path, *problem.others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         DatabaseSection,
         InferenceSection,
         KafkaSection,
+        OrchestratorSection,
         PeerSection,
         PipelineSection,
         VideoSection,
@@ -160,6 +162,18 @@ def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
     instead = "SASL_SSL" if kafka.security_protocol == "SASL_PLAINTEXT" else "SSL"
     why, remedy = f"{key} is {kafka.security_protocol}", f"set that to {instead}, or remove this"
     yield from _no_tls_files(kafka, "kafka", why, remedy, key)
+
+
+def topic_rules(kafka: KafkaSection, orchestrator: OrchestratorSection) -> Iterator[Problem]:
+    """What is put aside must not come back as a message, and a command is no event."""
+    topics = {
+        "kafka.retry_topic": kafka.retry_topic,
+        "orchestrator.command_topic": orchestrator.command_topic,
+        "orchestrator.dead_letter_topic": orchestrator.dead_letter_topic,
+    }
+    for key, other in itertools.combinations(topics, 2):
+        if topics[key] == topics[other]:
+            yield _broken(other, f"the same topic as {key}", "name another", key)
 
 
 def _sasl(kafka: KafkaSection, protocol: str) -> Iterator[Problem]:

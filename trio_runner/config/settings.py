@@ -60,12 +60,12 @@ def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
     problems = [
         Problem(
             problem="not for a scenario to set",
-            path=(section, key),
+            path=path,
             allowed=", ".join(f"{name}.{each}" for name in OF_A_SCENARIO for each in sorted(OF_A_SCENARIO[name])),
         )
         for section, keys in settings.items()
-        for key in keys
-        if key not in OF_A_SCENARIO.get(section, ())
+        for path in (*((section, key) for key in keys), *(() if section in OF_A_SCENARIO else ((section,),)))
+        if not (path[1:] and path[1] in OF_A_SCENARIO.get(section, ()))
     ]
     if problems:
         raise ConfigError(problems)
@@ -73,6 +73,8 @@ def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
+        table = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        # Not TOML, or with a number that Python does not convert, or nested too deeply.
         return text
+    return table["value"] if len(table) == 1 else text

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from trio_runner.config import ConfigError
 from trio_runner.config.settings import check_scenario_settings
-from trio_runner.retry import BadEventError
+from trio_runner.retry import BadEventError, check_no_key_twice
 
 if TYPE_CHECKING:
     from trio_runner.config import Config
@@ -23,10 +23,10 @@ Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class StartCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Process this video as that scenario; `settings` as in a config: section, key, value."""
+    """Process this video, by its absolute path, as that scenario; `settings` as in a config: section, key, value."""
 
     scenario_id: Id
-    video_path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
+    video_path: Annotated[str, Meta(max_length=4096, pattern=r"^/[^\x00-\x1f\x7f-\x9f]*\Z")]
     settings: dict[str, dict[str, Any]] = {}
 
 
@@ -54,6 +54,7 @@ def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | 
         raise BadEventError(f"the body has more than {MAX_COMMAND_BYTES} bytes")
     try:
         command = msgspec.json.decode(value, type=kinds[kind])
+        check_no_key_twice(value)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadEventError(f"the body is no command: {error}") from error
     if record.key != str(command.scenario_id).encode():

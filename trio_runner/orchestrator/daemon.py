@@ -16,7 +16,7 @@ from trio_runner import aio
 from trio_runner.addresses import open_addresses
 from trio_runner.backlog import Backlog, Counts
 from trio_runner.inbox import open_inbox
-from trio_runner.model import ClaimRefusedError, RunnerError
+from trio_runner.model import Claim, ClaimRefusedError, RunnerError
 from trio_runner.orchestrator.commands import StartCommand, decode_command
 from trio_runner.orchestrator.dead_letters import publish_given_up, publish_refused
 from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed_starts, breaker_code, delay_seconds
@@ -31,11 +31,12 @@ from trio_runner.store import Store, open_store
 from trio_runner.systemd import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trio_runner.backlog import Work
     from trio_runner.config import Config
     from trio_runner.events import Record
+    from trio_runner.model import Failure
     from trio_runner.orchestrator.spawning import Ended, Spawner
     from trio_runner.retry import RetryEvent
 
@@ -47,6 +48,8 @@ RECEIVE_RECORDS: Final = 500
 DEAD_LETTERS: Final = 100
 DEAD_LETTER_LEASE_SECONDS: Final = 60.0
 MAX_PAUSE_SECONDS: Final = 30.0
+UNBEGUN_REFUSALS: Final = 2
+"""A runner that left before it had begun is tried again as if its start had been refused so often: within 4 s."""
 
 
 async def orchestrate(config: Config) -> None:
@@ -113,6 +116,8 @@ class Orchestrator:
         """`config` has live addresses, `template` is what runners are given, `node` this machine's name."""
         self._config, self._template, self._node = config, template, node
         self._wake = trio.Event()
+        # Not the session's: a database that comes and goes is no reason to start more.
+        self._budget = StartBudget(config.orchestrator.starts_per_second, trio.current_time())
         self._breaker: str | None = None
         self._refusals = 0
         self._counts: Counts | None = None
@@ -137,42 +142,51 @@ class Orchestrator:
         ):
             while True:
                 records = await inbox.receive(wait_seconds=RECEIVE_SECONDS, limit=RECEIVE_RECORDS)
+                deaths = []
                 for record in records:
-                    await self._handle(store, record)
+                    try:
+                        if record.topic == config.kafka.retry_topic:
+                            deaths.append(record.event())
+                        else:
+                            await self._obey(store, record)
+                    except (BadEventError, ClaimRefusedError) as error:
+                        await self._put_aside(record, str(error))
                 if records:
+                    await self._take_note(store, deaths)
                     await inbox.commit()
                     self._wake.set()
 
-    async def _handle(self, store: Store, record: Record) -> None:
+    async def _put_aside(self, record: Record, why: str) -> None:
+        place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        logger.warning("a message is put aside: %s", why, extra=place)
         try:
-            if record.topic == self._config.kafka.retry_topic:
-                await self._take_note(store, record.event())
-            else:
-                await self._obey(store, record)
-        except (BadEventError, ClaimRefusedError) as error:
-            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            logger.warning("a message is put aside: %s", error, extra=place)
-            try:
-                await publish_refused(self._config, record, str(error))
-            except RunnerError as problem:
-                logger.warning("it stays on its topic alone: %s", problem, extra=place)
+            await publish_refused(self._config, record, why)
+        except RunnerError as error:
+            logger.warning("it stays on its topic alone: %s", error, extra=place)
 
-    async def _take_note(self, store: Store, event: RetryEvent) -> None:
+    async def _take_note(self, store: Store, events: Sequence[RetryEvent]) -> None:
         """The ledger knows of nearly every death first; where its runner could not reach it, it hears of it now."""
-        holder = await Backlog(store).holder_of(event.scenario_id, event.epoch)
-        if holder is None or holder.claim is None or holder.claim.instance_id != event.instance_id:
-            return
-        if not holder.ended:
+        news = await Backlog(store).take_note(events)
+        for event in events:
+            if (event.scenario_id, event.epoch) not in news:
+                continue
+            claim = Claim(
+                scenario_id=event.scenario_id,
+                epoch=event.epoch,
+                instance_id=event.instance_id,
+                next_frame=event.progress.next_frame,
+                frames_stored=event.progress.frames_stored,
+            )
             recorded = await store.fail(
-                holder.claim,
+                claim,
                 event_id=event.id,
                 reporter=event.reporter,
                 error_class=event.error.error_class,
                 body=msgspec.json.encode(event),
                 retry_after_seconds=event.error.retry_after_seconds or 0.0,
             )
+            await store.told(event.scenario_id, event.epoch)
             logger.info("the ledger hears of a death by its event", extra=_of(event) | {"recorded": recorded})
-        await store.told(event.scenario_id, event.epoch)
 
     async def _obey(self, store: Store, record: Record) -> None:
         command_id, command = decode_command(record, self._template)
@@ -233,21 +247,20 @@ class Orchestrator:
     async def work(self, spawner: Spawner) -> None:
         """Stop what is to be stopped, start what is due: every `poll_seconds`, or as soon as something came."""
         settings = self._config.orchestrator
-        budget = StartBudget(settings.starts_per_second, trio.current_time())
         async with open_store(self._config.database, application_name=APPLICATION) as store:
             backlog = Backlog(store)
             while True:
                 self._wake = trio.Event()
                 for scenario_id, epoch in await backlog.shutdowns(self._node):
                     await spawner.stop(scenario_id, epoch)
-                if limit := await self._limit(backlog, budget.available(trio.current_time())):
+                if limit := await self._limit(backlog, self._budget.available(trio.current_time())):
                     works = await backlog.due(
                         self._node,
                         room=settings.max_runners,
                         limit=limit,
                         lease_seconds=settings.start_timeout_seconds,
                     )
-                    budget.spend(len(works))
+                    self._budget.spend(len(works))
                     for work in works:
                         await self._start(spawner, backlog, work)
                 self.ready.set()
@@ -274,7 +287,7 @@ class Orchestrator:
         except SpawnRefusedError as error:
             self._refusals += 1
             delay = delay_seconds(self._refusals, random.random())  # noqa: S311 - jitter
-            await backlog.postpone(work, self._node, delay_seconds=delay, why=str(error))
+            await backlog.postpone(work.scenario_id, work.epoch, self._node, delay_seconds=delay, why=str(error))
             logger.warning("not started: %s", error, extra=extra | {"again_in_seconds": round(delay, 1)})
         else:
             self._refusals = 0
@@ -284,15 +297,30 @@ class Orchestrator:
         """A runner has ended: whatever nobody has reported is reported, and what is due is looked at again."""
         extra = {"scenario_id": ended.scenario_id, "epoch": ended.epoch}
         logger.info("ended: %s", ended.told, extra=extra)
-        if ended.failure is not None:
-            spool = spool_of(self._template)
-            try:
-                await report_ended(self._config, spool, ended.scenario_id, ended.epoch, ended.failure)
-            except RunnerError as error:
-                logger.warning("its lease will tell of it: %s", error, extra=extra)
-            finally:
-                spool.close()
+        try:
+            if ended.failure is not None:
+                await self._report(ended, ended.failure)
+            elif await self._set_free(ended):
+                logger.warning("it had not begun: %s", ended.told, extra=extra)
+        except RunnerError as error:
+            logger.warning("its lease will tell of it: %s", error, extra=extra)
         self._wake.set()
+
+    async def _report(self, ended: Ended, failure: Failure) -> None:
+        spool = spool_of(self._template)
+        try:
+            await report_ended(self._config, spool, ended.scenario_id, ended.epoch, failure)
+        finally:
+            spool.close()
+
+    async def _set_free(self, ended: Ended) -> bool:
+        """Where it was told to leave before it had claimed, nothing else would say so until `start_timeout_seconds`."""
+        delay = delay_seconds(UNBEGUN_REFUSALS, random.random())  # noqa: S311 - jitter
+        why = f"its runner ended before it had claimed: {ended.told}"
+        async with open_store(self._config.database, application_name=APPLICATION) as store:
+            return await Backlog(store).postpone(
+                ended.scenario_id, ended.epoch, self._node, delay_seconds=delay, why=why
+            )
 
 
 def _of(event: RetryEvent) -> dict[str, object]:

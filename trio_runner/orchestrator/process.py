@@ -223,7 +223,9 @@ def _write_config(config: Config, place: Path) -> Path:
 def _how_it_ended(code: int) -> tuple[str, dict[str, str]]:
     """In words, and as systemd would put it into the environment of ExecStopPost= (systemd.exec(5))."""
     if code < 0:
-        name = signal.Signals(-code).name.removeprefix("SIG")
+        # Most of the real-time signals have no name in Python.
+        known = -code in set(signal.Signals)
+        name = signal.Signals(-code).name.removeprefix("SIG") if known else str(-code)
         return f"signal {name}", {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": name}
     result = "exit-code" if code else "success"
     return f"exit code {code}", {"SERVICE_RESULT": result, "EXIT_CODE": "exited", "EXIT_STATUS": str(code)}

@@ -14,6 +14,10 @@ ALTER TABLE scenarios
 
 CREATE INDEX scenarios_next ON scenarios ((epoch = 1 OR failures > 0), not_before) WHERE status = 'init_startup';
 DROP INDEX scenarios_due;
+
+-- What has been tried often before this limit was there may be tried as often again.
+UPDATE scenarios SET last_epoch = epoch + 49 WHERE epoch > 1;
+
 CREATE INDEX scenarios_node ON scenarios (node) WHERE outcome IS NULL;
 CREATE INDEX scenarios_shutdown ON scenarios (id) WHERE status IN ('init_shutdown', 'in_shutdown_processing');
 CREATE INDEX scenarios_starting ON scenarios (id) WHERE status = 'in_startup_processing';
@@ -128,10 +132,12 @@ WITH busy AS (
      ORDER BY (epoch = 1 OR failures > 0), not_before
      LIMIT greatest(0, least(p_limit, (SELECT p_room - runners FROM busy)))
        FOR UPDATE SKIP LOCKED
+), given AS (
+    UPDATE scenarios s SET node = p_node, spawn_until = clock_timestamp() + p_lease
+      FROM chosen WHERE s.id = chosen.id
+    RETURNING s.*
 )
-UPDATE scenarios s SET node = p_node, spawn_until = clock_timestamp() + p_lease
-  FROM chosen WHERE s.id = chosen.id
-RETURNING s.id, s.epoch, s.video_path, s.settings, s.failures, s.last_error ->> 'code'
+SELECT id, epoch, video_path, settings, failures, last_error ->> 'code' FROM given ORDER BY (epoch = 1 OR failures > 0), not_before
 $$;
 
 -- The runner of that attempt could not be started; no attempt was made, so none is counted. False: it is no longer so.
@@ -156,6 +162,20 @@ BEGIN
     RETURN QUERY SELECT s.id, s.epoch FROM scenarios s WHERE s.status = 'in_shutdown_processing' AND s.node = p_node;
 END $$;
 
+-- Note what Kafka has told of deaths, and give back which of them the ledger does not know although that process claimed.
+CREATE FUNCTION take_note(p_ids bigint[], p_epochs bigint[], p_instances uuid[])
+RETURNS TABLE (scenario_id bigint, epoch bigint)
+LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+WITH said AS (
+    SELECT a.scenario_id, a.epoch, a.ended_at FROM unnest(p_ids, p_epochs, p_instances) AS u(id, epoch, instance)
+      JOIN attempts a ON a.scenario_id = u.id AND a.epoch = u.epoch AND a.instance_id = u.instance
+), noted AS (
+    UPDATE retry_events e SET told_at = clock_timestamp() FROM said
+     WHERE e.scenario_id = said.scenario_id AND e.epoch = said.epoch AND e.told_at IS NULL
+)
+SELECT DISTINCT said.scenario_id, said.epoch FROM said WHERE said.ended_at IS NULL
+$$;
+
 -- Who claimed that epoch of a scenario, if anybody has, and whether its end is recorded.
 CREATE FUNCTION claim_of(p_id bigint, p_epoch bigint)
 RETURNS TABLE (video_path text, instance_id uuid, next_frame bigint, frames_stored bigint, runner_id text, ended boolean)
@@ -165,11 +185,12 @@ SELECT s.video_path, a.instance_id, s.next_frame, s.frames_stored, a.runner_id, 
 $$;
 
 -- What was given up and the dead-letter topic has not been told of, for whoever asks first; after the lease for others.
+-- What goes on by now, started by hand perhaps, is no dead letter any more.
 CREATE FUNCTION dead_letters(p_limit integer, p_lease interval)
 RETURNS TABLE (scenario_id bigint, epoch bigint, video_path text, failures integer, frames_stored bigint, error jsonb)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE scenarios s SET dead_letter_due = clock_timestamp() + p_lease
- WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= clock_timestamp()
+ WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= clock_timestamp() AND outcome = 'failed'
                  ORDER BY dead_letter_due LIMIT p_limit FOR UPDATE SKIP LOCKED)
 RETURNING s.id, s.epoch - 1, s.video_path, s.failures, s.frames_stored, s.last_error
 $$;
