@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -163,8 +163,9 @@ class Fleet:
         self.done = 0
         self.events: Counter[int] = Counter()
         self.starts: Counter[int] = Counter()
-        self.busy: Counter[int] = Counter()
-        """Milliseconds of the ledger's work in each second."""
+        self.statements: dict[int, float] = defaultdict(float)
+        self.busy: dict[int, float] = defaultdict(float)
+        """Milliseconds that connections wait for the ledger, by second."""
         self.lost_at: dict[int, float] = {}
         self.moved: list[float] = []
 
@@ -183,7 +184,11 @@ class Fleet:
         heapq.heappush(self._queue, _Event(at, next(self._numbers), what))
 
     def _spend(self, verb: str, times: float = 1) -> None:
-        self.busy[int(self.now)] += int(self._costs.milliseconds[verb] * times * 1000)
+        self._charge(int(self.now), verb, times)
+
+    def _charge(self, second: int, verb: str, times: float) -> None:
+        self.statements[second] += times
+        self.busy[second] += self._costs.milliseconds[verb] * times
 
     def _tick(self, node: _Node, at: float) -> None:
         if not node.alive:
@@ -213,7 +218,7 @@ class Fleet:
         end = min(left, dies)
         # A batch of 16 frames each so often, and a heartbeat where no batch is.
         for second in range(int(end)):
-            self.busy[int(at) + second] += int(self._costs.milliseconds["store"] * self._options.batches * 1000)
+            self._charge(int(at) + second, "store", self._options.batches)
         self._at(at + end, partial(self._ended, node, scenario, epoch, dies < left, end))
 
     def _ended(self, node: _Node, scenario: int, epoch: int, died: bool, seconds: float, at: float) -> None:  # noqa: FBT001
@@ -248,7 +253,7 @@ class Fleet:
         if not node.alive:
             return
         self._spend("expired_claims")
-        self._spend("backlog")
+        self._spend("backlog", self._options.reap / 15.0)
         spent = 0.0
         while self._expired and self._expired[0][0] <= at:
             _, scenario = heapq.heappop(self._expired)
@@ -264,15 +269,17 @@ class Fleet:
 def report(fleet: Fleet, options: argparse.Namespace) -> str:
     """Events and statements at the worst second, and how long the lost third took."""
     moved = sorted(fleet.moved)
-    worst = max(fleet.busy.values()) / 1_000_000
-    typical = statistics.median(fleet.busy.values()) / 1_000_000
+    busy = sorted(fleet.busy.values())
+    said = sorted(fleet.statements.values())
+    size = f"{options.scenarios} scenarios of {options.seconds:g} s, {options.nodes} nodes with room for {options.room}"
+    median, most = _share(said, 0.5), said[-1]
     lines = [
-        f"simulated: {options.scenarios} scenarios of {options.seconds:g} s on {options.nodes} nodes with room for",
-        f"{options.room} each, done after {fleet.now:.0f} s",
+        f"simulated: {size} each, done after {fleet.now:.0f} s",
         f"  retry events: {max(fleet.events.values(), default=0)} in the worst second, {fleet.events.total()} in all",
         f"  starts: {max(fleet.starts.values())} in the worst second",
-        f"  the ledger's work: {typical:.2f} cores at the median, {worst:.2f} in the worst second",
-        f"  a third of the nodes lost at {options.lose_at:g} s with {len(moved)} runners; the next attempt had claimed",
+        f"  statements: {median:.0f} a second at the median, {most:.0f} in the worst second",
+        f"  connections busy: {_share(busy, 0.5) / 1000:.1f} at the median, {busy[-1] / 1000:.1f} in the worst second",
+        f"  a third of the nodes lost at {options.lose_at:g} s, with {len(moved)} runners; the next attempt had claimed",
         f"  after p50 {_share(moved, 0.5):.1f} s, p99 {_share(moved, 0.99):.1f} s, at most {moved[-1]:.1f} s",
     ]
     return "\n".join(lines)

@@ -234,6 +234,8 @@ OF_AN_ORCHESTRATOR = [
     "SELECT dead_letter_told(1, 1)",
     "SELECT * FROM recent_attempts(1)",
     "SELECT * FROM backlog()",
+    "SELECT unproven()",
+    "SELECT * FROM take_note('{}', '{}', '{}')",
     "SELECT * FROM overview()",
 ]
 

@@ -202,6 +202,10 @@ class Backlog:
         rows = await self._store.fetch_all("SELECT * FROM recent_attempts($1)", limit)
         return [RecentAttempt(**row) for row in rows]
 
+    async def unproven(self) -> int:
+        """How many of the whole fleet's were started and have yet to store something."""
+        return int((await self._one("SELECT unproven() AS n"))["n"])
+
     async def counts(self) -> Counts:
         """The whole fleet's."""
         return Counts(**await self._one("SELECT * FROM backlog()"))

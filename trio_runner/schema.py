@@ -45,6 +45,7 @@ ORCHESTRATOR_VERBS: Final = (
     "dead_letters",
     "dead_letter_told",
     "recent_attempts",
+    "unproven",
     "backlog",
     "overview",
 )

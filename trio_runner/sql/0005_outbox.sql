@@ -82,14 +82,15 @@ BEGIN
     RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling;
 END $$;
 
--- As before; what somebody is at, another reaper or the runner itself, holds nobody up.
+-- As before; what somebody is at, another reaper or the runner itself, holds nobody up. now() and not clock_timestamp(),
+-- which no index is searched by.
 CREATE OR REPLACE FUNCTION expired_claims(p_limit integer)
 RETURNS TABLE (scenario_id bigint, epoch bigint, instance_id uuid, next_frame bigint, frames_stored bigint, runner_id text,
                host text)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 SELECT s.id, s.epoch, s.instance_id, s.next_frame, s.frames_stored, a.runner_id, a.host
   FROM scenarios s JOIN attempts a ON a.scenario_id = s.id AND a.epoch = s.epoch
- WHERE s.lease_until < clock_timestamp() ORDER BY s.lease_until LIMIT p_limit FOR UPDATE OF s SKIP LOCKED
+ WHERE s.lease_until < now() ORDER BY s.lease_until LIMIT p_limit FOR UPDATE OF s SKIP LOCKED
 $$;
 
 -- In the place of recorded_event: what Kafka has acknowledged need not be said again.

@@ -21,6 +21,7 @@ UPDATE scenarios SET last_epoch = epoch + 49 WHERE epoch > 1;
 CREATE INDEX scenarios_node ON scenarios (node) WHERE outcome IS NULL;
 CREATE INDEX scenarios_shutdown ON scenarios (id) WHERE status IN ('init_shutdown', 'in_shutdown_processing');
 CREATE INDEX scenarios_starting ON scenarios (id) WHERE status = 'in_startup_processing';
+CREATE INDEX scenarios_spawn ON scenarios (spawn_until) WHERE status = 'init_startup';
 CREATE INDEX scenarios_dead_letter ON scenarios (dead_letter_due) WHERE dead_letter_due IS NOT NULL;
 CREATE INDEX attempts_started ON attempts (started_at);
 
@@ -190,7 +191,7 @@ CREATE FUNCTION dead_letters(p_limit integer, p_lease interval)
 RETURNS TABLE (scenario_id bigint, epoch bigint, video_path text, failures integer, frames_stored bigint, error jsonb)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE scenarios s SET dead_letter_due = clock_timestamp() + p_lease
- WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= clock_timestamp() AND outcome = 'failed'
+ WHERE s.id IN (SELECT id FROM scenarios WHERE dead_letter_due <= now() AND outcome = 'failed'
                  ORDER BY dead_letter_due LIMIT p_limit FOR UPDATE SKIP LOCKED)
 RETURNING s.id, s.epoch - 1, s.video_path, s.failures, s.frames_stored, s.last_error
 $$;
@@ -207,7 +208,14 @@ SELECT a.error ->> 'code', coalesce(a.end_frame, s.next_frame) > a.first_frame, 
   FROM attempts a JOIN scenarios s ON s.id = a.scenario_id ORDER BY a.started_at DESC LIMIT p_limit
 $$;
 
--- How many scenarios are in which condition; `unproven` were started and have yet to store something.
+-- How many were started and have yet to store something.
+CREATE FUNCTION unproven() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+SELECT (SELECT count(*) FROM scenarios WHERE status = 'in_startup_processing')
+     + (SELECT count(*) FROM scenarios WHERE status = 'init_startup' AND spawn_until > now())
+$$;
+
+-- How many scenarios are in which condition, which takes a look at each; `unproven` were started and have yet to store something.
 CREATE FUNCTION backlog() RETURNS TABLE (due bigint, backing_off bigint, unproven bigint, running bigint, stopping bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 SELECT count(*) FILTER (WHERE status = 'init_startup' AND not_before <= clock_timestamp()
