@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import service_manager
 from harness import REPOSITORY
-from service_manager import KEEP, SYSTEMD, UNIT, Manager, Said, refused, remove_cgroup, wait
+from service_manager import KEEP, ORCHESTRATOR, SYSTEMD, UNIT, Manager, Said, refused, remove_cgroup, wait
 
 ASKED = "TRIO_RUNNER_TEST_PID1"
 """Set where the tests that take such a machine are to run."""
@@ -242,7 +242,8 @@ def _write_files(root: Path, videos: dict[str, Path], password: str) -> None:
     (root / venv / "bin/python").symlink_to(f"{prefix}/bin/{PYTHON}")
     (root / venv / f"lib/{PYTHON}/site-packages/trio_runner").mkdir()
     (root / venv / "packages").mkdir()
-    shutil.copy(UNIT, root / "etc/systemd/system")
+    for unit in (UNIT, ORCHESTRATOR):
+        shutil.copy(unit, root / "etc/systemd/system")
     (root / "etc/trio-runner/credentials").chmod(0o700)
     for path, video in videos.items():
         (root / path.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,17 @@ import trio
 from harness import PATIENCE_SECONDS, REPOSITORY, environment
 
 UNIT = REPOSITORY / "systemd" / "trio-runner@.service"
+ORCHESTRATOR = REPOSITORY / "systemd" / "trio-runner-orchestrator.service"
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 TOOLS = ("nsenter", "systemctl", "unshare")
 
-REPLACED = {"/opt/trio-runner/bin/trio-runner": f"{sys.executable} -m trio_runner", "/etc/trio-runner": "%t/configs"}
-"""In the unit's commands: the program is not installed and the configs lie in the manager's directory."""
+REPLACED = {
+    "/opt/trio-runner/bin/trio-runner": f"{sys.executable} -m trio_runner",
+    "%t/trio-runner/%i/credentials/config.toml": "%t/configs/%i.toml",
+    "%d": "%t/configs",
+}
+"""In the units' commands: the program is not installed and the configs lie in the manager's directory."""
 
 LEFT_OUT = re.compile(
     # A user's manager has no users to choose from, no place for credentials, no controllers and no packet filter.
@@ -224,9 +229,6 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 def _write_units(directory: Path) -> None:
-    text = LEFT_OUT.sub("", UNIT.read_text())
-    for shipped, here in REPLACED.items():
-        text = re.sub(rf"^(Exec.*){re.escape(shipped)}", rf"\g<1>{here}", text, flags=re.MULTILINE)
     # Without a journal it would write nowhere; data_dir is a test's own directory.
     places = (
         f"[Service]\nStandardOutput=append:{directory}/%n.log\nStandardError=inherit\n"
@@ -235,12 +237,22 @@ def _write_units(directory: Path) -> None:
     for path, content in {
         "units/basic.target": "[Unit]\nDefaultDependencies=no\n",
         "units/keep@.target": KEEP,
-        "units/trio-runner@.service": text,
+        "units/trio-runner@.service": without_what_it_cannot(UNIT),
         "units/trio-runner@.service.d/places.conf": places,
+        "units/trio-runner-orchestrator.service": without_what_it_cannot(ORCHESTRATOR),
+        "units/trio-runner-orchestrator.service.d/places.conf": places,
     }.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_text(content)
     (directory / "configs").mkdir()
+
+
+def without_what_it_cannot(unit: Path) -> str:
+    """The shipped unit, as far as a user's manager goes with it."""
+    text = LEFT_OUT.sub("", unit.read_text())
+    for shipped, here in REPLACED.items():
+        text = re.sub(rf"^(Exec.*){re.escape(shipped)}", rf"\g<1>{here}", text, flags=re.MULTILINE)
+    return text
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

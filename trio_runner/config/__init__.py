@@ -11,7 +11,7 @@ import msgspec
 import tomli
 
 from trio_runner.config.errors import ConfigError, Problem
-from trio_runner.config.keys import check_tables
+from trio_runner.config.keys import check_tables, is_credential
 from trio_runner.config.lines import broken_line, key_lines, written_twice
 from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, topic_rules, video_rules
 from trio_runner.config.sections import (
@@ -27,6 +27,7 @@ from trio_runner.config.sections import (
     RunnerSection,
     ScenarioSection,
     Section,
+    SystemdSection,
     VideoSection,
 )
 from trio_runner.small_files import read_small_file
@@ -48,6 +49,7 @@ __all__ = [
     "PipelineSection",
     "RunnerSection",
     "ScenarioSection",
+    "SystemdSection",
     "VideoSection",
     "load_config",
     "parse_config",
@@ -69,6 +71,7 @@ class Config(Section, frozen=True, kw_only=True):
     database: DatabaseSection = DatabaseSection()
     kafka: KafkaSection = KafkaSection()
     orchestrator: OrchestratorSection = OrchestratorSection()
+    systemd: SystemdSection = SystemdSection()
 
     def replace(self, /, **sections: dict[str, Any]) -> Config:
         """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""
@@ -78,7 +81,7 @@ class Config(Section, frozen=True, kw_only=True):
         return _checked(changed)
 
     def with_absolute_paths(self, base_dir: Path) -> Config:
-        """A copy whose relative paths start from `base_dir`."""
+        """A copy whose relative paths start from `base_dir`; `$CREDENTIALS_DIRECTORY/name` stays."""
         changed: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": str(base_dir / self.runner.data_dir)},
             "video": {"path": str(base_dir / self.video.path)},
@@ -86,13 +89,19 @@ class Config(Section, frozen=True, kw_only=True):
         for name, keys in OPTIONAL_PATHS.items():
             section = getattr(self, name)
             changed.setdefault(name, {}).update(
-                {key: str(base_dir / getattr(section, key)) for key in keys if getattr(section, key)}
+                {
+                    key: str(base_dir / path)
+                    for key in keys
+                    if (path := getattr(section, key)) and not is_credential(key, path)
+                }
             )
         return self.replace(**changed)
 
 
-def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
     """Read, parse and check the file; relative paths in it start from its own directory.
+
+    With `environ=None` the config is for another process: `$CREDENTIALS_DIRECTORY` stays in it, to be replaced there.
 
     Raises:
         ConfigError: the file cannot be read, or everything that is wrong with what it says.
@@ -111,7 +120,7 @@ def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     return parse_config(text, base_dir=path.resolve().parent, environ=environ)
 
 
-def parse_config(text: str, *, base_dir: Path, environ: Mapping[str, str] = os.environ) -> Config:
+def parse_config(text: str, *, base_dir: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
     """Turn TOML text into a checked Config whose paths are absolute.
 
     `$CREDENTIALS_DIRECTORY/` at the beginning of a `*_file` key is replaced by what `environ` says; nothing else is.

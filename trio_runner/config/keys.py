@@ -25,6 +25,11 @@ _MAX_GUESSES: Final = 500
 """Each takes up to a millisecond, and there may be thousands of unknown keys."""
 
 
+def is_credential(key: str, path: str) -> bool:
+    """Whether that key's path begins with `$CREDENTIALS_DIRECTORY/`."""
+    return key.endswith("_file") and _VARIABLE.match(path) is not None
+
+
 def check_tables(
     tables: Mapping[str, Any], kinds: Mapping[str, type[Section]], environ: Mapping[str, str] | None
 ) -> tuple[dict[str, Any], list[Problem]]:
@@ -55,7 +60,7 @@ def check_tables(
 
 def _check(path: tuple[str, ...], value: Any, kind: Any, environ: Mapping[str, str] | None) -> Any:
     """The value as the key's type has it, or a Problem."""
-    if path[-1].endswith("_file") and isinstance(value, str) and environ is not None and _VARIABLE.match(value):
+    if environ is not None and isinstance(value, str) and is_credential(path[-1], value):
         directory = environ.get(CREDENTIALS_DIRECTORY)
         if not directory:
             remedy = "give the systemd unit a LoadCredential=, or write the path itself"

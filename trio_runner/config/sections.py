@@ -19,6 +19,7 @@ OPTIONAL_PATHS: Final = MappingProxyType(
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
         "orchestrator": ("runner_config",),
+        "systemd": ("config_dir",),
     }
 )
 """Keys that may be empty; a relative path in them starts from the config's directory."""
@@ -187,6 +188,17 @@ class OrchestratorSection(Section, frozen=True, kw_only=True):
     poll_seconds: Annotated[float, Meta(ge=0.05, le=60)] = 0.5
     reap_seconds: Seconds = 5.0
     stop_timeout_seconds: Seconds = 60.0
+
+
+class SystemdSection(Section, frozen=True, kw_only=True):
+    """Where runners are units, and under which manager."""
+
+    manager: Literal["system", "user"] = "system"
+    unit: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9:_.-]{1,200}@\Z", description="the name of a template, such as name@"),
+    ] = "trio-runner@"
+    config_dir: Annotated[FilePath, Meta(min_length=1, description="the path of a directory")] = "/etc/trio-runner"
 
 
 def allowed(kind: Any) -> str:

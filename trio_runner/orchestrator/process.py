@@ -20,7 +20,7 @@ from trio_runner import leash
 from trio_runner.config import ConfigError, load_config
 from trio_runner.marker import begun_of
 from trio_runner.model import ErrorCode, Failure, RunnerError
-from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config
+from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config, write_private
 from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
 from trio_runner.reporting import cause_of_death, report_dead_processes
 from trio_runner.spool import spool_of
@@ -212,11 +212,8 @@ def _write_config(config: Config, place: Path) -> Path:
     """Readable by this user alone, as its directory is."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun_of(place, config.scenario.id).unlink(missing_ok=True)
-    path, temporary = place / "runner.toml", place / "runner.toml.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(as_toml(config))
-    temporary.rename(path)
+    path = place / "runner.toml"
+    write_private(path, as_toml(config))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,14 @@ def load_template(config: Config) -> Config:
     Raises:
         ConfigError: that file cannot be used, or each runner would bring a database of its own.
     """
+    of_units = config.orchestrator.spawner == "systemd"
+    if of_units and not config.orchestrator.runner_config:
+        # The orchestrator's credentials lie where no unit of another name may look.
+        path, remedy = ("orchestrator", "runner_config"), "name the config that runners are given"
+        raise ConfigError([Problem(problem="units have credentials of their own", path=path, remedy=remedy)])
     if not config.orchestrator.runner_config:
         return config
-    template = load_config(Path(config.orchestrator.runner_config))
+    template = load_config(Path(config.orchestrator.runner_config), None if of_units else os.environ)
     addresses = {
         "database.url": template.database.url,
         "kafka.brokers": template.kafka.brokers,
@@ -54,10 +60,20 @@ def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) ->
 
 
 def as_toml(config: Config) -> str:
-    """A config file for a runner, which has no use for the orchestrator's section."""
+    """A config file for a runner, which has no use for the sections of an orchestrator."""
     tables: dict[str, Any] = msgspec.to_builtins(config)
-    del tables["orchestrator"]
+    for name in ("orchestrator", "systemd"):
+        del tables[name]
     return tomli_w.dumps(tables)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Whole or not at all, and readable by this user alone."""
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.rename(path)
 
 
 def config_failure(error: ConfigError) -> Failure:

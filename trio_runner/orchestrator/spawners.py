@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from trio_runner.orchestrator.process import open_processes
+from trio_runner.orchestrator.systemd import open_units
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from trio_runner.config import Config
     from trio_runner.orchestrator.spawning import Ended, Spawner
@@ -19,5 +21,9 @@ async def open_spawner(
     config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
 ) -> AsyncIterator[Spawner]:
     """Start runners in the way of `orchestrator.spawner`; `on_ended` is called for each that has ended."""
-    async with open_processes(config, template, node, on_ended) as spawner:
+    ways: dict[str, Callable[..., AbstractAsyncContextManager[Spawner]]] = {
+        "process": open_processes,
+        "systemd": open_units,
+    }
+    async with ways[config.orchestrator.spawner](config, template, node, on_ended) as spawner:
         yield spawner
