@@ -279,7 +279,7 @@ def report(fleet: Fleet, options: argparse.Namespace) -> str:
         f"  starts: {max(fleet.starts.values())} in the worst second",
         f"  statements: {median:.0f} a second at the median, {most:.0f} in the worst second",
         f"  connections busy: {_share(busy, 0.5) / 1000:.1f} at the median, {busy[-1] / 1000:.1f} in the worst second",
-        f"  a third of the nodes lost at {options.lose_at:g} s, with {len(moved)} runners; the next attempt had claimed",
+        f"  a third of the nodes lost at {options.lose_at:g} s, {len(moved)} runners; the next attempt had claimed",
         f"  after p50 {_share(moved, 0.5):.1f} s, p99 {_share(moved, 0.99):.1f} s, at most {moved[-1]:.1f} s",
     ]
     return "\n".join(lines)
