@@ -8,7 +8,7 @@
 # Images stay in ${TRIO_RUNNER_TEST_CACHE:-~/.cache/trio-runner-tests}/docker and are built anew where what they are built
 # from has changed. No registry of images is asked: the base is Debian's python3. Exit code 75: it cannot run here; the
 # last line says why.
-set -euo pipefail
+set -Eeuo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${TRIO_RUNNER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/trio-runner-tests}
@@ -33,7 +33,9 @@ start() {
     export DOCKER_HOST=unix://$directory/docker.sock DOCKER_BUILDKIT=0
     # Building takes the machine's network, which running must not touch.
     engine "$directory" --iptables=false --bridge=none
-    images "$directory" || { stop "$directory"; exit 1; }
+    trap 'stop "$directory"' ERR
+    images "$directory"
+    trap - ERR
     end "$directory"
     engine "$directory"
     docker image prune --force --filter until=168h >/dev/null
@@ -67,13 +69,13 @@ end() {
     pid=$(<"$1/pid")
     if is_engine "$pid"; then
         # Not to `unshare`, which does not pass it on.
-        read -r child _ <"/proc/$pid/task/$pid/children" && kill -TERM "$child" || true
+        child=$(<"/proc/$pid/task/$pid/children") && kill -TERM "${child% }" || true
     fi
     while is_engine "$pid"; do
         ((SECONDS < deadline)) || kill -KILL "$pid" || true
         sleep 0.1
     done
-    rm -f "$1/pid" "$1/docker.sock"
+    rm -f "$1/pid" "$1/dockerd.pid" "$1/docker.sock"
 }
 
 stop() {
@@ -86,14 +88,36 @@ is_engine() {
     grep -qsF dockerd "/proc/$1/cmdline"
 }
 
+# images DIRECTORY: builds them all, at once, because most of it is waiting for the network.
 images() {
-    local base_image jars job jobs=()
-    base_image=trio-runner-test/base:$(hash_of "${base[*]}" "$(<"$bundle")")
-    if ! docker image inspect "$base_image" >/dev/null 2>&1; then
-        "${base[@]}" | docker import --change "ENV PIP_CERT=$bundle" - "$base_image"
+    local from context=$1/context jobs=() job
+    from=trio-runner-test/base:$(hash_of "${base[*]}" "$(<"$bundle")")
+    if ! docker image inspect "$from" >/dev/null 2>&1; then
+        "${base[@]}" | docker import --change "ENV PIP_CERT=$bundle" - "$from"
     fi
-    jars=$(bash "$here/apache_kafka.sh" jars)
-    build trio-runner-test/kafka kafka.Dockerfile "$here/docker" --build-arg "BASE=$base_image" & jobs+=($!)
+    mkdir "$context"
+    cp -r "$(bash "$here/apache_kafka.sh" jars)" "$context/jars"
+    cp "$here"/docker/*.sh "$context"
+    build "$from" "$here/docker/kafka.Dockerfile" trio-runner-test/kafka "$context" & jobs+=($!)
+    build "$from" "$here/docker/postgres.Dockerfile" trio-runner-test/postgres "$context" & jobs+=($!)
+    # One after the other: of equal layers made at once the builder later finds one, and perhaps the other's.
+    {
+        build "$from" "$here/../deploy/Dockerfile" trio-runner "$here/.."
+        build "$from" "$here/../deploy/Dockerfile" trio-runner-inference "$here/.." --build-arg LOCK=requirements.lock
+    } & jobs+=($!)
+    for job in "${jobs[@]}"; do
+        wait "$job"
+    done
+    rm -r "$context"
+}
+
+# build BASE DOCKERFILE TAG CONTEXT [OPTION...]: says what went wrong, and nothing else.
+build() {
+    local log=$directory/build-${3##*/}.log
+    docker build --network host --build-arg "BASE=$1" --file "$2" --tag "$3" "${@:5}" "$4" >"$log" 2>&1 || {
+        cat "$log" >&2
+        return 1
+    }
 }
 
 hash_of() {
