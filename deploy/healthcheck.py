@@ -25,8 +25,8 @@ def stopped() -> list[str]:
     return found
 
 
-def main(*urls: str) -> str:
-    """What is wrong, in words; empty where nothing is."""
+def main(*urls: str) -> str | None:
+    """What is wrong, in words; None where nothing is."""
     if frozen := stopped():
         return f"stopped: {', '.join(frozen)}"
     for url in urls:
@@ -35,7 +35,7 @@ def main(*urls: str) -> str:
                 pass
         except OSError as error:
             return f"{url}: {error}"
-    return ""
+    return None
 
 
 if __name__ == "__main__":
