@@ -1,6 +1,6 @@
-"""Says by its exit code whether a container is well: no process in it is stopped, and URL answers with 200 if one is given.
+"""Says by its exit code whether a container is well: no process in it is stopped, and every URL answers.
 
-python healthcheck.py [URL]
+python healthcheck.py [URL...]
 """
 
 from __future__ import annotations

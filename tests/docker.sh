@@ -19,7 +19,7 @@ patience=120
 
 start() {
     local directory tool
-    for tool in dockerd docker docker-init mmdebstrap java mvn unshare ip; do
+    for tool in dockerd docker docker-init mmdebstrap java mvn unshare; do
         command -v "$tool" >/dev/null || skip "not installed: $tool"
     done
     docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || skip "not installed: docker-compose"
@@ -48,8 +48,7 @@ engine() {
     shift
     [[ $# -gt 0 ]] || own=(--net)
     # The first process in there reaps what containers leave; when it ends, everything has ended.
-    setsid unshare --fork --kill-child --pid --mount --mount-proc "${own[@]}" docker-init -g -- sh -ec \
-        'if [ "$1" ]; then ip link set lo up; fi; shift; exec dockerd "$@"' sh "${own[*]}" \
+    setsid unshare --fork --kill-child --pid --mount --mount-proc "${own[@]}" docker-init -g -- dockerd \
         --host "$DOCKER_HOST" --data-root "$cache/docker" --exec-root "$directory/exec" \
         --pidfile "$directory/dockerd.pid" "$@" </dev/null >"$directory/dockerd.log" 2>&1 &
     echo $! >"$directory/pid"
