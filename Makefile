@@ -4,7 +4,7 @@ VENV = .venv
 UV = $(VENV)/bin/uv
 INSTALL = $(UV) pip install --python $(VENV)/bin/python
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-	--custom-compile-command "make lock" pyproject.toml --group build
+	--custom-compile-command "make lock" pyproject.toml --group build $(LOCK_ARGS)
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_ARGS =
 RUNS = 100
@@ -33,9 +33,11 @@ test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lock: $(VENV)/.uv
-	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
-	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
+	$(COMPILE) --extra embedded --output-file requirements.lock
+	$(COMPILE) --extra embedded --extra kubernetes --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
+	$(COMPILE) --extra kubernetes --no-emit-package uv --constraints requirements-dev.lock \
+	    --output-file requirements-runtime.lock
 
 campaign: $(VENV)/.dev
 	$(VENV)/bin/python tests/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(CAMPAIGN_ARGS)

@@ -3,34 +3,30 @@
 #
 #   tests/apache_kafka.sh start DIRECTORY [PROPERTY=VALUE...]    then `set -a; . DIRECTORY/addresses.env`
 #   tests/apache_kafka.sh stop DIRECTORY
+#   tests/apache_kafka.sh jars                                   where the jars are, fetched if need be
 #
 # DIRECTORY is made; PYTHON names an interpreter that has the development dependencies. Further properties override those
-# of tests/apache_kafka/prepare.py. Exit code 75: java or mvn is missing, or the jars cannot be had; the last line says.
+# of tests/apache_kafka/prepare.py. The jars stay in ${TRIO_RUNNER_TEST_CACHE:-~/.cache/trio-runner-tests}. Exit code 75:
+# java or mvn is missing, or the jars cannot be had; the last line says.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-$here/../.venv/bin/python}
+cache=${TRIO_RUNNER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/trio-runner-tests}
 
 start() {
-    local directory tool deadline port
-    for tool in java mvn; do
-        command -v "$tool" >/dev/null || skip "no $tool on the PATH (Debian: apt-get install openjdk-17-jre-headless maven)"
-    done
+    local directory jars deadline port
+    jars=$(jars) || skip "$jars"
     [[ -e $1 ]] && { echo "$1 exists already" >&2; exit 64; }
     mkdir -p "$1"
     directory=$(cd "$1" && pwd)
     shift
     "$python" "$here/apache_kafka/prepare.py" "$directory" "$@"
-    mvn -q -B -f "$here/apache_kafka/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
-        -DoutputDirectory="$directory/jars" >"$directory/mvn.log" 2>&1 || {
-        cat "$directory/mvn.log"
-        skip "mvn cannot fetch Apache Kafka's jars"
-    }
     mapfile -t scram <"$directory/scram"
-    java -cp "$directory/jars/*" kafka.tools.StorageTool format --cluster-id dHJpby1ydW5uZXItdGVzdA \
+    java -cp "$jars/*" kafka.tools.StorageTool format --cluster-id dHJpby1ydW5uZXItdGVzdA \
         --config "$directory/server.properties" "${scram[@]}" >"$directory/format.log" 2>&1 || fail "$directory/format.log"
     # In a session of its own: Ctrl-C on the tests must not take the broker away from under them.
-    setsid java -Xmx512m -cp "$directory/jars/*" kafka.Kafka "$directory/server.properties" \
+    setsid java -Xmx512m -cp "$jars/*" kafka.Kafka "$directory/server.properties" \
         </dev/null >"$directory/broker.log" 2>&1 &
     echo $! >"$directory/pid"
     deadline=$((SECONDS + 120))
@@ -42,6 +38,28 @@ start() {
         done
     done
     cat "$directory/addresses.env"
+}
+
+# Prints the directory that the jars lie in; it is never there in part.
+jars() {
+    local tool jars new
+    for tool in java mvn; do
+        command -v "$tool" >/dev/null || skip "no $tool on the PATH (Debian: apt-get install openjdk-17-jre-headless maven)"
+    done
+    jars=$cache/apache-kafka-$(sha256sum <"$here/apache_kafka/pom.xml" | cut -c 1-16)
+    if [[ ! -d $jars ]]; then
+        mkdir -p "$cache"
+        new=$(mktemp -d "$jars.XXXXXX")
+        mvn -q -B -f "$here/apache_kafka/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+            -DoutputDirectory="$new" >"$new/mvn.log" 2>&1 || {
+            cat "$new/mvn.log" >&2
+            rm -r "$new"
+            skip "mvn cannot fetch Apache Kafka's jars"
+        }
+        # Another one may have been quicker.
+        mv -T "$new" "$jars" 2>/dev/null || rm -r "$new"
+    fi
+    echo "$jars"
 }
 
 # TERM, and KILL after 20 s.
@@ -80,6 +98,7 @@ fail() {
 case ${1:-} in
     start) [[ $# -ge 2 ]] && { shift; start "$@"; exit; } ;;
     stop) [[ $# -eq 2 ]] && { stop "$2"; exit; } ;;
+    jars) [[ $# -eq 1 ]] && { jars; exit; } ;;
 esac
-sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
 exit 64

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text()
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -79,6 +80,22 @@ def test_what_shows_a_promise_is_there() -> None:
         assert [name for name in commands if f"\n{name}:" not in (ROOT / "Makefile").read_text()] == []
 
 
+def test_what_the_readme_says_of_docker_is_what_the_compose_file_has() -> None:
+    compose = (ROOT / "deploy" / "compose.yaml").read_text()
+    section = README[README.index("### Docker") :]
+    (exec_service,) = set(re.findall(r" exec (\w+)", section))
+    assert f"\n  {exec_service}:\n" in compose
+    assert set(re.findall(r"\$\{(\w+)", compose)) >= set(re.findall(r"`([A-Z]+)=/", section))
+    for path in re.findall(r"/(?:etc/trio-runner|srv/videos)\b", section):
+        assert f":{path}" in compose
+    (secret,) = set(re.findall(r"deploy/(secrets/[\w-]+)", section))
+    assert f"./{secret}" in compose
+    (user,) = re.findall(r"^USER (\d+):", DOCKERFILE, re.MULTILINE)
+    assert f"-o {user} " in section
+    (lock,) = re.findall(r"^ARG LOCK=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"requirements[\w.-]*", section) == [lock, "requirements.lock"]
+
+
 def test_no_place_is_left_to_be_filled_in() -> None:
     assert not re.findall(r"@[A-Z]+@", README)
 
@@ -100,5 +117,5 @@ def test_the_files_that_documents_name_exist(document: str) -> None:
     for path in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in path:
             assert ((ROOT / document).parent / path).exists(), path
-    for path in re.findall(r"`((?:docs|systemd|test_videos|tests|trio_runner)/[\w./@-]*)`", text):
+    for path in re.findall(r"`((?:deploy|docs|systemd|test_videos|tests|trio_runner)/[\w./@-]*)`", text):
         assert (ROOT / path).exists(), path
