@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DatabaseSection,
         InferenceSection,
         KafkaSection,
+        KubernetesSection,
         PeerSection,
         PipelineSection,
         VideoSection,
@@ -160,6 +161,19 @@ def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
     instead = "SASL_SSL" if kafka.security_protocol == "SASL_PLAINTEXT" else "SSL"
     why, remedy = f"{key} is {kafka.security_protocol}", f"set that to {instead}, or remove this"
     yield from _no_tls_files(kafka, "kafka", why, remedy, key)
+
+
+def kubernetes_rules(kubernetes: KubernetesSection) -> Iterator[Problem]:
+    """Videos come from one place, at an absolute path; what an object must have is named."""
+    claim, host_path = "kubernetes.videos_claim", "kubernetes.videos_host_path"
+    if kubernetes.videos_claim and kubernetes.videos_host_path:
+        yield _broken(claim, "videos_claim and videos_host_path are both set", "choose one", host_path)
+    for name in ("namespace", "image", "config_map", "service_account"):
+        if not getattr(kubernetes, name):
+            yield _broken(f"kubernetes.{name}", "empty", "name one")
+    for name in ("videos_mount", *(["videos_host_path"] if kubernetes.videos_host_path else [])):
+        if not getattr(kubernetes, name).startswith("/"):
+            yield _broken(f"kubernetes.{name}", "does not begin with /", "write an absolute path")
 
 
 def _sasl(kafka: KafkaSection, protocol: str) -> Iterator[Problem]:

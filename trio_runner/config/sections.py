@@ -19,6 +19,7 @@ OPTIONAL_PATHS: Final = MappingProxyType(
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
         "orchestrator": ("runner_config",),
+        "kubernetes": ("kubeconfig",),
     }
 )
 """Keys that may be empty; a relative path in them starts from the config's directory."""
@@ -36,6 +37,22 @@ Name = Annotated[
         max_length=200,
         pattern=r"^[A-Za-z0-9._:@-]+\Z",
         description="1 to 200 letters, digits or any of . _ : @ -",
+    ),
+]
+DnsName = Annotated[
+    str,
+    Meta(
+        max_length=63,
+        pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?\Z",
+        description="at most 63 small letters, digits or -, as Kubernetes names its objects",
+    ),
+]
+Quantity = Annotated[
+    str,
+    Meta(
+        max_length=30,
+        pattern=r"^([0-9]+(\.[0-9]+)?(m|k|[MGT]|[KMGT]i)?)?\Z",
+        description='a quantity of Kubernetes, as "500m" or "2Gi"; "" for none',
     ),
 ]
 
@@ -187,6 +204,28 @@ class OrchestratorSection(Section, frozen=True, kw_only=True):
     poll_seconds: Annotated[float, Meta(ge=0.05, le=60)] = 0.5
     reap_seconds: Seconds = 5.0
     stop_timeout_seconds: Seconds = 60.0
+
+
+class KubernetesSection(Section, frozen=True, kw_only=True):
+    """Where the orchestrator's `kubernetes` spawner starts runners, and what it gives each."""
+
+    kubeconfig: FilePath = ""
+    namespace: DnsName = "trio-runner"
+    image: Annotated[
+        str, Meta(max_length=500, pattern=r"^[!-~]*\Z", description="an image's name, without blanks")
+    ] = "trio-runner"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    config_map: DnsName = "trio-runner"
+    secret_name: DnsName = "trio-runner"
+    service_account: DnsName = "default"
+    videos_claim: DnsName = ""
+    videos_host_path: FilePath = ""
+    videos_mount: FilePath = "/videos"
+    cpu_request: Quantity = "500m"
+    cpu_limit: Quantity = ""
+    memory_request: Quantity = "512Mi"
+    memory_limit: Quantity = "3Gi"
+    ttl_seconds: NotNegative = 3600
 
 
 def allowed(kind: Any) -> str:
