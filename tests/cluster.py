@@ -138,3 +138,42 @@ async def open_cluster(labels: Mapping[str, str]) -> AsyncIterator[Cluster]:
         finally:
             with trio.move_on_after(PATIENCE_SECONDS, shield=True):
                 await ours.send("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+@asynccontextmanager
+async def host_network(cluster: Cluster) -> AsyncIterator[None]:
+    """Every pod of the namespace is on the host's network, without a word of it in the objects under test."""
+    name, admission = cluster.namespace, "admissionregistration.k8s.io/v1beta1"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    policy = {
+        "matchConstraints": {
+            "resourceRules": [rule],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}},
+        },
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "mutations": [
+            {
+                "patchType": "ApplyConfiguration",
+                "applyConfiguration": {"expression": "Object{spec: Object.spec{hostNetwork: true}}"},
+            }
+        ],
+    }
+    kinds = {"MutatingAdmissionPolicy": policy, "MutatingAdmissionPolicyBinding": {"policyName": name}}
+    paths = [f"/apis/{admission}/mutatingadmissionpolicies", f"/apis/{admission}/mutatingadmissionpolicybindings"]
+    try:
+        for path, (kind, spec) in zip(paths, kinds.items(), strict=True):
+            body = {"apiVersion": admission, "kind": kind, "metadata": {"name": name}, "spec": spec}
+            (await cluster.send("POST", path, body)).raise_for_status()
+        pod = {"metadata": {"name": "a"}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+
+        async def in_force() -> bool:
+            tried = await cluster.ask("POST", "pods", {"apiVersion": "v1", "kind": "Pod", **pod}, dryRun="All")
+            return bool(tried["spec"].get("hostNetwork"))
+
+        await until(in_force, described="the policy is in force")
+        yield
+    finally:
+        with trio.move_on_after(PATIENCE_SECONDS, shield=True):
+            for path in paths:
+                await cluster.send("DELETE", f"{path}/{name}")

@@ -96,6 +96,8 @@ control_plane() {
 }
 
 node() {
+    mkdir "$directory/images"
+    "$python" "$here/kubernetes/image.py" "$binaries" "$directory/images"
     run containerd --config "$directory/containerd.toml"
     until_so 60 containerd images
     run kubelet --config="$directory/kubelet.yaml" --kubeconfig="$directory/kubeconfig" --root-dir="$directory/kubelet" \
@@ -115,6 +117,7 @@ images() {
     local image
     for image in "$directory"/images/*.tar; do
         ctr -a "$directory/containerd.sock" -n k8s.io images import --snapshotter native "$image" || return
+        rm "$image"
     done
 }
 

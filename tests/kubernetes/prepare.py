@@ -103,8 +103,12 @@ def write_node(directory: Path, port: int) -> None:
     (directory / "cni/loopback.conflist").write_text(
         json.dumps({"cniVersion": "0.4.0", "name": "loopback", "plugins": [{"type": "loopback"}]})
     )
-    endpoint = f"unix://{directory}/containerd.sock"
-    (directory / "kubelet.yaml").write_text(json.dumps(KUBELET | {"containerRuntimeEndpoint": endpoint, "port": port}))
+    ours = {
+        "containerRuntimeEndpoint": f"unix://{directory}/containerd.sock",
+        "podLogsDir": f"{directory}/logs",
+        "port": port,
+    }
+    (directory / "kubelet.yaml").write_text(json.dumps(KUBELET | ours))
 
 
 def free_ports(count: int) -> list[int]:

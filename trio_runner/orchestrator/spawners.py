@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from trio_runner.orchestrator.kubernetes import open_kubernetes
 from trio_runner.orchestrator.process import open_processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from trio_runner.config import Config
     from trio_runner.orchestrator.spawning import Ended, Spawner
@@ -19,5 +21,9 @@ async def open_spawner(
     config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
 ) -> AsyncIterator[Spawner]:
     """Start runners in the way of `orchestrator.spawner`; `on_ended` is called for each that has ended."""
-    async with open_processes(config, template, node, on_ended) as spawner:
+    if config.orchestrator.spawner == "kubernetes":
+        opened: AbstractAsyncContextManager[Spawner] = open_kubernetes(config, node, on_ended)
+    else:
+        opened = open_processes(config, template, node, on_ended)
+    async with opened as spawner:
         yield spawner
