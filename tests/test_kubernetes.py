@@ -70,9 +70,7 @@ def listener() -> Listener:
 
 
 @pytest.fixture
-def opened(
-    cluster: Cluster, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Open:
+def opened(cluster: Cluster, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens the spawner on the test's namespace, with pods that no node has room for."""
     monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.1)
     kubeconfig = cluster.write_kubeconfig(tmp_path / "kubeconfig")
@@ -194,7 +192,10 @@ async def test_an_exit_code_of_the_policy_outlives_its_pod(cluster: Cluster, ope
     ("status", "told"),
     [
         ({"reason": "Evicted"}, "Evicted"),
-        ({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]}, "Preempt"),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]},
+            "Preempt",
+        ),
         (
             {
                 "containerStatuses": [container(terminated={"exitCode": 137, "reason": "Error"})],
@@ -389,9 +390,7 @@ async def test_a_quota_is_named(cluster: Cluster, opened: Open) -> None:
         await until(started, described="there is room again")
 
 
-async def test_who_may_not_start_is_told_whose_right_is_missing(
-    cluster: Cluster, opened: Open, tmp_path: Path
-) -> None:
+async def test_who_may_not_start_is_told_whose_right_is_missing(cluster: Cluster, opened: Open, tmp_path: Path) -> None:
     other = cluster.write_kubeconfig(tmp_path / "other", token=await cluster.token("default"))
     async with opened(kubeconfig=other) as spawner:
         said = await refusal(spawner)
@@ -469,9 +468,7 @@ async def test_an_api_server_that_does_not_answer_refuses_in_time(
 ) -> None:
     monkeypatch.setattr(kubernetes_api, "STEP_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        other = cluster.write_kubeconfig(
-            tmp_path / "other", server=f"https://127.0.0.1:{silent.getsockname()[1]}"
-        )
+        other = cluster.write_kubeconfig(tmp_path / "other", server=f"https://127.0.0.1:{silent.getsockname()[1]}")
         async with opened(kubeconfig=other) as spawner:
             assert "cannot be used: Timeout while waiting" in await refusal(spawner)
 

@@ -25,7 +25,9 @@ from trio_runner.orchestrator.kubernetes import open_kubernetes
 from trio_runner.orchestrator.spawning import Ended
 
 WHY_NOT = cluster_of_tests.why_not() or (
-    "" if os.environ.get(cluster_of_tests.NODE) else "the cluster has no node: tests/kubernetes.sh start DIRECTORY --node"
+    ""
+    if os.environ.get(cluster_of_tests.NODE)
+    else "the cluster has no node: tests/kubernetes.sh start DIRECTORY --node"
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
@@ -48,13 +50,6 @@ async def fake() -> AsyncIterator[Fake]:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-async def nothing_due(scene: Scene) -> AsyncIterator[None]:
-    """What a test leaves to be tried again is no work for the orchestrator of the next."""
-    yield
-    await scene.cli("stop", scene.directory / "fleet.toml", str(scene.scenario_id))
-
-
 class Told:
     def __init__(self) -> None:
         self.ends: list[Ended] = []
@@ -69,8 +64,15 @@ class Told:
         return (await until(told, described="on_ended"))[0]
 
 
-async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> dict[str, dict[str, Any]]:
-    """ConfigMap and Secret are made, the scenario is submitted; returns the sections of an orchestrator's config."""
+Sections = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> AsyncIterator[Sections]:
+    """ConfigMap and Secret are made, the scenario is submitted; the sections of an orchestrator's config.
+
+    What the test leaves to be tried again is no work for the orchestrator of the next.
+    """
     videos = scene.directory / "videos"
     videos.mkdir(mode=0o755)
     shutil.copy(clip, videos / "clip.mp4")
@@ -100,11 +102,15 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> dict[
     asker = scene.write_config("fleet.toml", **sections)
     submitted = await scene.cli("submit", asker, "--video", "/videos/clip.mp4", "--id", str(scene.scenario_id))
     assert submitted.code == 0, submitted.err
-    return sections
+    yield sections
+    stopped = await scene.cli("stop", asker, str(scene.scenario_id))
+    assert stopped.code == 0, stopped.err
 
 
 def work_of(scene: Scene) -> Work:
-    return Work(scenario_id=scene.scenario_id, epoch=1, video_path="/videos/clip.mp4", settings={"video": {"stride": 1}})
+    return Work(
+        scenario_id=scene.scenario_id, epoch=1, video_path="/videos/clip.mp4", settings={"video": {"stride": 1}}
+    )
 
 
 def process_in_pod(scene: Scene, epoch: int) -> psutil.Process:
@@ -136,10 +142,10 @@ async def stored_something(cluster: Cluster, scene: Scene) -> None:
     await until(stored, described="frames are stored")
 
 
-async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> None:
+async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     fake.gate.set()
     told = Told()
-    config = Config().replace(**await fleet(cluster, scene, clip, fake))
+    config = Config().replace(**fleet)
     async with open_kubernetes(config, "node-a", told) as spawner:
         await spawner.start(work_of(scene))
         ended = await told.first()
@@ -149,9 +155,11 @@ async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, cli
     assert (scenario["outcome"], scenario["video_path"]) == ("completed", "/videos/clip.mp4")
 
 
-async def test_a_pod_whose_process_is_killed_is_told_of(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> None:
+async def test_a_pod_whose_process_is_killed_is_told_of(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
     told = Told()
-    config = Config().replace(**await fleet(cluster, scene, clip, fake))
+    config = Config().replace(**fleet)
     async with open_kubernetes(config, "node-a", told) as spawner:
         await spawner.start(work_of(scene))
         await stored_something(cluster, scene)
@@ -161,20 +169,19 @@ async def test_a_pod_whose_process_is_killed_is_told_of(cluster: Cluster, scene:
     assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
-async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> None:
+async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     told = Told()
-    sections = await fleet(cluster, scene, clip, fake)
-    sections["kubernetes"] |= {"memory_limit": "16Mi"}
-    async with open_kubernetes(Config().replace(**sections), "node-a", told) as spawner:
+    fleet["kubernetes"] |= {"memory_limit": "16Mi"}
+    async with open_kubernetes(Config().replace(**fleet), "node-a", told) as spawner:
         await spawner.start(work_of(scene))
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
 
 
-async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> None:
+async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     told = Told()
-    config = Config().replace(**await fleet(cluster, scene, clip, fake))
+    config = Config().replace(**fleet)
     async with open_kubernetes(config, "node-a", told) as spawner:
         await spawner.start(work_of(scene))
         await stored_something(cluster, scene)
@@ -188,17 +195,16 @@ async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, clip: Pat
 
 
 async def test_a_killed_pod_is_followed_by_the_next_job(
-    cluster: Cluster, scene: Scene, clip: Path, fake: Fake
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
 ) -> None:
-    sections = await fleet(cluster, scene, clip, fake)
-    sections["orchestrator"] = {
+    fleet["orchestrator"] = {
         "spawner": "kubernetes",
         "node": "node-a",
         "group": f"group-{scene.scenario_id}",
         "command_topic": f"commands-{scene.scenario_id}",
         "dead_letter_topic": f"dead-{scene.scenario_id}",
     }
-    config = scene.write_config("orchestrator.toml", **sections)
+    config = scene.write_config("orchestrator.toml", **fleet)
     async with scene.cli.started("orchestrate", config) as orchestrator:
         await stored_something(cluster, scene)
         process_in_pod(scene, 1).kill()
@@ -221,5 +227,5 @@ async def test_a_killed_pod_is_followed_by_the_next_job(
         "ended unreported: signal KILL",
     )
     names = {job["metadata"]["name"] for job in (await cluster.ask("GET", "batch/v1@jobs"))["items"]}
-    assert names == {f"runner-{scene.scenario_id}-{epoch}" for epoch in (1, 2)}
+    assert names == {f"runner-{scene.scenario_id}-{epoch}" for epoch in (1, 2)}, done.err
     await scene.ledger.check_invariants(scene.scenario_id)

@@ -211,9 +211,9 @@ class KubernetesSection(Section, frozen=True, kw_only=True):
 
     kubeconfig: FilePath = ""
     namespace: DnsName = "trio-runner"
-    image: Annotated[
-        str, Meta(max_length=500, pattern=r"^[!-~]*\Z", description="an image's name, without blanks")
-    ] = "trio-runner"
+    image: Annotated[str, Meta(max_length=500, pattern=r"^[!-~]*\Z", description="an image's name, without blanks")] = (
+        "trio-runner"
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     config_map: DnsName = "trio-runner"
     secret_name: DnsName = "trio-runner"

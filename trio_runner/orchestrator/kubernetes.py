@@ -104,7 +104,7 @@ class _Kubernetes:
             if error.status == CONFLICT:
                 return False
             raise
-        logger.info("%s is started", wanted["metadata"]["name"])
+        logger.debug("%s is made", wanted["metadata"]["name"])
         return True
 
     async def _is_under_way(self, name: str) -> bool:
@@ -122,7 +122,7 @@ class _Kubernetes:
         if "deletionTimestamp" in found["metadata"]:
             raise SpawnRefusedError(f"{name} is being removed, and its pod drains. It is tried again")
         if not is_over(found):
-            logger.info("%s is started already", name)
+            logger.info("%s is there already", name)
             return True
         if TOLD not in found["metadata"]["labels"]:
             raise SpawnRefusedError(f"{name} has ended, and what of, has yet to be reported. It is tried again")
@@ -198,7 +198,6 @@ class _Kubernetes:
             name = _name(found)
             try:
                 ended = how_it_ended(found, await self._pods_of(found))
-                logger.info("%s has ended: %s", name, ended.told)
                 await self._on_ended(ended)
                 await self._api.call("PATCH", f"jobs/{name}", body={"metadata": {"labels": {TOLD: "yes"}}})
             except (KubernetesError, RunnerError) as error:
@@ -208,7 +207,6 @@ class _Kubernetes:
         """Its runner was told SIGTERM and speaks for itself, or else its lease does."""
         scenario_id, epoch = attempt_of(found)
         async with tellers:
-            logger.info("%s was deleted", _name(found))
             try:
                 await self._on_ended(
                     Ended(scenario_id=scenario_id, epoch=epoch, failure=None, told="its Job was deleted")
