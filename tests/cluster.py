@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -48,11 +49,19 @@ class Cluster:
         found: Object = answer.json()
         return found
 
-    async def send(self, method: str, path: str, body: Object | None = None, **parameters: str) -> httpx.Response:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        **parameters: str,
+    ) -> httpx.Response:
         kind = "merge-patch+json" if method == "PATCH" else "json"
         content = None if body is None else json.dumps(body)
-        headers = {"Content-Type": f"application/{kind}"}
-        return await self.client.request(method, path, content=content, params=parameters, headers=headers)
+        given = {"Content-Type": f"application/{kind}", **headers}
+        return await self.client.request(method, path, content=content, params=parameters, headers=given)
 
     def path(self, resource: str) -> str:
         group, _, name = resource.rpartition("@")

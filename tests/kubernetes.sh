@@ -17,7 +17,7 @@ cache=${TRIO_RUNNER_TEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/trio-ru
 version=$(sed -n 's/^\tk8s.io\/kubernetes \(v.*\)$/\1/p' "$here/kubernetes/go.mod")
 built_from=$(cat "$here"/kubernetes/{go.mod,go.sum,components.go,pause/main.go} | sha256sum | cut -c 1-16)
 binaries=$cache/kubernetes-$version-$built_from
-controllers=(job ttl-after-finished garbage-collector serviceaccount namespace deployment replicaset disruption resourcequota
+controllers=(job ttl-after-finished garbage-collector serviceaccount namespace statefulset disruption resourcequota
     node-lifecycle taint-eviction pod-garbage-collector root-ca-certificate-publisher)
 
 build() {
