@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -43,8 +42,8 @@ class Cluster:
     namespace: str
 
     async def ask(self, method: str, path: str, body: Object | None = None, **parameters: str) -> Object:
-        """Ask for a path below the namespace, as "jobs" or "v1/pods"; what is no success raises httpx.HTTPStatusError."""
-        answer = await self.send(method, self.path(path), body, **parameters)
+        """Ask for "pods" or "batch/v1@jobs" of the namespace; raises httpx.HTTPStatusError for what is no success."""
+        answer = await self.send(method, self.path(path), body, token="", **parameters)
         answer.raise_for_status()
         found: Object = answer.json()
         return found
@@ -55,13 +54,13 @@ class Cluster:
         path: str,
         body: Object | None = None,
         *,
-        headers: Mapping[str, str] = MappingProxyType({}),
+        token: str = "",
         **parameters: str,
     ) -> httpx.Response:
         kind = "merge-patch+json" if method == "PATCH" else "json"
         content = None if body is None else json.dumps(body)
-        given = {"Content-Type": f"application/{kind}", **headers}
-        return await self.client.request(method, path, content=content, params=parameters, headers=given)
+        headers = {"Content-Type": f"application/{kind}"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        return await self.client.request(method, path, content=content, params=parameters, headers=headers)
 
     def path(self, resource: str) -> str:
         group, _, name = resource.rpartition("@")
@@ -77,12 +76,10 @@ class Cluster:
     async def pod(self, job: str) -> Object:
         """The Job's only pod, once the Job controller has made it."""
 
-        async def made() -> Object | None:
-            pods = (await self.ask("GET", "pods", labelSelector=f"batch.kubernetes.io/job-name={job}"))["items"]
-            assert len(pods) < 2
-            return pods[0] if pods else None
+        async def made() -> list[Object]:
+            return list((await self.ask("GET", "pods", labelSelector=f"batch.kubernetes.io/job-name={job}"))["items"])
 
-        pod: Object = await until(made, described=f"the pod of {job}")
+        (pod,) = await until(made, described=f"the pod of {job}")
         return pod
 
     async def ends(self, job: str, exit_code: int, reason: str = "Error") -> None:
@@ -122,10 +119,15 @@ def true_condition(found: Object, kind: str) -> Object | None:
     return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
 
 
+def _kubeconfig() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(os.environ[ASKED]).read_text())
+    return found
+
+
 @asynccontextmanager
 async def open_cluster(labels: Mapping[str, str]) -> AsyncIterator[Cluster]:
-    """A new namespace of the cluster that the environment names, with what a pod's account needs; removed at the end."""
-    kubeconfig = json.loads(Path(os.environ[ASKED]).read_text())
+    """A new namespace of the cluster that the environment names, once pods can be made in it; removed at the end."""
+    kubeconfig = _kubeconfig()
     cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
     async with httpx.AsyncClient(
         base_url=cluster["server"],

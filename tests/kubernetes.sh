@@ -68,7 +68,7 @@ start() {
     mkdir -p "$1"
     directory=$(cd "$1" && pwd)
     trap 'code=$?; [[ $code -eq 0 ]] || stop "$directory"' EXIT
-    "$python" "$here/kubernetes/prepare.py" "$directory" $node
+    "$python" "$here/kubernetes/cluster_files.py" "$directory" $node
     . "$directory/ports.env"
     control_plane
     [[ -z $node ]] || node

@@ -1,11 +1,11 @@
-"""The spawner `kubernetes` against Kubernetes' own API server and Job controller; the tests say what a kubelet would."""
+"""The spawner `kubernetes` against Kubernetes' own API server and Job controller; the tests say what a kubelet does."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,8 +93,7 @@ async def told_label(cluster: Cluster, name: str = JOB) -> None:
 
 
 async def test_a_job_is_accepted_with_all_that_it_may_mount(cluster: Cluster, opened: Open) -> None:
-    keys = {"videos_claim": "videos", "cpu_limit": "1000", "ttl_seconds": 60}
-    async with opened(**keys) as spawner:
+    async with opened(videos_claim="videos", cpu_limit="1000", ttl_seconds=60) as spawner:
         await spawner.start(work(video={"max_fps": 2.5}, inference={"in_flight": 8}))
         job, pod = await cluster.job(JOB), await cluster.pod(JOB)
     # That there is a pod is the word of the admission of restricted pods, which refuses all others.

@@ -1,4 +1,4 @@
-"""Runners in pods that a kubelet starts, from an image of this tree; with the session's servers on the host's network."""
+"""Runners in pods that a kubelet starts, from an image of this tree, with the session's servers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 import cluster as cluster_of_tests
 import psutil
 import pytest
-import trio
 from cluster import Cluster, host_network, open_cluster
 from fake_inference import Fake, open_fake
 from harness import until
 from scene import SMALL_WINDOW, Scene
 
 from trio_runner.backlog import Work
-from trio_runner.model import ErrorCode
 from trio_runner.config import Config
+from trio_runner.model import ErrorCode
 from trio_runner.orchestrator.kubernetes import open_kubernetes
 from trio_runner.orchestrator.spawning import Ended
 
@@ -211,7 +210,7 @@ async def test_a_killed_pod_is_followed_by_the_next_job(
         fake.gate.set()
 
         async def completed() -> bool:
-            return (await scene.ledger.existing(scene.scenario_id))["outcome"] == "completed"
+            return bool((await scene.ledger.existing(scene.scenario_id))["outcome"] == "completed")
 
         await until(completed, described="the scenario is completed")
         orchestrator.send_signal(signal.SIGTERM)

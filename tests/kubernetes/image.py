@@ -1,4 +1,4 @@
-"""Images without a registry: this tree, its packages and its interpreter, as the archive that `ctr images import` reads.
+"""Images without a registry: this tree, its packages, its interpreter, as the archive that `ctr images import` reads.
 
 python image.py BINARIES DIRECTORY
 """

@@ -216,7 +216,7 @@ class KubernetesSection(Section, frozen=True, kw_only=True):
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     config_map: DnsName = "trio-runner"
-    secret_name: DnsName = "trio-runner"
+    secret_name: DnsName = "trio-runner"  # noqa: S105 - an object's name
     service_account: DnsName = "default"
     videos_claim: DnsName = ""
     videos_host_path: FilePath = ""

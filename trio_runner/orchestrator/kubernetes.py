@@ -1,4 +1,4 @@
-"""The spawner `kubernetes`: one Job for each attempt; a Job that has ended is told once, and kept for people to look at."""
+"""The spawner `kubernetes`: a Job for each attempt; one that has ended is told once, and kept for people to look at."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ CONFLICT: Final = 409
 async def open_kubernetes(
     config: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
 ) -> AsyncIterator[Spawner]:
-    """Start Jobs as `[kubernetes]` says, and tell `on_ended` of each that has ended, once.
+    """Start Jobs as `[kubernetes]` says; they outlive the block, and its next opener is told how they ended.
 
-    What `on_ended` raises as RunnerError is logged, and it is told again.
+    `on_ended` is called for each Job once; again where it raised RunnerError, or where the block ended meanwhile.
 
     Raises:
         RunnerError: `config_invalid`, where kr8s is not installed.
@@ -72,7 +72,7 @@ async def open_kubernetes(
         )
         raise RunnerError(ErrorCode.CONFIG_INVALID, message) from None
     async with open_api(config.kubernetes) as api, trio.open_nursery() as nursery:
-        spawner = _Kubernetes(config, node, api, on_ended)
+        spawner = _Kubernetes(config, node, api, nursery, on_ended)
         nursery.start_soon(spawner.watch)
         yield spawner
         nursery.cancel_scope.cancel()
@@ -80,9 +80,17 @@ async def open_kubernetes(
 
 class _Kubernetes:
     def __init__(
-        self, config: Config, node: str, api: KubernetesApi, on_ended: Callable[[Ended], Awaitable[None]]
+        self,
+        config: Config,
+        node: str,
+        api: KubernetesApi,
+        nursery: trio.Nursery,
+        on_ended: Callable[[Ended], Awaitable[None]],
     ) -> None:
-        self._settings, self._node, self._api, self._on_ended = config.kubernetes, node, api, on_ended
+        self._settings, self._node, self._api = config.kubernetes, node, api
+        self._nursery, self._on_ended = nursery, on_ended
+        self._telling: set[str] = set()
+        self._tellers = trio.CapacityLimiter(TELLERS)
         self._running: dict[str, Object] = {}
         """This orchestrator's Jobs that had not ended when they were last looked at."""
         self._untold: dict[str, float] = {}
@@ -168,13 +176,11 @@ class _Kubernetes:
         gone = [each for name, each in self._running.items() if name not in jobs]
         self._running = running
         self._untold = {name: self._untold.get(name, trio.current_time()) for name in (_name(each) for each in ended)}
-        tellers = trio.CapacityLimiter(TELLERS)
-        async with trio.open_nursery() as nursery:
-            for each in ended:
-                if self._is_own(each) or trio.current_time() - self._untold[_name(each)] >= ORPHAN_SECONDS:
-                    nursery.start_soon(self._tell, tellers, each)
-            for each in gone:
-                nursery.start_soon(self._tell_of_deleted, tellers, each)
+        for each in ended:
+            if self._is_own(each) or trio.current_time() - self._untold[_name(each)] >= ORPHAN_SECONDS:
+                self._start_telling(each, self._tell)
+        for each in gone:
+            self._start_telling(each, self._tell_of_deleted)
         await self._log_what_waits()
 
     def _is_own(self, found: Object) -> bool:
@@ -193,27 +199,36 @@ class _Kubernetes:
     async def _pods_of(self, found: Object) -> list[Object]:
         return await self._all("pods", "v1", f"batch.kubernetes.io/job-name={_name(found)}")
 
-    async def _tell(self, tellers: trio.CapacityLimiter, found: Object) -> None:
-        async with tellers:
-            name = _name(found)
-            try:
-                ended = how_it_ended(found, await self._pods_of(found))
-                await self._on_ended(ended)
-                await self._api.call("PATCH", f"jobs/{name}", body={"metadata": {"labels": {TOLD: "yes"}}})
-            except (KubernetesError, RunnerError) as error:
-                logger.warning("how %s ended is told again: %s", name, error)
+    def _start_telling(self, found: Object, tell: Callable[[Object], Awaitable[None]]) -> None:
+        """In a task of its own: telling may wait for a ledger or for Kafka, and the next look should not."""
+        name = _name(found)
+        if name in self._telling:
+            return
+        self._telling.add(name)
 
-    async def _tell_of_deleted(self, tellers: trio.CapacityLimiter, found: Object) -> None:
+        async def telling() -> None:
+            try:
+                async with self._tellers:
+                    await tell(found)
+            except (KubernetesError, RunnerError) as error:
+                logger.warning("how %s ended is told again: %s", name, error, extra=_of(found))
+            finally:
+                self._telling.discard(name)
+
+        self._nursery.start_soon(telling)
+
+    async def _tell(self, found: Object) -> None:
+        await self._on_ended(how_it_ended(found, await self._pods_of(found)))
+        await self._api.call("PATCH", f"jobs/{_name(found)}", body={"metadata": {"labels": {TOLD: "yes"}}})
+
+    async def _tell_of_deleted(self, found: Object) -> None:
         """Its runner was told SIGTERM and speaks for itself, or else its lease does."""
         scenario_id, epoch = attempt_of(found)
-        async with tellers:
-            try:
-                await self._on_ended(
-                    Ended(scenario_id=scenario_id, epoch=epoch, failure=None, told="its Job was deleted")
-                )
-            except RunnerError as error:
-                logger.warning("that %s was deleted is told again: %s", _name(found), error)
-                self._running.setdefault(_name(found), found)
+        try:
+            await self._on_ended(Ended(scenario_id=scenario_id, epoch=epoch, failure=None, told="its Job was deleted"))
+        except RunnerError:
+            self._running[_name(found)] = found
+            raise
 
     async def _log_what_waits(self) -> None:
         now = trio.current_time()
@@ -222,7 +237,13 @@ class _Kubernetes:
         for each in idle:
             if now - self._waiting[_name(each)] >= WAITING_SECONDS:
                 self._waiting[_name(each)] = now
-                logger.warning("%s does not run yet: %s", _name(each), why_waiting(each, await self._pods_of(each)))
+                why = why_waiting(each, await self._pods_of(each))
+                logger.warning("%s does not run yet: %s", _name(each), why, extra=_of(each))
+
+
+def _of(found: Object) -> dict[str, object]:
+    scenario_id, epoch = attempt_of(found)
+    return {"scenario_id": scenario_id, "epoch": epoch}
 
 
 def _name(found: Object) -> str:

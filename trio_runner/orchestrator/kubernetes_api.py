@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CALL_SECONDS: Final = 10.0
 STEP_SECONDS: Final = 5.0
-"""For connecting, sending, and each part of an answer: httpx closes what did not connect in time, a cancelled call not."""
+"""For each step of a call: what did not connect in time httpx closes, and what is cancelled meanwhile it does not."""
 
 CLOSE_SECONDS: Final = 2.0
 
@@ -47,9 +47,10 @@ class KubernetesApi:
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Ask for `resource` of the namespace, as "jobs" or "jobs/NAME"; raises KubernetesError, after 10 s at most."""
-        patch = {"headers": {"Content-Type": "application/merge-patch+json"}} if method == "PATCH" else {}
+        kind = "merge-patch+json" if method == "PATCH" else "json"
         try:
-            with trio.fail_after(CALL_SECONDS):
+            # Not cancelled halfway: nobody would know whether the server has done it.
+            with trio.fail_after(CALL_SECONDS, shield=True):
                 async with self._one_at_a_time:
                     if not self._knows_whom_to_ask:
                         await self._api.reauthenticate()
@@ -61,7 +62,7 @@ class KubernetesApi:
                         url=resource,
                         params=parameters or {},
                         content=json.dumps(body) if body else None,
-                        **patch,
+                        headers={"Content-Type": f"application/{kind}"},
                     ) as response:
                         answer: dict[str, Any] = response.json()
                         return answer

@@ -62,14 +62,14 @@ def job_name(scenario_id: int, epoch: int) -> str:
 def job(settings: KubernetesSection, node: str, work: Work) -> Object:
     """The Job of one attempt.
 
-    It has one pod, once (`backoffLimit: 0`): the next attempt has an epoch and a Job of its own, so a pod in the place of
-    one that failed would only be told 79. `podFailurePolicy` therefore decides no retries here, but what the Job says of
-    itself when its pod is gone: `PodFailurePolicy` with the exit code, where another attempt is of no use, and with
+    It has one pod, once (`backoffLimit: 0`): the next attempt has an epoch and a Job of its own, so a pod in the place
+    of one that failed would only be told 79. `podFailurePolicy` therefore decides no retries, but what the Job says
+    of itself when its pod is gone: `PodFailurePolicy` with the exit code, where another attempt is of no use, and with
     `DisruptionTarget` where the pod was evicted, preempted or lost with its node; `BackoffLimitExceeded` for everything
     else (74, 75, a signal), where another attempt follows.
 
-    There are no probes. Readiness matters to a Service only, and nothing outside can tell a slow runner from a stuck one
-    better than the runner itself, whose every step has a deadline and whose lease ends with it.
+    There are no probes. Readiness matters to a Service only, and nothing outside can tell a slow runner from a stuck
+    one better than the runner itself, whose every step has a deadline, and whose lease ends with it.
     """
     labels = {
         **dict(pair.split("=") for pair in OF_RUNNERS.split(",")),

@@ -1,6 +1,6 @@
 """Writes what a cluster of one machine needs: ports, keys, a token, kubeconfig; with --node also the node's and images.
 
-python prepare.py DIRECTORY [--node]
+python cluster_files.py DIRECTORY [--node]
 """
 
 from __future__ import annotations
