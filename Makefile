@@ -33,7 +33,7 @@ test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lock: $(VENV)/.uv
-	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
+	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --output-file requirements.lock
 	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
 

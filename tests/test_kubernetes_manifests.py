@@ -97,7 +97,7 @@ PLACES = {
 
 
 async def apply(cluster: Cluster) -> None:
-    """Every object as it is, but in this namespace, and on no node, for the orchestrator's image is nowhere to be had."""
+    """Every object as it is, but in this namespace, and on no node, for the orchestrator's image is not to be had."""
     for (kind, _), found in ALL.items():
         if kind == "Namespace":
             path, moved = "/api/v1/namespaces", found | {"metadata": {**found["metadata"], "name": "trio-runner-dry"}}

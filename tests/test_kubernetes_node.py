@@ -30,6 +30,9 @@ WHY_NOT = cluster_of_tests.why_not() or (
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
+CLIP = "a $(CREDENTIALS_DIRECTORY) $$.mp4"
+"""A name that Kubernetes would read a variable in."""
+
 IMAGE = "docker.io/trio-runner-test/trio-runner:1"
 
 
@@ -74,7 +77,7 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
     """
     videos = scene.directory / "videos"
     videos.mkdir(mode=0o755)
-    shutil.copy(clip, videos / "clip.mp4")
+    shutil.copy(clip, videos / CLIP)
     config = scene.write_config(
         "pod.toml",
         runner={"id": None, "data_dir": None},
@@ -99,7 +102,7 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
         }
     }
     asker = scene.write_config("fleet.toml", **sections)
-    submitted = await scene.cli("submit", asker, "--video", "/videos/clip.mp4", "--id", str(scene.scenario_id))
+    submitted = await scene.cli("submit", asker, "--video", f"/videos/{CLIP}", "--id", str(scene.scenario_id))
     assert submitted.code == 0, submitted.err
     yield sections
     stopped = await scene.cli("stop", asker, str(scene.scenario_id))
@@ -107,9 +110,7 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
 
 
 def work_of(scene: Scene) -> Work:
-    return Work(
-        scenario_id=scene.scenario_id, epoch=1, video_path="/videos/clip.mp4", settings={"video": {"stride": 1}}
-    )
+    return Work(scenario_id=scene.scenario_id, epoch=1, video_path=f"/videos/{CLIP}", settings={"video": {"stride": 1}})
 
 
 def process_in_pod(scene: Scene, epoch: int) -> psutil.Process:
@@ -151,7 +152,7 @@ async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fle
     assert (ended.told, ended.failure) == ("exit code 0", None), logs(cluster)
     await scene.check_rows(60)
     scenario = await scene.ledger.existing(scene.scenario_id)
-    assert (scenario["outcome"], scenario["video_path"]) == ("completed", "/videos/clip.mp4")
+    assert (scenario["outcome"], scenario["video_path"]) == ("completed", f"/videos/{CLIP}")
 
 
 async def test_a_pod_whose_process_is_killed_is_told_of(
