@@ -33,10 +33,10 @@ test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lock: $(VENV)/.uv
-	$(COMPILE) --extra embedded --output-file requirements.lock
-	$(COMPILE) --extra embedded --extra kubernetes --group dev --constraints requirements.lock \
+	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
+	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
-	$(COMPILE) --extra kubernetes --no-emit-package uv --constraints requirements-dev.lock \
+	$(COMPILE) --extra kubernetes $(LOCK_ARGS) --no-emit-package uv --constraints requirements-dev.lock \
 	    --output-file requirements-runtime.lock
 
 campaign: $(VENV)/.dev

@@ -5,7 +5,9 @@ The servers are the embedded ones. To run the tests against others, set
 - TRIO_RUNNER_TEST_DATABASE to `postgresql://user@host:port/database`, and TRIO_RUNNER_TEST_PASSWORD_FILE to a file that
   holds the password; the user must be allowed to create a schema and to end its own connections;
 - TRIO_RUNNER_TEST_KAFKA to `host:port[,host:port]`, brokers that create a topic when it is first used;
-  TRIO_RUNNER_TEST_KAFKA_DIRECTORY to where `apache_kafka.sh` started one, for the tests of TLS and SASL.
+  TRIO_RUNNER_TEST_KAFKA_DIRECTORY to where `apache_kafka.sh` started one, for the tests of TLS and SASL;
+- TRIO_RUNNER_TEST_KUBERNETES to a kubeconfig, and TRIO_RUNNER_TEST_KUBERNETES_NODE where that cluster has a node: see
+  `kubernetes.sh`.
 
 Scenario ids and topics are new in every session, so nothing has to be cleaned up between two of them.
 """

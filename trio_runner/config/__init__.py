@@ -13,13 +13,21 @@ import tomli
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.keys import check_tables, is_credential
 from trio_runner.config.lines import broken_line, key_lines, written_twice
-from trio_runner.config.rules import database_rules, inference_rules, kafka_rules, topic_rules, video_rules
+from trio_runner.config.rules import (
+    database_rules,
+    inference_rules,
+    kafka_rules,
+    kubernetes_rules,
+    topic_rules,
+    video_rules,
+)
 from trio_runner.config.sections import (
     EMBEDDED,
     OPTIONAL_PATHS,
     DatabaseSection,
     InferenceSection,
     KafkaSection,
+    KubernetesSection,
     LogSection,
     OrchestratorSection,
     PeerSection,
@@ -43,6 +51,7 @@ __all__ = [
     "DatabaseSection",
     "InferenceSection",
     "KafkaSection",
+    "KubernetesSection",
     "LogSection",
     "OrchestratorSection",
     "PeerSection",
@@ -72,6 +81,7 @@ class Config(Section, frozen=True, kw_only=True):
     kafka: KafkaSection = KafkaSection()
     orchestrator: OrchestratorSection = OrchestratorSection()
     systemd: SystemdSection = SystemdSection()
+    kubernetes: KubernetesSection = KubernetesSection()
 
     def replace(self, /, **sections: dict[str, Any]) -> Config:
         """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""
@@ -184,6 +194,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),
         topic_rules(config.kafka, config.orchestrator),
+        kubernetes_rules(config.kubernetes),
     )
     for problem in rules:
         involved = (problem.path, *problem.others)

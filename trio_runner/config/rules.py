@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DatabaseSection,
         InferenceSection,
         KafkaSection,
+        KubernetesSection,
         OrchestratorSection,
         PeerSection,
         PipelineSection,
@@ -174,6 +175,19 @@ def topic_rules(kafka: KafkaSection, orchestrator: OrchestratorSection) -> Itera
     for key, other in itertools.combinations(topics, 2):
         if topics[key] == topics[other]:
             yield _broken(other, f"the same topic as {key}", "name another", key)
+
+
+def kubernetes_rules(kubernetes: KubernetesSection) -> Iterator[Problem]:
+    """Videos come from one place, at an absolute path; what an object must have is named."""
+    claim, host_path = "kubernetes.videos_claim", "kubernetes.videos_host_path"
+    if kubernetes.videos_claim and kubernetes.videos_host_path:
+        yield _broken(claim, "videos_claim and videos_host_path are both set", "choose one", host_path)
+    for name in ("namespace", "image", "config_map", "service_account"):
+        if not getattr(kubernetes, name):
+            yield _broken(f"kubernetes.{name}", "empty", "name one")
+    for name in ("videos_mount", *(["videos_host_path"] if kubernetes.videos_host_path else [])):
+        if not getattr(kubernetes, name).startswith("/"):
+            yield _broken(f"kubernetes.{name}", "does not begin with /", "write an absolute path")
 
 
 def _sasl(kafka: KafkaSection, protocol: str) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ OPTIONAL_PATHS: Final = MappingProxyType(
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
         "orchestrator": ("runner_config",),
         "systemd": ("config_dir",),
+        "kubernetes": ("kubeconfig",),
     }
 )
 """Keys that may be empty; a relative path in them starts from the config's directory."""
@@ -37,6 +38,22 @@ Name = Annotated[
         max_length=200,
         pattern=r"^[A-Za-z0-9._:@-]+\Z",
         description="1 to 200 letters, digits or any of . _ : @ -",
+    ),
+]
+DnsName = Annotated[
+    str,
+    Meta(
+        max_length=63,
+        pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?\Z",
+        description="at most 63 small letters, digits or -, as Kubernetes names its objects",
+    ),
+]
+Quantity = Annotated[
+    str,
+    Meta(
+        max_length=30,
+        pattern=r"^([0-9]+(\.[0-9]+)?(m|k|[MGT]|[KMGT]i)?)?\Z",
+        description='a quantity of Kubernetes, as "500m" or "2Gi"; "" for none',
     ),
 ]
 
@@ -199,6 +216,28 @@ class SystemdSection(Section, frozen=True, kw_only=True):
         Meta(pattern=r"^[A-Za-z0-9:_.-]{1,200}@\Z", description="the name of a template, such as name@"),
     ] = "trio-runner@"
     config_dir: Annotated[FilePath, Meta(min_length=1, description="the path of a directory")] = "/etc/trio-runner"
+
+
+class KubernetesSection(Section, frozen=True, kw_only=True):
+    """Where the orchestrator's `kubernetes` spawner starts runners, and what it gives each."""
+
+    kubeconfig: FilePath = ""
+    namespace: DnsName = "trio-runner"
+    image: Annotated[str, Meta(max_length=500, pattern=r"^[!-~]*\Z", description="an image's name, without blanks")] = (
+        "trio-runner"
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    config_map: DnsName = "trio-runner"
+    secret_name: DnsName = "trio-runner"  # noqa: S105 - an object's name
+    service_account: DnsName = "default"
+    videos_claim: DnsName = ""
+    videos_host_path: FilePath = ""
+    videos_mount: FilePath = "/videos"
+    cpu_request: Quantity = "500m"
+    cpu_limit: Quantity = ""
+    memory_request: Quantity = "512Mi"
+    memory_limit: Quantity = "3Gi"
+    ttl_seconds: NotNegative = 3600
 
 
 def allowed(kind: Any) -> str:

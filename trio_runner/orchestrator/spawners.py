@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from trio_runner.orchestrator.kubernetes import open_kubernetes
 from trio_runner.orchestrator.process import open_processes
 from trio_runner.orchestrator.systemd import open_units
 
@@ -24,6 +25,8 @@ async def open_spawner(
     ways: dict[str, Callable[..., AbstractAsyncContextManager[Spawner]]] = {
         "process": open_processes,
         "systemd": open_units,
+        # Its runners' config lies in the cluster.
+        "kubernetes": lambda config, _template, node, on_ended: open_kubernetes(config, node, on_ended),
     }
     async with ways[config.orchestrator.spawner](config, template, node, on_ended) as spawner:
         yield spawner

@@ -1,0 +1,231 @@
+"""Runners in pods that a kubelet starts, from an image of this tree, with the session's servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import cluster as cluster_of_tests
+import psutil
+import pytest
+from cluster import Cluster, host_network, open_cluster
+from fake_inference import Fake, open_fake
+from harness import until
+from scene import SMALL_WINDOW, Scene
+
+from trio_runner.backlog import Work
+from trio_runner.config import Config
+from trio_runner.model import ErrorCode
+from trio_runner.orchestrator.kubernetes import open_kubernetes
+from trio_runner.orchestrator.spawning import Ended
+
+WHY_NOT = cluster_of_tests.why_not() or (
+    ""
+    if os.environ.get(cluster_of_tests.NODE)
+    else "the cluster has no node: tests/kubernetes.sh start DIRECTORY --node"
+)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+
+CLIP = "a $(CREDENTIALS_DIRECTORY) $$.mp4"
+"""A name that Kubernetes would read a variable in."""
+
+IMAGE = "docker.io/trio-runner-test/trio-runner:1"
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    async with (
+        open_cluster({"pod-security.kubernetes.io/enforce": "privileged"}) as opened,
+        host_network(opened),
+    ):
+        yield opened
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    """A service that keeps the answers from frame 5 on until its gate is opened."""
+    async with open_fake(held=lambda number: number >= 5) as opened:
+        yield opened
+
+
+class Told:
+    def __init__(self) -> None:
+        self.ends: list[Ended] = []
+
+    async def __call__(self, ended: Ended) -> None:
+        self.ends.append(ended)
+
+    async def first(self) -> Ended:
+        async def told() -> list[Ended]:
+            return self.ends
+
+        return (await until(told, described="on_ended"))[0]
+
+
+Sections = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> AsyncIterator[Sections]:
+    """ConfigMap and Secret are made, the scenario is submitted; the sections of an orchestrator's config.
+
+    What the test leaves to be tried again is no work for the orchestrator of the next.
+    """
+    videos = scene.directory / "videos"
+    videos.mkdir(mode=0o755)
+    shutil.copy(clip, videos / CLIP)
+    config = scene.write_config(
+        "pod.toml",
+        runner={"id": None, "data_dir": None},
+        scenario={"id": None},
+        inference={"url": fake.url},
+        pipeline=SMALL_WINDOW["pipeline"],
+        database=SMALL_WINDOW["database"] | {"password_file": "$CREDENTIALS_DIRECTORY/database-password"},
+    )
+    meta = {"apiVersion": "v1", "metadata": {"name": "trio-runner"}}
+    await cluster.ask("POST", "configmaps", meta | {"kind": "ConfigMap", "data": {"runner.toml": config.read_text()}})
+    secret = {"database-password": scene.servers.password}
+    await cluster.ask("POST", "secrets", meta | {"kind": "Secret", "stringData": secret})
+    sections = {
+        "kubernetes": {
+            "kubeconfig": cluster.write_kubeconfig(scene.directory / "kubeconfig"),
+            "namespace": cluster.namespace,
+            "image": IMAGE,
+            "image_pull_policy": "Never",
+            "videos_host_path": str(videos),
+            "cpu_request": "10m",
+            "memory_request": "10Mi",
+        }
+    }
+    asker = scene.write_config("fleet.toml", **sections)
+    submitted = await scene.cli("submit", asker, "--video", f"/videos/{CLIP}", "--id", str(scene.scenario_id))
+    assert submitted.code == 0, submitted.err
+    yield sections
+    stopped = await scene.cli("stop", asker, str(scene.scenario_id))
+    assert stopped.code == 0, stopped.err
+
+
+def work_of(scene: Scene) -> Work:
+    return Work(scenario_id=scene.scenario_id, epoch=1, video_path=f"/videos/{CLIP}", settings={"video": {"stride": 1}})
+
+
+def process_in_pod(scene: Scene, epoch: int) -> psutil.Process:
+    """The runner, which on this side of its namespace has another number than 1."""
+    wanted = {f"scenario.id={scene.scenario_id}", f"scenario.epoch={epoch}"}
+    (found,) = (each for each in psutil.process_iter() if wanted <= set(command_line(each)))
+    return found
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def logs(cluster: Cluster) -> str:
+    """What the namespace's pods have written, for a test that fails."""
+    directory = Path(os.environ[cluster_of_tests.ASKED]).parent / "logs"
+    return "\n".join(file.read_text() for file in directory.glob(f"{cluster.namespace}_*/*/*.log"))
+
+
+async def stored_something(cluster: Cluster, scene: Scene) -> None:
+    async def stored() -> bool:
+        row = await scene.ledger.existing(scene.scenario_id)
+        assert row["epoch"] == 1, logs(cluster)
+        return int(row["next_frame"]) > 0
+
+    await until(stored, described="frames are stored")
+
+
+async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
+    fake.gate.set()
+    told = Told()
+    config = Config().replace(**fleet)
+    async with open_kubernetes(config, "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+        ended = await told.first()
+    assert (ended.told, ended.failure) == ("exit code 0", None), logs(cluster)
+    await scene.check_rows(60)
+    scenario = await scene.ledger.existing(scene.scenario_id)
+    assert (scenario["outcome"], scenario["video_path"]) == ("completed", f"/videos/{CLIP}")
+
+
+async def test_a_pod_whose_process_is_killed_is_told_of(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
+    told = Told()
+    config = Config().replace(**fleet)
+    async with open_kubernetes(config, "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+        await stored_something(cluster, scene)
+        process_in_pod(scene, 1).kill()
+        ended = await told.first()
+    assert ended.failure is not None, logs(cluster)
+    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
+
+
+async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
+    told = Told()
+    fleet["kubernetes"] |= {"memory_limit": "16Mi"}
+    async with open_kubernetes(Config().replace(**fleet), "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+        ended = await told.first()
+    assert ended.failure is not None, logs(cluster)
+    assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
+
+
+async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
+    told = Told()
+    config = Config().replace(**fleet)
+    async with open_kubernetes(config, "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+        await stored_something(cluster, scene)
+        await spawner.stop(scene.scenario_id, 1)
+        fake.gate.set()
+        assert (await told.first()).failure is None
+    (attempt,) = await scene.ledger.attempts(scene.scenario_id)
+    assert attempt["outcome"] == "interrupted", logs(cluster)
+    (event,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert event["reporter"] == "runner"
+
+
+async def test_a_killed_pod_is_followed_by_the_next_job(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
+    fleet["orchestrator"] = {
+        "spawner": "kubernetes",
+        "node": "node-a",
+        "group": f"group-{scene.scenario_id}",
+        "command_topic": f"commands-{scene.scenario_id}",
+        "dead_letter_topic": f"dead-{scene.scenario_id}",
+    }
+    config = scene.write_config("orchestrator.toml", **fleet)
+    async with scene.cli.started("orchestrate", config) as orchestrator:
+        await stored_something(cluster, scene)
+        process_in_pod(scene, 1).kill()
+        fake.gate.set()
+
+        async def completed() -> bool:
+            return bool((await scene.ledger.existing(scene.scenario_id))["outcome"] == "completed")
+
+        await until(completed, described="the scenario is completed")
+        orchestrator.send_signal(signal.SIGTERM)
+        done = await orchestrator.wait()
+    assert done.code == 0, done.err
+    await scene.check_rows(60)
+    first, second = await scene.ledger.attempts(scene.scenario_id)
+    assert (first["error"]["code"], second["outcome"]) == ("runner_killed", "completed"), done.err
+    assert second["first_frame"] == first["end_frame"] > 0
+    (event,) = await scene.ledger.retry_events(scene.scenario_id)
+    assert (event["reporter"], event["body"]["error"]["message"]) == (
+        "orchestrator",
+        "ended unreported: signal KILL",
+    )
+    names = {job["metadata"]["name"] for job in (await cluster.ask("GET", "batch/v1@jobs"))["items"]}
+    assert names == {f"runner-{scene.scenario_id}-{epoch}" for epoch in (1, 2)}, done.err
+    await scene.ledger.check_invariants(scene.scenario_id)
