@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -305,6 +305,3 @@ async def _lag(brokers: str, topic: str, group: str) -> int:
             return sum([end - (await consumer.committed(partition) or 0) for partition, end in ends.items()])
         finally:
             await consumer.stop()  # noqa: ASYNC102 - the same
-
-
-Condition = Callable[[], Any]

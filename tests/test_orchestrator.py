@@ -6,19 +6,23 @@ import json
 import os
 import signal
 import stat
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
-import trio
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from fake_inference import Fake, Fault, open_fake
 from fleet import Fleet, open_fleet
 from harness import Cli, Running, Servers, free_port, until
+
+from trio_runner import retry
+from trio_runner.model import Claim, ErrorCode, Failure, Progress
 
 pytestmark = pytest.mark.slow
 
@@ -71,9 +75,7 @@ def hold(fake: Fake, number: int = 6) -> None:
 # commands on Kafka
 
 
-async def test_commands_start_and_stop_and_a_repeated_one_changes_nothing(
-    fleet: Fleet, fake: Fake, clip: Path
-) -> None:
+async def test_commands_start_and_stop_and_a_repeated_one_changes_nothing(fleet: Fleet, fake: Fake, clip: Path) -> None:
     hold(fake)
     await fleet.command("start", 7, "first", video_path=str(clip), settings={"scenario": {"max_failures": 3}})
     async with fleet.orchestrator():
@@ -100,9 +102,7 @@ def start_headers(command_id: str) -> list[tuple[str, bytes]]:
     return [("ce_id", command_id.encode()), ("ce_type", b"trio-runner.start.v1")]
 
 
-async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_again(
-    fleet: Fleet, clip: Path
-) -> None:
+async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_again(fleet: Fleet, clip: Path) -> None:
     evil = [
         json.dumps({"scenario_id": 7, "video_path": str(clip), "settings": settings}).encode()
         for settings in ({"self": {}}, {"inference": {"url": "http://evil"}}, {"video": {"stride": 0}})
@@ -110,7 +110,7 @@ async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_
     evil += [b"\xff\xfe", b"{}", b"[" * 10_000, b"x" * 100_000]
     records = [(fleet.command_topic, b"7", value, start_headers(f"c{n}")) for n, value in enumerate(evil)]
     records += [
-        (fleet.command_topic, None, None, []),
+        (fleet.command_topic, b"7", None, []),
         (fleet.command_topic, b"9", b'{"scenario_id": 9}', [("ce_id", b"s"), ("ce_type", b"trio-runner.stop.v1")]),
         (fleet.retry_topic, b"7", b"no event", []),
         (fleet.retry_topic, b"7", evil[0], start_headers("x")),
@@ -243,7 +243,7 @@ async def test_a_runner_that_cannot_use_its_config_is_recorded_as_such(fleet: Fl
 
 
 EXIT_78 = """\
-import runpy, sys
+import sys
 from trio_runner.orchestrator import process
 as_toml = process.as_toml
 process.as_toml = lambda config: as_toml(config) + "[surprise]\\n"
@@ -256,8 +256,6 @@ async def test_exit_code_78_is_recorded_by_the_orchestrator(fleet: Fleet, clip: 
     given = await fleet.submit(clip)
     wrapper = fleet.directory / "surprise.py"
     wrapper.write_text(EXIT_78)
-    import sys
-
     async with fleet.cli.started("orchestrate", fleet.config(), program=[sys.executable, str(wrapper)]):
         assert await fleet.ended([given]) == {given: "failed"}
     row = await fleet.ledger.existing(given)
@@ -425,7 +423,9 @@ async def test_without_kafka_everything_finishes_by_the_ledger_alone(fleet: Flee
     assert rows[given]["last_error"]["code"] == "kafka_unreachable"
 
 
-async def test_a_restarted_database_is_waited_for(fleet: Fleet, fake: Fake, clip: Path, server: DatabaseServer) -> None:
+async def test_a_database_that_drops_its_connections_is_waited_for(
+    fleet: Fleet, fake: Fake, clip: Path, server: DatabaseServer
+) -> None:
     hold(fake)
     first = await fleet.submit(clip)
     async with fleet.orchestrator() as running:
@@ -444,11 +444,6 @@ async def test_a_restarted_database_is_waited_for(fleet: Fleet, fake: Fake, clip
 
 async def forged(fleet: Fleet, scenario_id: int, **changes: Any) -> None:
     """A retry event of the right shape about the attempt that is under way."""
-    import msgspec
-
-    from trio_runner import retry
-    from trio_runner.model import Claim, ErrorCode, Failure, Progress
-
     row = await fleet.ledger.existing(scenario_id)
     claim = Claim(
         scenario_id=scenario_id,
@@ -459,9 +454,7 @@ async def forged(fleet: Fleet, scenario_id: int, **changes: Any) -> None:
     )
     failure = Failure(code=ErrorCode.INFERENCE_TIMEOUT, type="X", message="forged")
     event = retry.build_event(failure, claim=claim, runner_id="r", progress=Progress(), reporter="runner")
-    await fleet.send(
-        (fleet.retry_topic, str(scenario_id).encode(), msgspec.json.encode(event), retry.headers(event))
-    )
+    await fleet.send((fleet.retry_topic, str(scenario_id).encode(), msgspec.json.encode(event), retry.headers(event)))
 
 
 async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right_is_recorded(
@@ -529,7 +522,9 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 12}) as running:
         await until(lambda: said(running, "the breaker is open"), described="the breaker is open")
         await fleet.has("epoch > 1")
-        (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM scenarios WHERE epoch > 1 OR instance_id IS NOT NULL")
+        (row,) = await fleet.ledger.query(
+            "SELECT count(*) AS n FROM scenarios WHERE epoch > 1 OR instance_id IS NOT NULL"
+        )
         fake.plan = lambda *_: None
         await until(lambda: said(running, "the breaker is closed"), described="the breaker is closed")
         await fleet.completed(ids, frames=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from aiokafka import AIOKafkaConsumer
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from trio_runner.events import Record
 
 
+SESSION_SECONDS: Final = 10.0
+"""A member that froze for so long is left out, and its partitions go to the others."""
+
+REBALANCE_SECONDS: Final = 3 * SESSION_SECONDS
+"""How long partitions may be dealt out anew: the broker waits for each member as long as for one that froze."""
+
+
 class Inbox:
     """The partitions that this member of the group was given; made by `open_inbox`."""
 
@@ -29,7 +36,9 @@ class Inbox:
 
     async def receive(self, *, wait_seconds: float, limit: int) -> list[Record]:
         """The next records, as soon as there are any; none after `wait_seconds`, or while no broker answers."""
-        with named_errors(self._config, seconds=wait_seconds + self._config.connect_timeout_seconds):
+        # While partitions are dealt out anew aiokafka waits for that, whatever it was told. Who left the group for it would
+        # have them dealt out once more.
+        with named_errors(self._config, seconds=wait_seconds + REBALANCE_SECONDS):
             batches = await aio.call(
                 partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             )
@@ -55,25 +64,31 @@ async def open_inbox(config: KafkaSection, topics: Sequence[str], group: str) ->
     options = await connection_options(config, seconds=config.connect_timeout_seconds)
     # Making it does not wait; a cancellation now would leave one behind that nobody stops.
     with trio.CancelScope(shield=True):
-        consumer = await aio.call(_make_consumer, topics, group, options)
+        consumer = await aio.call(_make_consumer, group, options)
     try:
         with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
+            # Not before: it would wait for partitions, which the group has to give once more when a member has died, and
+            # that takes as long as its session. Giving up on it and joining again would only prolong that.
+            await aio.call(_subscribe, consumer, topics)
         yield Inbox(consumer, config)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
 
-async def _make_consumer(topics: Sequence[str], group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
+async def _subscribe(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> None:
+    """asyncio-flavoured."""
+    consumer.subscribe(list(topics))
+
+
+async def _make_consumer(group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
     """asyncio-flavoured: aiokafka's constructor needs the running loop."""
     return AIOKafkaConsumer(
-        *topics,
         **options,
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        # A member that froze is left out after so long, and its partitions go to the others.
-        session_timeout_ms=10_000,
+        session_timeout_ms=int(SESSION_SECONDS * 1000),
         heartbeat_interval_ms=3_000,
         # A topic that is made later is found within this time.
         metadata_max_age_ms=10_000,
