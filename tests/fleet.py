@@ -175,12 +175,12 @@ class Fleet:
     async def ended(self, ids: Collection[int], *, hurry: bool = True) -> dict[int, str]:
         """Wait until each has an outcome; in a `hurry` nothing backs off for long."""
 
-        async def outcomes() -> dict[int, str] | None:
+        async def outcomes() -> dict[int, str]:
             if hurry:
                 await self.hurry()
             rows = await self.ledger.query("SELECT id, outcome FROM scenarios WHERE id = ANY($1)", list(ids))
             found = {row["id"]: row["outcome"] for row in rows}
-            return found if found.keys() == set(ids) and all(found.values()) else None
+            return found if found.keys() == set(ids) and all(found.values()) else {}
 
         return await until(outcomes, described=f"outcomes of {sorted(ids)}: {await self.rows(ids)}")
 
@@ -195,9 +195,9 @@ class Fleet:
     async def has(self, condition: str, *args: object) -> dict[str, Any]:
         """Wait for a scenario about which this is true; returns its row."""
 
-        async def found() -> dict[str, Any] | None:
+        async def found() -> dict[str, Any]:
             rows = await self.ledger.query(f"SELECT * FROM scenarios WHERE {condition} ORDER BY id LIMIT 1", *args)  # noqa: S608 - ours
-            return rows[0] if rows else None
+            return rows[0] if rows else {}
 
         return await until(found, described=condition)
 
@@ -225,7 +225,7 @@ class Fleet:
     async def runner(self, scenario_id: int) -> psutil.Process:
         """Wait for that scenario's runner, past the leash."""
 
-        async def found() -> psutil.Process | None:
+        async def found() -> list[psutil.Process]:
             marker = f"{scenario_id}/runner.toml"
             for process in self.runners():
                 try:
@@ -233,10 +233,11 @@ class Fleet:
                 except psutil.NoSuchProcess:
                     continue
                 if command[-1].endswith(f"/{marker}") and not any("leash" in argument for argument in command):
-                    return process
-            return None
+                    return [process]
+            return []
 
-        return await until(found, described=f"a runner of scenario {scenario_id}")
+        (runner,) = await until(found, described=f"a runner of scenario {scenario_id}")
+        return runner
 
     async def no_runners(self) -> None:
         async def none() -> bool:

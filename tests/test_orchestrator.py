@@ -103,12 +103,14 @@ def start_headers(command_id: str) -> list[tuple[str, bytes]]:
 
 
 async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_again(fleet: Fleet, clip: Path) -> None:
+    hostile: list[dict[str, Any]] = [{"self": {}}, {"inference": {"url": "http://evil"}}, {"video": {"stride": 0}}]
     evil = [
-        json.dumps({"scenario_id": 7, "video_path": str(clip), "settings": settings}).encode()
-        for settings in ({"self": {}}, {"inference": {"url": "http://evil"}}, {"video": {"stride": 0}})
+        json.dumps({"scenario_id": 7, "video_path": str(clip), "settings": settings}).encode() for settings in hostile
     ]
     evil += [b"\xff\xfe", b"{}", b"[" * 10_000, b"x" * 100_000]
-    records = [(fleet.command_topic, b"7", value, start_headers(f"c{n}")) for n, value in enumerate(evil)]
+    records: list[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]] = [
+        (fleet.command_topic, b"7", value, start_headers(f"c{n}")) for n, value in enumerate(evil)
+    ]
     records += [
         (fleet.command_topic, b"7", None, []),
         (fleet.command_topic, b"9", b'{"scenario_id": 9}', [("ce_id", b"s"), ("ce_type", b"trio-runner.stop.v1")]),

@@ -36,8 +36,8 @@ class Inbox:
 
     async def receive(self, *, wait_seconds: float, limit: int) -> list[Record]:
         """The next records, as soon as there are any; none after `wait_seconds`, or while no broker answers."""
-        # While partitions are dealt out anew aiokafka waits for that, whatever it was told. Who left the group for it would
-        # have them dealt out once more.
+        # While partitions are dealt out anew aiokafka waits for that, whatever it was told. Who left the group for it
+        # would have them dealt out once more.
         with named_errors(self._config, seconds=wait_seconds + REBALANCE_SECONDS):
             batches = await aio.call(
                 partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000), max_records=limit)
@@ -68,8 +68,8 @@ async def open_inbox(config: KafkaSection, topics: Sequence[str], group: str) ->
     try:
         with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
-            # Not before: it would wait for partitions, which the group has to give once more when a member has died, and
-            # that takes as long as its session. Giving up on it and joining again would only prolong that.
+            # Not before: it would wait for partitions, which the group has to give once more when a member has died,
+            # and that takes as long as its session. Giving up on it and joining again would only prolong that.
             await aio.call(_subscribe, consumer, topics)
         yield Inbox(consumer, config)
     finally:
