@@ -17,7 +17,7 @@ import msgspec
 import psutil
 import pytest
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
-from fake_inference import Fake, Fault, open_fake
+from fake_inference import Fake, Fault, Plan, open_fake
 from fleet import Fleet, open_fleet
 from harness import Cli, Running, Servers, free_port, until
 
@@ -70,6 +70,19 @@ async def held(fleet: Fleet, fake: Fake, scenario_id: int, frames: int = 4) -> p
 def hold(fake: Fake, number: int = 6) -> None:
     """Keep the answers from this frame on until the gate opens."""
     fake.held = lambda each: each >= number
+
+
+def once(*numbers: int) -> Plan:
+    """Each of these pictures meets a failing service the first time."""
+    left = set(numbers)
+
+    def plan(_: int, painted: int) -> Fault | None:
+        if painted not in left:
+            return None
+        left.remove(painted)
+        return Fault.STATUS_500
+
+    return plan
 
 
 # commands on Kafka
@@ -205,15 +218,7 @@ async def test_a_poison_scenario_has_max_failures_attempts_and_one_dead_letter(
 
 
 async def test_a_scenario_that_always_makes_progress_finishes(fleet: Fleet, fake: Fake, clip: Path) -> None:
-    met: set[int] = set()
-
-    def once_every_ten_frames(_: int, painted: int) -> Fault | None:
-        if painted % 10 == 5 and painted not in met:
-            met.add(painted)
-            return Fault.STATUS_500
-        return None
-
-    fake.plan = once_every_ten_frames
+    fake.plan = once(*range(5, 60, 10))
     given = await fleet.submit(clip, 0, "scenario.max_failures=1", "inference.in_flight=1")
     async with fleet.orchestrator():
         await fleet.completed([given])
@@ -376,15 +381,7 @@ STEPS = {
 async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
     fleet: Fleet, fake: Fake, clip: Path, step: str
 ) -> None:
-    met: set[int] = set()
-
-    def die_once(_: int, painted: int) -> Fault | None:
-        if painted in (20, 40) and painted not in met:
-            met.add(painted)
-            return Fault.STATUS_500
-        return None
-
-    fake.plan = die_once
+    fake.plan = once(20, 40)
     for each in (7, 8):
         await fleet.command("start", each, video_path=str(clip))
     async with fleet.orchestrator(dying=STEPS[step]) as running:
@@ -408,21 +405,27 @@ async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
 # peers that are away
 
 
-async def test_without_kafka_everything_finishes_by_the_ledger_alone(fleet: Fleet, fake: Fake, clip: Path) -> None:
-    fake.plan = lambda _, painted: Fault.STATUS_500 if painted == 20 and len(fake.numbers) < 40 else None
-    fleet.common["kafka"] = {
+async def test_an_orchestrator_without_kafka_finishes_everything_by_the_ledger(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    """Its runners have Kafka: without it none of them starts, since it could not announce its death."""
+    fake.plan = once(20)
+    given = await fleet.submit(clip)
+    missing = await fleet.submit(fleet.directory / "missing.mp4")
+    template = fleet.config("runners")
+    nowhere = {
         "brokers": f"127.0.0.1:{free_port()}",
         "connect_timeout_seconds": 0.5,
         "publish_timeout_seconds": 0.5,
     }
-    given = await fleet.submit(clip)
-    missing = await fleet.submit(fleet.directory / "missing.mp4")
-    async with fleet.orchestrator() as running:
-        # Not even a runner starts where its death could not be told; nobody looks but at the ledger.
-        await fleet.has("id = $1 AND epoch > 1", given)
-        assert not running.exited()
-    rows = {row["id"]: row for row in await fleet.rows([given, missing])}
-    assert rows[given]["last_error"]["code"] == "kafka_unreachable"
+    async with fleet.orchestrator(kafka=nowhere, orchestrator={"runner_config": str(template)}):
+        assert await fleet.ended([given, missing]) == {given: "completed", missing: "failed"}
+    assert len(await fleet.ledger.attempts(given)) == 2
+    await fleet.ledger.check_invariants(given)
+    # That it was given up is told by the next that has Kafka.
+    async with fleet.orchestrator():
+        await fleet.has("id = $1 AND dead_letter_due IS NULL", missing)
+    assert len(await fleet.messages(fleet.dead_letter_topic)) == 1
 
 
 async def test_a_database_that_drops_its_connections_is_waited_for(
