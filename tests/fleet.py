@@ -1,272 +1,308 @@
-"""Three machines, one ledger: `python tests/fleet.py --scenarios N`, which takes root.
-
-Each machine is a network namespace with an orchestrator and its runners. While the work goes on one is cut off, one is
-killed with all that runs on it, one is frozen past its leases. Afterwards every scenario is held against the same
-invariants as in a campaign, no scenario had two attempts at once, no machine more runners than it has room for, and the
-time is taken from each fault to the next attempt of what had run there.
-"""
+"""A fleet under test: orchestrators as real processes on a database, topics and a consumer group of one test's own."""
 
 from __future__ import annotations
 
-import argparse
-import signal
+import asyncio
+import json
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import clips
+import aiokafka
+import psutil
 import trio
-from campaign_invariants import Evidence, violations
-from campaign_world import Host
-from fake_inference import Fake, open_fake, random_delays
-from fleet_network import Machine, open_machines, why_not
-from harness import Event, Ledger, Servers, as_toml, command, read_topic, until
+from database_server import OWNER, DatabaseServer
+from harness import PATIENCE_SECONDS, Cli, Ledger, Running, Servers, _read, as_toml, until
 
-from trio_runner import aio
-from trio_runner.backlog import Backlog
-from trio_runner.config import load_config
-from trio_runner.store import open_store
+from trio_runner.orchestrator.commands import START, STOP
 
-NAMES = ("cut", "killed", "frozen")
-TOPIC = "runner.retry"
-FRAMES, SIZE = 30, (320, 240)
-SKIPPED = 75
-FINISH_SECONDS = 900.0
+DYING = """\
+import os, signal, sys
+from functools import wraps
+from importlib import import_module
+from trio_runner.cli import main
+
+module, kind, method, when, wanted = sys.argv.pop(1).split(":")
+owner = getattr(import_module(module), kind)
+function = getattr(owner, method)
+
+@wraps(function)
+async def dying(*args, **kwargs):
+    if when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = await function(*args, **kwargs)
+    if result or not wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, method, dying)
+sys.exit(main())
+"""
+"""`trio-runner` that kills itself before or after a call; given `wanted`, after one that returns something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A record of any topic."""
+
+    key: bytes | None
+    value: bytes
+    headers: dict[str, str]
 
 
 @dataclass(kw_only=True)
 class Fleet:
-    """What is known of one run."""
+    """Everything that one test's orchestrators share."""
 
+    name: str
     servers: Servers
+    section: dict[str, Any]
     ledger: Ledger
-    machines: list[Machine]
-    scenarios: int
-    room: int
-    faults: list[tuple[str, float]] = field(default_factory=list)
-    """Which machine, and when, in seconds since 1970."""
+    cli: Cli
+    directory: Path
+    inference_url: str
+    common: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    async def count(self, condition: str) -> int:
-        """How many scenarios are so."""
-        (row,) = await self.ledger.query(f"SELECT count(*) AS n FROM scenarios WHERE {condition}")  # noqa: S608 - ours
-        return int(row["n"])
+    @property
+    def retry_topic(self) -> str:
+        return f"retry.{self.name}"
 
-    async def at_least(self, number: int, condition: str) -> None:
-        """Wait until so many scenarios are so."""
+    @property
+    def command_topic(self) -> str:
+        return f"commands.{self.name}"
 
-        async def so() -> bool:
-            return await self.count(condition) >= number
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"dead-letters.{self.name}"
 
-        await until(so, described=f"{number} scenarios with {condition}", seconds=FINISH_SECONDS)
-
-
-def _config(name: str, servers: Servers, directory: Path, options: argparse.Namespace) -> str:
-    return as_toml(
-        {
-            "runner": {"id": name, "data_dir": str(directory / name)},
-            "inference": {"url": servers.inference_url},
-            "database": servers.database | {"lease_seconds": options.lease, "batch_frames": 4},
-            "kafka": {"brokers": servers.brokers, "retry_topic": TOPIC},
-            "orchestrator": {"node": name, "max_runners": options.room},
+    def config(self, node: str = "node_1", **sections: dict[str, Any]) -> Path:
+        """A config for an orchestrator that is quicker than as shipped, and shows what it does as JSON."""
+        base: dict[str, dict[str, Any]] = {
+            "runner": {"data_dir": f"{node}.data", "drain_seconds": 5.0},
+            "log": {"format": "json"},
+            "inference": {"url": self.inference_url},
+            "database": self.section | {"batch_frames": 4, "lease_seconds": 6.0},
+            "pipeline": {"max_buffered_frames": 8},
+            "kafka": {"brokers": self.servers.brokers, "retry_topic": self.retry_topic},
+            "orchestrator": {
+                "node": node,
+                "group": f"group.{self.name}",
+                "command_topic": self.command_topic,
+                "dead_letter_topic": self.dead_letter_topic,
+                "starts_per_second": 20.0,
+                "start_timeout_seconds": 8.0,
+                "poll_seconds": 0.1,
+                "reap_seconds": 0.5,
+                "stop_timeout_seconds": 20.0,
+            },
         }
-    )
+        for name in {*self.common, *sections}:
+            base[name] = base.get(name, {}) | self.common.get(name, {}) | sections.get(name, {})
+        path = self.directory / f"{node}.toml"
+        path.write_text(as_toml(base))
+        return path
 
+    @asynccontextmanager
+    async def orchestrator(
+        self, node: str = "node_1", *, dying: str = "", config: Path | None = None, **sections: dict[str, Any]
+    ) -> AsyncIterator[Running]:
+        """One that listens; `dying` names the call that it kills itself at."""
+        program = None
+        if dying:
+            (self.directory / "dying.py").write_text(DYING)
+            program = [sys.executable, str(self.directory / "dying.py"), dying]
+        path = config or self.config(node, **sections)
+        async with self.cli.started("orchestrate", path, program=program) as running:
+            yield running
 
-async def _break(fleet: Fleet, lease_seconds: float) -> None:
-    """One machine after the other, each while it has work."""
-    for machine in fleet.machines:
-        await fleet.at_least(1, f"node = '{machine.fate}' AND status = 'active' AND outcome IS NULL")
-        fleet.faults.append((machine.fate, time.time()))
-        say(f"{machine.fate}: now, with {await fleet.count('outcome IS NOT NULL')} scenarios done")
-        if machine.fate == "cut":
-            machine.plug("down")
-            await trio.sleep(2 * lease_seconds)
-            machine.plug("up")
-        elif machine.fate == "killed":
-            machine.signal_all(signal.SIGKILL)
-        else:
-            machine.signal_all(signal.SIGSTOP)
-            await trio.sleep(2 * lease_seconds)
-            machine.signal_all(signal.SIGCONT)
-
-
-async def _wrong(fleet: Fleet, clip: Path) -> list[str]:
-    events: dict[str, list[Event]] = {}
-    for event in await read_topic(fleet.servers.brokers, TOPIC):
-        events.setdefault(event.key, []).append(event)
-    truth = list(range(FRAMES))
-    wrong = []
-    for scenario in await fleet.ledger.query("SELECT * FROM scenarios ORDER BY id"):
-        found = scenario["id"]
-        if scenario["outcome"] != "completed":
-            wrong.append(f"scenario {found} is {scenario['status']}, {scenario['outcome']}: {scenario['last_error']}")
-        evidence = Evidence(
-            scenario=scenario,
-            predictions=await fleet.ledger.predictions(found),
-            attempts=await fleet.ledger.attempts(found),
-            deaths=await fleet.ledger.retry_events(found),
-            # One that could not reach the ledger may say of an attempt that it has died which the ledger knows better.
-            events=[event for event in events.get(str(found), []) if event.body["epoch"] < scenario["epoch"]],
-            spooled=set(),
-            traces=[],
-            truth=truth,
-            size=SIZE,
-            most_repeated=FRAMES,
+    async def submit(self, video: Path, scenario_id: int = 0, *settings: str) -> int:
+        """By the verb."""
+        arguments = [argument for each in settings for argument in ("--set", each)]
+        done = await self.cli(
+            "submit", self.config("submitter"), "--video", video, "--id", str(scenario_id), *arguments
         )
-        wrong += [f"scenario {found}: {told}" for told in violations(evidence)]
-    overlaps = await fleet.ledger.query(
-        "SELECT a.scenario_id, a.epoch FROM attempts a JOIN attempts b USING (scenario_id)"
-        " WHERE b.epoch > a.epoch AND b.started_at < a.ended_at"
-    )
-    wrong += [
-        f"scenario {row['scenario_id']}: attempt {row['epoch']} was not over when the next began" for row in overlaps
-    ]
-    crowded = await fleet.ledger.query(
-        "SELECT split_part(a.runner_id, '-', 1) AS node, max((SELECT count(*) FROM attempts b"
-        " WHERE split_part(b.runner_id, '-', 1) = split_part(a.runner_id, '-', 1)"
-        " AND b.started_at <= a.started_at AND b.ended_at > a.started_at)) AS most FROM attempts a GROUP BY 1"
-    )
-    wrong += [f"{row['node']} had {row['most']} runners at once" for row in crowded if row["most"] > fleet.room]
-    return wrong
+        assert done.code == 0, done.err
+        return int(done.out.split()[1])
 
-
-async def _moves(fleet: Fleet) -> list[float]:
-    """Seconds from a fault to the next attempt of each scenario that ran on that machine."""
-    seconds = []
-    for name, at in fleet.faults:
-        rows = await fleet.ledger.query(
-            "SELECT extract(epoch FROM n.started_at)::float8 - $2 AS later FROM attempts a"
-            " JOIN attempts n ON n.scenario_id = a.scenario_id AND n.epoch = a.epoch + 1"
-            " WHERE a.runner_id LIKE $1 AND a.started_at <= to_timestamp($2) AND a.ended_at > to_timestamp($2)",
-            f"{name}-%",
-            at,
+    async def insert(self, video: Path, ids: Collection[int], settings: Mapping[str, Any] | None = None) -> None:
+        """As the API of the user's own system may do it."""
+        await self.ledger.query(
+            "INSERT INTO scenarios (id, video_path, settings) SELECT unnest($1::bigint[]), $2, $3",
+            list(ids),
+            str(video),
+            settings or {},
         )
-        seconds += [row["later"] for row in rows]
-    return sorted(seconds)
 
+    async def create_schema(self) -> None:
+        done = await self.cli("init-db", self.config("dba"))
+        assert done.code == 0, done.err
 
-async def _play(options: argparse.Namespace, directory: Path, clip: Path) -> int:
-    hosts = {service: Host(directory, service) for service in ("database", "kafka")}
-    async with trio.open_nursery() as nursery:
-        for host in hosts.values():
-            nursery.start_soon(host.start)
-    try:
-        async with open_fake(delay=random_delays(options.seed, options.delay)) as fake:
-            return await _with_servers(options, directory, clip, _servers(hosts, fake))
-    finally:
-        for host in hosts.values():
-            host.close()
-
-
-def _servers(hosts: dict[str, Host], fake: Fake) -> Servers:
-    database: dict[str, Any] = hosts["database"].address
-    return Servers(
-        database_url=database["url"],
-        password_file=Path(database["password_file"]),
-        brokers=hosts["kafka"].address["brokers"],
-        inference_url=fake.url,
-    )
-
-
-async def _with_servers(options: argparse.Namespace, directory: Path, clip: Path, servers: Servers) -> int:
-    ports = [
-        int(address.partition("/")[0].rpartition(":")[2])
-        for address in (
-            servers.database_url.partition("@")[2],
-            servers.brokers,
-            servers.inference_url.partition("//")[2],
-        )
-    ]
-    async with open_machines(NAMES, ports, directory) as machines:
-        fleet = Fleet(
-            servers=servers, ledger=Ledger(servers), machines=machines, scenarios=options.scenarios, room=options.room
-        )
-        for machine, name in zip(machines, NAMES, strict=True):
-            machine.fate = name
-            path = directory / f"{name}.toml"
-            path.write_text(_config(name, servers, directory, options))
-            if machine is machines[0]:
-                await _submit(path, options.scenarios, clip)
-        started = time.monotonic()
-        for machine in machines:
-            machine.start(
-                command("orchestrate", str(directory / f"{machine.fate}.toml")), directory / f"{machine.fate}.log"
+    async def command(self, kind: str, scenario_id: int, command_id: str = "", **body: Any) -> None:
+        await self.send(
+            (
+                self.command_topic,
+                str(scenario_id).encode(),
+                json.dumps({"scenario_id": scenario_id, **body}).encode(),
+                [
+                    ("ce_id", (command_id or str(uuid.uuid4())).encode()),
+                    ("ce_type", {"start": START, "stop": STOP}[kind].encode()),
+                ],
             )
-        await _break(fleet, options.lease)
-        await fleet.at_least(options.scenarios, "outcome IS NOT NULL")
-        took = time.monotonic() - started
-        await _all_told(fleet)
-        wrong = await _wrong(fleet, clip)
-        moves = await _moves(fleet)
-        (counts,) = await fleet.ledger.query(
-            "SELECT count(*) AS attempts, count(*) FILTER (WHERE outcome <> 'completed') AS deaths FROM attempts"
         )
-    for each in wrong:
-        say(each)
-    say(
-        f"{options.scenarios} scenarios, {counts['attempts']} attempts, {counts['deaths']} deaths, {took:.0f} s;"
-        f" time to move with a lease of {options.lease:g} s: {_percentiles(moves)}; violations {len(wrong)}"
+
+    async def send(self, *records: tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes]]]) -> None:
+        """Records as they are: topic, key, value, headers."""
+        await trio.to_thread.run_sync(lambda: asyncio.run(_send(self.servers.brokers, records)))
+
+    async def messages(self, topic: str) -> list[Message]:
+        records = await trio.to_thread.run_sync(lambda: asyncio.run(_read(self.servers.brokers, topic.__eq__, {})))
+        return [
+            Message(
+                key=record.key, value=record.value, headers={name: value.decode() for name, value in record.headers}
+            )
+            for record in records
+        ]
+
+    async def lag(self, topic: str) -> int:
+        """How many records of the topic the group has yet to commit."""
+        group = f"group.{self.name}"
+        return await trio.to_thread.run_sync(lambda: asyncio.run(_lag(self.servers.brokers, topic, group)))
+
+    async def ended(self, ids: Collection[int], *, hurry: bool = True) -> dict[int, str]:
+        """Wait until each has an outcome; in a `hurry` nothing backs off for long."""
+
+        async def outcomes() -> dict[int, str]:
+            if hurry:
+                await self.hurry()
+            rows = await self.ledger.query("SELECT id, outcome FROM scenarios WHERE id = ANY($1)", list(ids))
+            found = {row["id"]: row["outcome"] for row in rows}
+            return found if found.keys() == set(ids) and all(found.values()) else {}
+
+        return await until(outcomes, described=f"outcomes of {sorted(ids)}: {await self.rows(ids)}")
+
+    async def hurry(self) -> None:
+        await self.ledger.query(
+            "UPDATE scenarios SET not_before = now() WHERE status = 'init_startup' AND not_before > now()"
+        )
+
+    async def rows(self, ids: Collection[int]) -> list[dict[str, Any]]:
+        return await self.ledger.query("SELECT * FROM scenarios WHERE id = ANY($1) ORDER BY id", list(ids))
+
+    async def has(self, condition: str, *args: object) -> dict[str, Any]:
+        """Wait for a scenario about which this is true; returns its row."""
+
+        async def found() -> dict[str, Any]:
+            rows = await self.ledger.query(f"SELECT * FROM scenarios WHERE {condition} ORDER BY id LIMIT 1", *args)  # noqa: S608 - ours
+            return rows[0] if rows else {}
+
+        return await until(found, described=condition)
+
+    async def completed(self, ids: Collection[int], frames: int = 60) -> None:
+        """All of them do, and every frame is there once."""
+        assert await self.ended(ids) == dict.fromkeys(ids, "completed"), await self.rows(ids)
+        for each in ids:
+            await self.ledger.check_invariants(each)
+            indices = [row["frame_index"] for row in await self.ledger.predictions(each)]
+            assert indices == list(range(frames))
+
+    def runners(self) -> list[psutil.Process]:
+        """The living runners of this test, whoever started them."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            command = process.cmdline()
+            living = process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        mine = any(str(self.directory) in argument and argument.endswith("runner.toml") for argument in command)
+        return living and "run" in command and "-m" in command and mine
+
+    async def runner(self, scenario_id: int) -> psutil.Process:
+        """Wait for that scenario's runner, past the leash."""
+
+        async def found() -> list[psutil.Process]:
+            marker = f"{scenario_id}/runner.toml"
+            for process in self.runners():
+                try:
+                    command = process.cmdline()
+                except psutil.NoSuchProcess:
+                    continue
+                if command[-1].endswith(f"/{marker}") and not any("leash" in argument for argument in command):
+                    return [process]
+            return []
+
+        (runner,) = await until(found, described=f"a runner of scenario {scenario_id}")
+        return runner
+
+    async def no_runners(self) -> None:
+        async def none() -> bool:
+            return not self.runners()
+
+        await until(none, described="no runners")
+
+    async def clean_up(self) -> None:
+        """Whatever still lives of this test's runners is killed."""
+        for process in self.runners():
+            process.kill()
+        await self.no_runners()
+
+
+@asynccontextmanager
+async def open_fleet(
+    server: DatabaseServer, servers: Servers, cli: Cli, directory: Path, inference_url: str
+) -> AsyncIterator[Fleet]:
+    """With a database that nobody else uses."""
+    name = uuid.uuid4().hex[:12]
+    await server.as_superuser(f"CREATE DATABASE fleet_{name} OWNER {OWNER}")
+    mine = Servers(
+        database_url=f"postgresql://{OWNER}@127.0.0.1:{server.port}/fleet_{name}",
+        password_file=server.password_file,
+        brokers=servers.brokers,
+        inference_url=servers.inference_url,
     )
-    return 1 if wrong else 0
+    fleet = Fleet(
+        name=name,
+        servers=mine,
+        section=server.section(host="127.0.0.1", database=f"fleet_{name}"),
+        ledger=Ledger(mine),
+        cli=cli,
+        directory=directory,
+        inference_url=inference_url,
+    )
+    try:
+        await fleet.create_schema()
+        yield fleet
+    finally:
+        with trio.move_on_after(PATIENCE_SECONDS, shield=True):
+            await fleet.clean_up()
 
 
-async def _submit(config: Path, scenarios: int, clip: Path) -> None:
-    live = load_config(config)
-    async with aio.open_loop(), open_store(live.database, application_name="fleet") as store:
-        await store.create_schema()
-        for number in range(1, scenarios + 1):
-            await Backlog(store).submit(number, str(clip), {}, max_failures=5, max_epochs=50)
+async def _send(brokers: str, records: Sequence[Any]) -> None:
+    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=brokers)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await producer.start()
+        try:
+            for topic, key, value, headers in records:
+                await producer.send_and_wait(topic, value, key, headers=list(headers))
+        finally:
+            await producer.stop()  # noqa: ASYNC102 - asyncio code, and a timeout bounds it
 
 
-async def _all_told(fleet: Fleet) -> None:
-    """A death whose reporter was killed between the ledger and Kafka is told by a reaper, a minute later."""
-
-    async def told() -> bool:
-        (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM untold_events WHERE reporter <> 'takeover'")
-        return not row["n"]
-
-    await until(told, described="no death left to tell", seconds=150)
-
-
-def _percentiles(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return "nothing moved"
-    p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * share))] for share in (0.5, 0.99))
-    return f"p50 {p50:.1f} s, p99 {p99:.1f} s of {len(seconds)}"
-
-
-def say(text: str) -> None:
-    """At once, for whoever watches."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def main() -> int:
-    """Run a fleet; 1 where something was violated, 75 where this machine cannot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenarios", type=int, default=200)
-    parser.add_argument("--room", type=int, default=4, help="runners on each machine")
-    parser.add_argument("--lease", type=float, default=30.0, help="database.lease_seconds")
-    parser.add_argument("--delay", type=float, default=0.3, help="of an answer, at most, in seconds")
-    parser.add_argument("--seed", type=int, default=1, help="of the delays")
-    parser.add_argument("--directory", type=Path, help="a new one, where the logs are left")
-    options = parser.parse_args()
-    if missing := why_not():
-        say(missing)
-        return SKIPPED
-    # Who is told to end, by `timeout` for instance, takes machines and servers along.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    directory: Path = (options.directory or Path(tempfile.mkdtemp(prefix="trio-runner-fleet-"))).absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    clip = clips.pixel_coded(directory / "clip.mp4", frames=FRAMES, size=SIZE)
-    return trio.run(partial(_play, options, directory, clip))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+async def _lag(brokers: str, topic: str, group: str) -> int:
+    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=brokers, group_id=group, enable_auto_commit=False)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await consumer.start()
+        try:
+            await consumer.topics()
+            partitions = [
+                aiokafka.TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
+            ]
+            ends = await consumer.end_offsets(partitions)
+            return sum([end - (await consumer.committed(partition) or 0) for partition, end in ends.items()])
+        finally:
+            await consumer.stop()  # noqa: ASYNC102 - the same

@@ -88,6 +88,10 @@ class Running:
     def err(self) -> str:
         return self._err.read_text()
 
+    def exited(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._process.poll() is not None
+
     async def wait(self) -> Finished:
         """Wait for its end, bounded."""
         with trio.move_on_after(PATIENCE_SECONDS):

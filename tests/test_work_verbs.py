@@ -81,16 +81,7 @@ async def test_a_scenario_is_submitted_stopped_and_tried_again(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, clip: Path
 ) -> None:
     config = write_config()
-    submit: list[str | Path] = [
-        "submit",
-        config,
-        "--video",
-        clip,
-        "--id",
-        str(scenario_id),
-        "--set",
-        "scenario.max_failures=3",
-    ]
+    submit = ("submit", config, "--video", clip, "--id", str(scenario_id), "--set", "scenario.max_failures=3")
     for _ in range(2):
         done = await cli(*submit)
         assert (done.code, done.out) == (0, f"scenario {scenario_id} is submitted\n"), done.err

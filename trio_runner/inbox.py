@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REORDERING_SECONDS: Final = 30.0
-"""How long a group may take to give out its partitions anew: three times what a member that froze is waited for."""
+SESSION_SECONDS: Final = 10.0
+"""A member that froze for so long is left out, and its partitions go to the others."""
+
+REBALANCE_SECONDS: Final = 3 * SESSION_SECONDS
+"""How long partitions may be dealt out anew: the broker waits for each member as long as for one that froze."""
 
 _REBALANCING: Final = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
 
@@ -39,7 +42,9 @@ class Inbox:
 
     async def receive(self, *, wait_seconds: float, limit: int) -> list[Record]:
         """The next records, as soon as there are any; none after `wait_seconds`, or while no broker answers."""
-        with named_errors(self._config, seconds=wait_seconds + REORDERING_SECONDS):
+        # While partitions are dealt out anew aiokafka waits for that, whatever it was told. Who left the group for it
+        # would have them dealt out once more.
+        with named_errors(self._config, seconds=wait_seconds + REBALANCE_SECONDS):
             batches = await aio.call(
                 partial(self._consumer.getmany, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             )
@@ -74,11 +79,17 @@ async def open_inbox(config: KafkaSection, topics: Sequence[str], group: str) ->
     try:
         with named_errors(config, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
-        # Not before: `start` would wait until every other member has been heard, or is given up.
-        consumer.subscribe(list(topics))
+            # Not before: it would wait for partitions, which the group has to give once more when a member has died,
+            # and that takes as long as its session. Giving up on it and joining again would only prolong that.
+            await aio.call(_subscribe, consumer, topics)
         yield Inbox(consumer, config)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
+
+
+async def _subscribe(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> None:
+    """asyncio-flavoured."""
+    consumer.subscribe(list(topics))
 
 
 async def _make_consumer(group: str, options: dict[str, Any]) -> AIOKafkaConsumer:
@@ -88,8 +99,7 @@ async def _make_consumer(group: str, options: dict[str, Any]) -> AIOKafkaConsume
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        # A member that froze is left out after so long, and its partitions go to the others.
-        session_timeout_ms=10_000,
+        session_timeout_ms=int(SESSION_SECONDS * 1000),
         heartbeat_interval_ms=3_000,
         # A topic that is made later is found within this time.
         metadata_max_age_ms=10_000,
