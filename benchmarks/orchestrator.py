@@ -219,7 +219,7 @@ async def _publish(config: Config, event: retry.RetryEvent, times: int) -> None:
             await producer.send(config.kafka.retry_topic, body, key=b"1", headers=headers)
         await producer.flush()
     finally:
-        await producer.stop()
+        await producer.stop()  # noqa: ASYNC102 - asyncio code, and a benchmark
 
 
 async def _committed(config: Config) -> int:
@@ -233,7 +233,7 @@ async def _committed(config: Config) -> int:
         partitions = [TopicPartition(config.kafka.retry_topic, number) for number in range(4)]
         return sum([await consumer.committed(partition) or 0 for partition in partitions])
     finally:
-        await consumer.stop()
+        await consumer.stop()  # noqa: ASYNC102 - the same
 
 
 async def memory(_: argparse.Namespace) -> None:

@@ -114,7 +114,7 @@ NO_JSON = (
     GOOD.replace(b"dog", b"d\\ud800\\u0041g"),
     GOOD.replace(b" ", b"\xc2\xa0"),
     GOOD.replace(b" ", b"\x0b"),
-    gzip.compress(GOOD),
+    gzip.compress(GOOD, mtime=0),
     zlib.compress(GOOD),
     base64.b64encode(GOOD),
     b"\x81\xabpredictions\x90",
