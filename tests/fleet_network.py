@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,7 +107,7 @@ async def open_machines(names: Sequence[str], ports: Sequence[int], directory: P
             inside("link", "set", "lo", "up")
         async with trio.open_nursery() as nursery:
             for port in ports:
-                await nursery.start(partial(_forward, f"{subnet}.1", "127.0.0.1", port))
+                await nursery.start(partial(trio.serve_tcp, _forwarder("127.0.0.1", port), port, host=f"{subnet}.1"))
             for machine in machines:
                 log = directory / f"{machine.name}.forwarder.log"
                 machine.start([sys.executable, __file__, f"{subnet}.1", *map(str, ports)], log)
@@ -126,10 +126,8 @@ def _ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout
 
 
-async def _forward(
-    host: str, target: str, port: int, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Pass on what comes to `host`:`port` to the same port of `target`."""
+def _forwarder(target: str, port: int) -> Callable[[trio.SocketStream], Awaitable[None]]:
+    """Passes on what comes to that port of `target`."""
 
     async def serve(client: trio.SocketStream) -> None:
         async with client:
@@ -142,7 +140,7 @@ async def _forward(
                 both.start_soon(_pump, client, server)
                 both.start_soon(_pump, server, client)
 
-    await trio.serve_tcp(serve, port, host=host, task_status=task_status)
+    return serve
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
@@ -158,7 +156,7 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 async def _main(target: str, ports: Sequence[int]) -> None:
     async with trio.open_nursery() as nursery:
         for port in ports:
-            nursery.start_soon(_forward, "127.0.0.1", target, port)
+            nursery.start_soon(partial(trio.serve_tcp, _forwarder(target, port), port, host="127.0.0.1"))
 
 
 if __name__ == "__main__":
