@@ -18,7 +18,11 @@ import trio
 from database_server import OWNER, DatabaseServer
 from harness import PATIENCE_SECONDS, Cli, Ledger, Running, Servers, _read, as_toml, until
 
+from trio_runner import aio
+from trio_runner.config import DatabaseSection
+from trio_runner.config.settings import parse_settings
 from trio_runner.orchestrator.commands import START, STOP
+from trio_runner.store import open_store
 
 DYING = """\
 import os, signal, sys
@@ -120,13 +124,13 @@ class Fleet:
             yield running
 
     async def submit(self, video: Path, scenario_id: int = 0, *settings: str) -> int:
-        """By the verb."""
-        arguments = [argument for each in settings for argument in ("--set", each)]
-        done = await self.cli(
-            "submit", self.config("submitter"), "--video", video, "--id", str(scenario_id), *arguments
+        """As the verb does, without starting a process for it."""
+        sections = parse_settings(settings)
+        failures = sections.get("scenario", {}).get("max_failures", 5)
+        (row,) = await self.ledger.query(
+            "SELECT submit($1, $2, $3, $4, 50) AS id", scenario_id, str(video), sections, failures
         )
-        assert done.code == 0, done.err
-        return int(done.out.split()[1])
+        return int(row["id"])
 
     async def insert(self, video: Path, ids: Collection[int], settings: Mapping[str, Any] | None = None) -> None:
         """As the API of the user's own system may do it."""
@@ -136,10 +140,6 @@ class Fleet:
             str(video),
             settings or {},
         )
-
-    async def create_schema(self) -> None:
-        done = await self.cli("init-db", self.config("dba"))
-        assert done.code == 0, done.err
 
     async def command(self, kind: str, scenario_id: int, command_id: str = "", **body: Any) -> None:
         await self.send(
@@ -252,13 +252,19 @@ class Fleet:
         await self.no_runners()
 
 
+async def prepare(server: DatabaseServer) -> None:
+    """Make the database that each fleet's is a copy of."""
+    async with aio.open_loop(), open_store(DatabaseSection(**server.section()), application_name="fleet") as store:
+        await store.create_schema()
+
+
 @asynccontextmanager
 async def open_fleet(
     server: DatabaseServer, servers: Servers, cli: Cli, directory: Path, inference_url: str
 ) -> AsyncIterator[Fleet]:
     """With a database that nobody else uses."""
     name = uuid.uuid4().hex[:12]
-    await server.as_superuser(f"CREATE DATABASE fleet_{name} OWNER {OWNER}")
+    await server.as_superuser(f"CREATE DATABASE fleet_{name} TEMPLATE {OWNER} OWNER {OWNER}")
     mine = Servers(
         database_url=f"postgresql://{OWNER}@127.0.0.1:{server.port}/fleet_{name}",
         password_file=server.password_file,
@@ -275,7 +281,6 @@ async def open_fleet(
         inference_url=inference_url,
     )
     try:
-        await fleet.create_schema()
         yield fleet
     finally:
         with trio.move_on_after(PATIENCE_SECONDS, shield=True):
