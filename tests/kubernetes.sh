@@ -43,14 +43,14 @@ build() {
     exec 9>&-
 }
 
-compile() {
-    # Without a version clients warn of v0.0.0. Without cgo the pause program needs no library in its image.
+# Without a version clients warn of v0.0.0. Without cgo the pause program needs no library in its image.
+compile() (
     cd "$here/kubernetes"
     CGO_ENABLED=0 GOWORK=off GOFLAGS=-mod=readonly nice go build -trimpath -o "$1/" \
         -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=$version" \
         go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kube-{apiserver,controller-manager,scheduler} \
         k8s.io/kubernetes/cmd/kubelet ./pause
-}
+)
 
 start() {
     local node=${2:-} tool
@@ -147,8 +147,8 @@ until_so() {
 # Backwards, so that nothing is written to what is gone: TERM, and KILL after 20 s.
 stop() {
     local program deadline
+    [[ -f $1/started ]] || return 0
     directory=$(cd "$1" && pwd)
-    [[ -f $directory/started ]] || return 0
     for program in $(tac "$directory/started"); do
         [[ $program != containerd ]] || end_containers
         deadline=$((SECONDS + 20))

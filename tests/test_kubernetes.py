@@ -418,6 +418,13 @@ async def test_what_the_section_has_wrong_is_named(opened: Open, keys: dict[str,
         assert named in await refusal(spawner)
 
 
+@pytest.mark.parametrize("text", ["", "a: [", "[]", '{"current-context": "a"}', "\0"])
+async def test_a_kubeconfig_that_is_none_is_named(opened: Open, tmp_path: Path, text: str) -> None:
+    (tmp_path / "none").write_text(text)
+    async with opened(kubeconfig=str(tmp_path / "none")) as spawner:
+        assert "kubernetes.kubeconfig (" in await refusal(spawner)
+
+
 async def test_an_api_server_that_is_away_refuses_and_is_asked_again(
     cluster: Cluster,
     opened: Open,

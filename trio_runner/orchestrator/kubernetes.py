@@ -90,6 +90,8 @@ class _Kubernetes:
         self._settings, self._node, self._api = config.kubernetes, node, api
         self._nursery, self._on_ended = nursery, on_ended
         self._telling: set[str] = set()
+        self._told: set[str] = set()
+        """By their uids: a list may be older than the label that says so."""
         self._tellers = trio.CapacityLimiter(TELLERS)
         self._running: dict[str, Object] = {}
         """This orchestrator's Jobs that had not ended when they were last looked at."""
@@ -133,7 +135,7 @@ class _Kubernetes:
             logger.info("%s is there already", name)
             return True
         if TOLD not in found["metadata"]["labels"]:
-            raise SpawnRefusedError(f"{name} has ended, and what of, has yet to be reported. It is tried again")
+            raise SpawnRefusedError(f"{name} has ended, which has yet to be reported. It is tried again")
         await self._delete(name, "Background", uid=found["metadata"]["uid"])
         return False
 
@@ -171,7 +173,8 @@ class _Kubernetes:
 
     async def _look(self) -> None:
         jobs = {each["metadata"]["name"]: each for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},!{TOLD}")}
-        ended = [each for each in jobs.values() if is_over(each)]
+        self._told &= {each["metadata"]["uid"] for each in jobs.values()}
+        ended = [each for each in jobs.values() if is_over(each) and each["metadata"]["uid"] not in self._told]
         running = {name: each for name, each in jobs.items() if not is_over(each) and self._is_own(each)}
         gone = [each for name, each in self._running.items() if name not in jobs]
         self._running = running
@@ -220,6 +223,7 @@ class _Kubernetes:
     async def _tell(self, found: Object) -> None:
         await self._on_ended(how_it_ended(found, await self._pods_of(found)))
         await self._api.call("PATCH", f"jobs/{_name(found)}", body={"metadata": {"labels": {TOLD: "yes"}}})
+        self._told.add(found["metadata"]["uid"])
 
     async def _tell_of_deleted(self, found: Object) -> None:
         """Its runner was told SIGTERM and speaks for itself, or else its lease does."""

@@ -6,7 +6,6 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import kr8s
 import kr8s.asyncio
 import trio
@@ -71,9 +70,9 @@ class KubernetesApi:
         except kr8s.ServerError as error:
             status = error.response.status_code if error.response is not None else 0
             raise KubernetesError(f"{_cause(error)}. {self._remedy(status, str(error))}", status) from None
-        except (httpx.HTTPError, kr8s.APITimeoutError, OSError, ValueError, KeyError, TypeError) as error:
-            # What kr8s raises for a kubeconfig that it cannot use is any of the last four.
-            raise self._away(str(error) or type(error).__name__) from None
+        except Exception as error:
+            # httpx for the network, and for a kubeconfig that cannot be used whatever reading it raised.
+            raise self._away(str(error) or type(error).__name__) from error
 
     async def aclose(self) -> None:
         """Close its connections."""
