@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from trio_runner.spool import Spool
 
 
+logger = logging.getLogger(__name__)
+
+
 @asynccontextmanager
 async def open_doors(
     config: Config, spool: Spool, *, on_passed: Callable[[], None] = lambda: None
@@ -38,11 +42,21 @@ async def open_doors(
     async with spawn_decoder(config.video, on_passed=on_passed) as video:
         await spool.reserve()
         async with _open_ledger(config) as store:
-            await retry.check_broker(config.kafka)
-            await flush(config, spool)
+            await _check_kafka(config, spool)
             async with _open_inference(config) as inference:
                 await video.open()
                 yield store, inference, video
+
+
+async def _check_kafka(config: Config, spool: Spool) -> None:
+    try:
+        await retry.check_broker(config.kafka)
+    except RunnerError as error:
+        if config.kafka.required:
+            raise
+        logger.warning("a death would be told later: %s", error)
+    else:
+        await flush(config, spool)
 
 
 @asynccontextmanager

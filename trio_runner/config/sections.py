@@ -178,6 +178,7 @@ class KafkaSection(PeerSection, frozen=True, kw_only=True):
     allow_plaintext_password: bool = False
     spool_dir: FilePath = ""
     retry_topic: Topic = "runner.retry"
+    required: bool = True
     connect_timeout_seconds: Seconds = 5.0
     publish_timeout_seconds: Seconds = 15.0
 

@@ -146,6 +146,7 @@ class Orchestrator:
             while True:
                 records = await inbox.receive(wait_seconds=RECEIVE_SECONDS, limit=RECEIVE_RECORDS)
                 deaths = []
+                takes = True
                 for record in records:
                     try:
                         if record.topic == config.kafka.retry_topic:
@@ -153,19 +154,24 @@ class Orchestrator:
                         else:
                             await self._obey(store, record)
                     except (BadEventError, ClaimRefusedError) as error:
-                        await self._put_aside(record, str(error))
+                        # One that is not taken has cost its time; the group waits for no member that long again.
+                        takes = await self._put_aside(record, str(error), publish=takes)
                 if records:
                     await self._take_note(store, deaths)
                     await inbox.commit()
                     self._wake.set()
 
-    async def _put_aside(self, record: Record, why: str) -> None:
+    async def _put_aside(self, record: Record, why: str, *, publish: bool) -> bool:
+        """Whether the dead-letter topic takes such messages; without it they stay where they are, and are logged."""
         place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
         logger.warning("a message is put aside: %s", why, extra=place)
         try:
-            await publish_refused(self._config, record, why)
+            if publish:
+                await publish_refused(self._config, record, why)
         except RunnerError as error:
             logger.warning("it stays on its topic alone: %s", error, extra=place)
+            return False
+        return publish
 
     async def _take_note(self, store: Store, events: Sequence[RetryEvent]) -> None:
         """The ledger knows of nearly every death first; where its runner could not reach it, it hears of it now."""

@@ -53,9 +53,11 @@ def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) ->
     sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": str(data_dir)}
     sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
     sections.setdefault("video", {}).update(path=work.video_path)
+    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
+    sections["kafka"] = {"required": False}
     if not template.kafka.spool_dir:
         # One for all runners of this node, so that the next of any of them sends what waits.
-        sections["kafka"] = {"spool_dir": str(Path(template.runner.data_dir) / "spool")}
+        sections["kafka"]["spool_dir"] = str(Path(template.runner.data_dir) / "spool")
     return template.replace(**sections)
 
 

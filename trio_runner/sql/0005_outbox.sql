@@ -59,7 +59,7 @@ BEGIN
     ELSIF s.video_path <> p_video THEN
         RAISE EXCEPTION 'scenario % belongs to another video: %', p_id, s.video_path USING ERRCODE = 'RN003';
     ELSIF s.outcome = 'failed' THEN
-        RAISE EXCEPTION 'scenario % was given up: %; to try again: UPDATE trio_runner.scenarios SET status = ''init_startup'', outcome = NULL, failures = 0 WHERE id = %',
+        RAISE EXCEPTION 'scenario % was given up: %; to try again: trio-runner retry CONFIG %',
             p_id, s.last_error ->> 'code', p_id USING ERRCODE = 'RN004';
     ELSIF s.status IN ('init_shutdown', 'in_shutdown_processing', 'inactive') THEN
         RAISE EXCEPTION 'scenario % is %', p_id, s.status USING ERRCODE = 'RN004';
