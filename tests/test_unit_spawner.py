@@ -103,6 +103,7 @@ class Manager:
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
         self.calls: list[tuple[str, ...]] = []
+        self.asked = 0
         self.refusal: tuple[int, str] | None = None
 
     async def run_process(self, command: Sequence[str], **_options: object) -> subprocess.CompletedProcess[bytes]:
@@ -112,6 +113,7 @@ class Manager:
             code, text = self.refusal
             return subprocess.CompletedProcess(command, code, b"", text.encode())
         if verb == "show":
+            self.asked += 1
             shown = "\n".join(f"Id={unit}\nActiveState={state}\n" for unit, state in self.states.items())
             return subprocess.CompletedProcess(command, 0, shown.encode(), b"")
         self.calls.append((verb, rest[-1]))
@@ -169,6 +171,26 @@ async def test_an_attempt_is_started_once_and_the_next_one_when_it_has_left(tmp_
         manager.states[UNIT] = "failed"
         await told(ends, 2)
         assert not (tmp_path / "7.toml").exists()
+
+
+async def test_one_whose_start_has_yet_to_come_has_not_ended_and_asked_for_twice_it_comes_once(
+    tmp_path: Path, manager: Manager
+) -> None:
+    ends: list[Ended] = []
+    config, template, on_ended = spawner_in(tmp_path, ends)
+    async with open_units(config, template, "here", on_ended) as spawner:
+        for _ in range(2):
+            await spawner.start(work())
+        # The job of an earlier attempt's end comes first.
+        manager.states[UNIT] = "inactive\nJob=3"
+        asked = manager.asked
+        with trio.fail_after(60):
+            while manager.asked < asked + 3:  # noqa: ASYNC110 - a number has no event
+                await trio.sleep(0.01)
+        assert ends == []
+        manager.states.clear()
+        await told(ends)
+    assert manager.calls == [("start", UNIT)]
 
 
 async def test_what_was_stopped_is_not_followed_by_what_waited(tmp_path: Path, manager: Manager) -> None:
