@@ -51,7 +51,7 @@ def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeypatch: 
     assert tables["database"]["password_file"] == "$CREDENTIALS_DIRECTORY/password"
     assert tables["runner"]["data_dir"] == "/var/lib/trio-runner/7"
     assert tables["kafka"]["spool_dir"] == "/var/lib/trio-runner/spool"
-    assert not {"orchestrator", "systemd"} & tables.keys()
+    assert not {"orchestrator", "systemd", "kubernetes"} & tables.keys()
     (tmp_path / "7.toml").write_text(as_toml(config))
     read = load_config(tmp_path / "7.toml", {"CREDENTIALS_DIRECTORY": "/run/credentials/the-units"})
     assert read.database.password_file == "/run/credentials/the-units/password"

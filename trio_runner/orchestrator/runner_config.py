@@ -64,7 +64,7 @@ def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) ->
 def as_toml(config: Config) -> str:
     """A config file for a runner, which has no use for the sections of an orchestrator."""
     tables: dict[str, Any] = msgspec.to_builtins(config)
-    for name in ("orchestrator", "systemd"):
+    for name in ("orchestrator", "systemd", "kubernetes"):
         del tables[name]
     return tomli_w.dumps(tables)
 
