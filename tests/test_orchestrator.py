@@ -414,17 +414,15 @@ async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
 async def test_an_orchestrator_without_kafka_finishes_everything_by_the_ledger(
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
-    """Its runners have Kafka: without it none of them starts, since it could not announce its death."""
     fake.plan = once(20)
     given = await fleet.submit(clip)
     missing = await fleet.submit(fleet.directory / "missing.mp4")
-    template = fleet.config("runners")
     nowhere = {
         "brokers": f"127.0.0.1:{free_port()}",
         "connect_timeout_seconds": 0.5,
         "publish_timeout_seconds": 0.5,
     }
-    async with fleet.orchestrator(kafka=nowhere, orchestrator={"runner_config": str(template)}):
+    async with fleet.orchestrator(kafka=nowhere):
         assert await fleet.ended([given, missing]) == {given: "completed", missing: "failed"}
     assert len(await fleet.ledger.attempts(given)) == 2
     await fleet.ledger.check_invariants(given)

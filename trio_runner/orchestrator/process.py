@@ -149,8 +149,6 @@ class ProcessSpawner:
                 continue
             # Nobody saw it end. One that lives keeps its marker locked, and reports itself.
             await self._report(config, {"RUNTIME_DIRECTORY": str(path.parent)})
-            if not any(path.parent.glob("attempt-*")):
-                await trio.to_thread.run_sync(partial(shutil.rmtree, path.parent, ignore_errors=True))
 
     def _popen(self, path: Path, place: Path, invocation: str) -> subprocess.Popen[bytes]:
         environ = {name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE}
