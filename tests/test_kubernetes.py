@@ -134,7 +134,7 @@ async def test_a_name_that_is_no_label_is_hashed(cluster: Cluster, opened: Open,
     ("exit_code", "reason", "said", "code", "told"),
     [
         (0, "", "Complete", None, "exit code 0"),
-        (64, "Error", "PodFailurePolicy", None, "exit code 64"),
+        (64, "Error", "PodFailurePolicy", ErrorCode.CONFIG_INVALID, "exit code 64"),
         (65, "Error", "PodFailurePolicy", None, "exit code 65"),
         (74, "Error", "BackoffLimitExceeded", "internal", "exit code 74, its event in a spool that ended with the pod"),
         (75, "Error", "BackoffLimitExceeded", None, "exit code 75"),

@@ -223,7 +223,8 @@ def _cause(job: Object, pods: Sequence[Object]) -> tuple[str, ErrorCode | None]:
         term = exit_code - _BY_SIGNAL == signal.SIGTERM
         return told, ErrorCode.INTERRUPTED if term else ErrorCode.RUNNER_KILLED
     told = f"exit code {exit_code}"
-    if exit_code == 78:  # noqa: PLR2004 - EX_CONFIG: it does not know whom to tell
+    # EX_USAGE, of an image too old for what it is told, and EX_CONFIG: it does not know whom to tell.
+    if exit_code in {64, 78}:
         return told, ErrorCode.CONFIG_INVALID
     if str(exit_code) in REPORTED:
         return told, None
