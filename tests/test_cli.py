@@ -22,7 +22,7 @@ from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, command, free
 import trio_runner
 
 VERBS = ["run", "validate", "check", "init-db", "show", "events", "flush-spool"]
-VERBS += ["report-death", "reap", "embedded", "serve-inference"]
+VERBS += ["report-death", "reap", "embedded", "orchestrate", "submit", "stop", "retry", "status", "serve-inference"]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -506,7 +506,8 @@ async def test_there_are_no_more_runners_than_allowed_and_one_node_more_takes_th
     at_most = {"max_runners": 2}
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(fleet.orchestrator("node_1", orchestrator=at_most))
-        await fleet.has("id = $1 AND next_frame >= 4", ids[1])
+        for each in ids[:2]:
+            await fleet.has("id = $1 AND next_frame >= 4", each)
 
         async def running() -> int:
             (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM scenarios WHERE next_frame > 0")
@@ -514,7 +515,8 @@ async def test_there_are_no_more_runners_than_allowed_and_one_node_more_takes_th
 
         assert await running() == len(fleet.runners()) == 2
         await stack.enter_async_context(fleet.orchestrator("node_2", orchestrator=at_most))
-        await fleet.has("id = $1 AND next_frame >= 4", ids[3])
+        for each in ids[2:]:
+            await fleet.has("id = $1 AND next_frame >= 4", each)
         nodes = [row["node"] for row in await fleet.rows(ids)]
         assert nodes == ["node_1", "node_1", "node_2", "node_2"]
         fake.gate.set()

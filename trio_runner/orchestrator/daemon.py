@@ -268,7 +268,9 @@ class Orchestrator:
                 self._wake = trio.Event()
                 for scenario_id, epoch in await backlog.shutdowns(self._node):
                     await spawner.stop(scenario_id, epoch)
-                if limit := await self._limit(backlog, self._budget.available(trio.current_time())):
+                # One that has stored everything takes its place until its process has ended.
+                free = settings.max_runners - spawner.count
+                if limit := await self._limit(backlog, min(free, self._budget.available(trio.current_time()))):
                     works = await backlog.due(
                         self._node,
                         room=settings.max_runners,
@@ -284,7 +286,7 @@ class Orchestrator:
 
     async def _limit(self, backlog: Backlog, available: int) -> int:
         """How many may be started now. The ledger is not asked for more than can be started."""
-        if not available:
+        if available <= 0:
             return 0
         recent = await backlog.recent_attempts(BREAKER_WINDOW)
         code = breaker_code(recent)

@@ -29,6 +29,11 @@ class SpawnRefusedError(Exception):
 class Spawner(Protocol):
     """Starts runners and asks them to leave. Opened by its module, with what to call when a runner has ended."""
 
+    @property
+    def count(self) -> int:
+        """How many of its runners live, with a claim or without; 0 where only the ledger knows."""
+        ...
+
     async def start(self, work: Work) -> None:
         """Start a runner for that attempt; a second one for the same attempt is no harm.
 

@@ -89,6 +89,11 @@ class UnitSpawner:
         self._next: dict[int, Work] = {}
         self._asked: set[tuple[int, int]] = set()
 
+    @property
+    def count(self) -> int:
+        """How many units are known to live."""
+        return len(self._epochs or ())
+
     async def start(self, work: Work) -> None:
         """Start a runner; where an earlier attempt's is still leaving, as soon as that has left."""
         async with self._lock:
