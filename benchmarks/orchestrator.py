@@ -37,8 +37,8 @@ from harness import Ledger, Servers, as_toml, command, environment, until  # noq
 from trio_runner import aio, retry  # noqa: E402
 from trio_runner.backlog import Backlog  # noqa: E402
 from trio_runner.config import load_config  # noqa: E402
-from trio_runner.model import Claim, ErrorCode, Failure, Progress  # noqa: E402
-from trio_runner.store import open_store  # noqa: E402
+from trio_runner.model import ErrorCode, Failure, Progress  # noqa: E402
+from trio_runner.store import Attempt, open_store  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -194,9 +194,7 @@ async def events(options: argparse.Namespace) -> None:
         bench.write(max_runners=1)
         await bench.submit(1, Path("/nowhere.mp4"))
         config = load_config(bench.config)
-        claim = Claim(scenario_id=1, epoch=1, instance_id=str(uuid.uuid4()), next_frame=0, frames_stored=0)
-        failure = Failure(code=ErrorCode.STORE_LOST, type="X", message="a benchmark's")
-        event = retry.build_event(failure, claim=claim, runner_id="x", progress=Progress(), reporter="runner")
+        event = await _died(config)
         await trio.to_thread.run_sync(lambda: asyncio.run(_publish(config, event, options.events)))
         async with bench.orchestrating():
             seen: list[tuple[float, int]] = []
@@ -207,6 +205,31 @@ async def events(options: argparse.Namespace) -> None:
                 await trio.sleep(0.1)
         (began, first), (ended, last) = seen[0], seen[-1]
         print(f"retry events that the ledger knows: {(last - first) / (ended - began):.0f} a second")
+
+
+async def _died(config: Config) -> retry.RetryEvent:
+    """The event of a death that the ledger has."""
+    attempt = Attempt(
+        scenario_id=1,
+        epoch=1,
+        video_path="/nowhere.mp4",
+        runner_id="x",
+        instance_id=str(uuid.uuid4()),
+        max_failures=5,
+    )
+    failure = Failure(code=ErrorCode.STORE_LOST, type="X", message="a benchmark's")
+    async with aio.open_loop(), open_store(config.database, application_name="bench") as store:
+        claim = await store.claim(attempt)
+        event = retry.build_event(failure, claim=claim, runner_id="x", progress=Progress(), reporter="runner")
+        await store.fail(
+            claim,
+            event_id=event.id,
+            reporter="runner",
+            error_class="permanent",
+            body=retry.encode(event),
+            retry_after_seconds=0.0,
+        )
+    return event
 
 
 async def _publish(config: Config, event: retry.RetryEvent, times: int) -> None:

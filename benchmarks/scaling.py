@@ -1,9 +1,9 @@
 """From one machine to a hundred thousand scenarios: what the ledger's verbs cost there, and how a fleet recovers.
 
 `python benchmarks/scaling.py --scenarios 10000` first measures every verb on a real PostgreSQL whose tables hold a
-fleet of that size. Then it plays the fleet in simulated time: scenarios, nodes, leases, reapers, the program's policy
-(start budget, breaker, jitter as in `fail`), each statement taking what was measured and the ledger doing so many at
-once. A third of the nodes is lost on the way. What it prints is for judging orders of magnitude.
+fleet of that size. Then it plays that in simulated time: scenarios, nodes, leases, reapers, the program's start budget,
+the jitter of `fail`; a statement costs what was measured. A third of the nodes is lost on the way. What it prints
+is for judging orders of magnitude.
 """
 
 from __future__ import annotations

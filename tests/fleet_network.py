@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ class Machine:
     link: str
     """The end of its link that lies on the bridge."""
     fate: str = ""
+    most_runners: int = 0
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -62,6 +63,16 @@ class Machine:
                 except ProcessLookupError:
                     continue
             seen |= new
+
+    def runners(self) -> int:
+        """How many runners live in there, without their decoders."""
+        count = 0
+        for pid in self._pids():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                # Not one that has yet to become a runner.
+                count += words[1:4] == [b"-m", b"trio_runner", b"run"]
+        return count
 
     def reap(self) -> None:
         """Bury what was started from here and has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,8 +17,7 @@ from trio_runner.orchestrator.kubernetes_job import how_it_ended, job, job_name,
 
 # PostgreSQL keeps no NUL and no surrogate, and a path of either is refused long before.
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-names = st.text("abc_", min_size=1, max_size=8)
-values = texts | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+paths = st.builds(lambda name: str(PurePosixPath("/", name.lstrip("/"))), texts)
 
 
 def as_kubernetes_passes_it(argument: str) -> str:
@@ -25,19 +25,19 @@ def as_kubernetes_passes_it(argument: str) -> str:
     return argument.replace("$$", "$")
 
 
-@given(path=texts | st.just("a $$(CREDENTIALS_DIRECTORY) $ \\ \"'.mp4"), key=names, value=values)
-def test_what_a_runner_is_told_arrives_as_it_was_said(path: str, key: str, value: Any) -> None:
-    work = Work(scenario_id=7, epoch=3, video_path=path, settings={"pipeline": {key: value}})
+@given(path=paths | st.just("/a $$(CREDENTIALS_DIRECTORY) $ \\ \"'.mp4"), fps=st.floats(0, 1000))
+def test_what_a_runner_is_told_arrives_as_it_was_said(path: str, fps: float) -> None:
+    work = Work(scenario_id=7, epoch=3, video_path=path, settings={"video": {"max_fps": fps, "on_corrupt": "skip"}})
     command = job(KubernetesSection(), "node-a", work)["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["trio-runner", "run", "/etc/trio-runner/runner.toml"]
     assert set(command[3::2]) == {"--set"}
     # A lone $ would be the beginning of a variable.
     assert not any(re.search(r"(?<!\$)(?:\$\$)*\$(?!\$)", argument) for argument in command)
     assert parse_settings(map(as_kubernetes_passes_it, command[4::2])) == {
-        "pipeline": {key: value},
         "runner": {"id": "node-a-7", "data_dir": "/var/lib/trio-runner"},
         "scenario": {"id": 7, "epoch": 3},
-        "video": {"path": path},
+        "video": {"path": path, "max_fps": fps, "on_corrupt": "skip"},
+        "kafka": {"required": False},
     }
 
 

@@ -583,3 +583,34 @@ async def test_what_a_runner_is_given_is_its_users_alone_and_holds_no_secret(
         assert not any(password in text for text in given_to_it)
         fake.gate.set()
         await fleet.completed([given])
+
+
+async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator(database={"lease_seconds": 1.0}, orchestrator={"reap_seconds": 0.5}):
+        await held(fleet, fake, given)
+        (frozen,) = fleet.runners()
+        frozen.suspend()
+        await fleet.has("id = $1 AND epoch = 2", given)
+        fake.gate.set()
+        await fleet.completed([given])
+    assert not frozen.is_running()
+    await fleet.ledger.check_invariants(given)
+
+
+@pytest.mark.parametrize("settings", [{"inference": {"url": "http://127.0.0.1:1"}}, {"video": {"stride": None}}])
+async def test_a_row_that_says_what_it_may_not_is_given_up_and_ends_nobody(
+    fleet: Fleet, fake: Fake, clip: Path, settings: dict[str, Any]
+) -> None:
+    fake.gate.set()
+    await fleet.ledger.query(
+        "INSERT INTO scenarios (id, video_path, settings) VALUES (901, $1, $2)", str(clip), settings
+    )
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator():
+        assert await fleet.ended([901, given]) == {901: "failed", given: "completed"}
+    (death,) = await fleet.ledger.retry_events(901)
+    assert death["body"]["error"]["code"] == "config_invalid"

@@ -151,7 +151,7 @@ async def test_an_orchestrators_work_under_its_role(
         assert holder.claim.instance_id == claim.instance_id
         assert (await backlog.counts()).running >= 1
         await backlog.stop(first)
-        assert (first, 1) in await backlog.shutdowns("n")
+        assert (first, 1) in await backlog.shutdowns()
         assert await report(store, claim)
         assert len(await backlog.recent_attempts(1)) == 1
         (letter,) = [each for each in await backlog.dead_letters(99, lease_seconds=60) if each.scenario_id == first]
@@ -228,7 +228,7 @@ OF_AN_ORCHESTRATOR = [
     "SELECT obey('x', 'start', 1, 'x', '{}', 5, 50)",
     "SELECT * FROM due('x', 1, 1, '1 s')",
     "SELECT postpone(1, 1, 'x', '1 s', 'x')",
-    "SELECT * FROM shutdowns('x')",
+    "SELECT * FROM shutdowns()",
     "SELECT * FROM claim_of(1, 1)",
     "SELECT * FROM dead_letters(1, '1 s')",
     "SELECT dead_letter_told(1, 1)",

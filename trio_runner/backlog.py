@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -139,7 +141,7 @@ class Backlog:
         rows = await self._store.fetch_all(
             "SELECT * FROM due($1, $2, $3, $4)", node, room, limit, timedelta(seconds=lease_seconds)
         )
-        return [Work(**row | {"settings": msgspec.json.decode(row["settings"])}) for row in rows]
+        return [Work(**row | {"settings": _settings_of(row["settings"])}) for row in rows]
 
     async def postpone(self, scenario_id: int, epoch: int, node: str, *, delay_seconds: float, why: str) -> bool:
         """That attempt's runner did not come to claim it: try again later; False where somebody has all the same."""
@@ -153,9 +155,9 @@ class Backlog:
         )
         return bool(row["done"])
 
-    async def shutdowns(self, node: str) -> list[tuple[int, int]]:
-        """Scenario and epoch of this node's runners that are to leave; what nobody works on is inactive from now on."""
-        rows = await self._store.fetch_all("SELECT * FROM shutdowns($1)", node)
+    async def shutdowns(self) -> list[tuple[int, int]]:
+        """Scenario and epoch of all runners that are to leave; what nobody works on is inactive from now on."""
+        rows = await self._store.fetch_all("SELECT * FROM shutdowns()")
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def holder_of(self, scenario_id: int, epoch: int) -> Holder | None:
@@ -219,6 +221,15 @@ class Backlog:
         if row is None:
             raise RunnerError(ErrorCode.STORE_REJECTED, f"no row from: {sql}")
         return row
+
+
+def _settings_of(text: str) -> dict[str, dict[str, Any]]:
+    """PostgreSQL takes numbers of any size; such a one is infinite, which no key takes."""
+    settings: dict[str, dict[str, Any]] = json.loads(
+        text,
+        parse_int=lambda digits: int(digits) if len(digits) < 20 else math.inf,  # noqa: PLR2004 - 64 bits
+    )
+    return settings
 
 
 def _as_json(settings: Mapping[str, Any]) -> str:

@@ -93,8 +93,12 @@ async def create(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
         ) from error
 
 
-async def check_rights(connection: asyncpg.Connection[asyncpg.Record], may_create: bool) -> None:  # noqa: FBT001 - handed through
-    """asyncio-flavoured. Whether a runner could work here, as this role.
+async def check_rights(
+    connection: asyncpg.Connection[asyncpg.Record],
+    may_create: bool,  # noqa: FBT001 - handed through
+    verbs: Sequence[str],
+) -> None:
+    """asyncio-flavoured. Whether who calls these verbs could work here, as this role.
 
     Raises:
         RunnerError: `store_schema`, `store_auth` or `store_rejected`, with the remedy.
@@ -110,11 +114,12 @@ async def check_rights(connection: asyncpg.Connection[asyncpg.Record], may_creat
         "SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc"
         " WHERE pronamespace = to_regnamespace($1) AND proname = ANY($2)",
         SCHEMA,
-        list(RUNNER_VERBS),
+        list(verbs),
     )
     if not lacking and not allowed:
-        remedy = "as the schema's owner: trio-runner init-db CONFIG --grant ROLE"
-        raise RunnerError(ErrorCode.STORE_AUTH, f"this role may not call the runner's functions; {remedy}")
+        who, option = ("runner", "--grant") if verbs == RUNNER_VERBS else ("orchestrator", "--grant-orchestrator")
+        remedy = f"as the schema's owner: trio-runner init-db CONFIG {option} ROLE"
+        raise RunnerError(ErrorCode.STORE_AUTH, f"this role may not call the {who}'s functions; {remedy}")
     if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
         why = "PostgreSQL takes no writes here: a standby, or default_transaction_read_only is on"
         raise RunnerError(ErrorCode.STORE_REJECTED, why)

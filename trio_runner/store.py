@@ -204,9 +204,9 @@ class Store:
         """
         return await self._run(schema.create, self._connection)
 
-    async def check_rights(self, *, may_create: bool = False) -> None:
-        """Raise RunnerError unless a runner could work here; a schema that it `may_create` need not be whole yet."""
-        await self._run(schema.check_rights, self._connection, may_create)
+    async def check_rights(self, *, may_create: bool = False, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
+        """Raise RunnerError unless these verbs may be called; a schema that we `may_create` need not be whole yet."""
+        await self._run(schema.check_rights, self._connection, may_create, verbs)
 
     async def check_schema(self) -> None:
         """Raise `store_schema` unless every schema file of this version has been applied."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -61,6 +62,8 @@ def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | 
         # Commands about one scenario stay in order only where they share a key.
         raise BadEventError(f"the key is not the scenario's id, {command.scenario_id}")
     if isinstance(command, StartCommand):
+        if str(PurePosixPath(command.video_path)) != command.video_path:
+            raise BadEventError("video_path is not without // and /./")
         try:
             check_scenario_settings(command.settings)
             config.replace(**command.settings)

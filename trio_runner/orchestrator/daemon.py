@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
@@ -25,13 +27,14 @@ from trio_runner.orchestrator.spawners import open_spawner
 from trio_runner.orchestrator.spawning import SpawnRefusedError
 from trio_runner.reporting import record_expired, report_ended, tell_untold
 from trio_runner.retry import BadEventError
+from trio_runner.schema import ORCHESTRATOR_VERBS
 from trio_runner.spool import spool_of
 from trio_runner.stopping import until_signal
 from trio_runner.store import Store, open_store
 from trio_runner.systemd import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from trio_runner.backlog import Work
     from trio_runner.config import Config
@@ -69,9 +72,11 @@ async def orchestrate(config: Config) -> None:
         async with open_store(live.database, application_name=APPLICATION) as store:
             if live.database.create_schema:
                 await store.create_schema()
-            await store.check_schema()
+            await store.check_rights(verbs=ORCHESTRATOR_VERBS)
         orchestrator = Orchestrator(live, template, node)
         async with (
+            # Around the spawner: the manager hears of us as long as runners drain.
+            _heard(orchestrator, notifier),
             open_spawner(live, template, node, orchestrator.on_ended) as spawner,
             trio.open_nursery() as nursery,
         ):
@@ -82,7 +87,6 @@ async def orchestrate(config: Config) -> None:
                 "starting": lambda: orchestrator.work(spawner),
             }.items():
                 nursery.start_soon(_keep, what, session)
-            nursery.start_soon(_tell_manager, orchestrator, notifier)
 
 
 async def _keep(what: str, session: Callable[[], Awaitable[None]]) -> NoReturn:
@@ -97,9 +101,20 @@ async def _keep(what: str, session: Callable[[], Awaitable[None]]) -> NoReturn:
             await session()
         except RunnerError as error:
             failures = 0 if trio.current_time() - began > MAX_PAUSE_SECONDS else failures + 1
-            pause = min(MAX_PAUSE_SECONDS, 2.0**failures / 2)
+            pause = min(MAX_PAUSE_SECONDS, 2.0 ** min(failures, 10) / 2)
             logger.warning("%s: %s", what, error, extra={"again_in_seconds": pause})
             await trio.sleep(pause)
+
+
+@asynccontextmanager
+async def _heard(orchestrator: Orchestrator, notifier: Notifier) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell_manager, orchestrator, notifier)
+        try:
+            yield
+        finally:
+            notifier.stopping()
+            nursery.cancel_scope.cancel()
 
 
 async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier) -> None:
@@ -122,7 +137,8 @@ class Orchestrator:
         # Not the session's: a database that comes and goes is no reason to start more.
         self._budget = StartBudget(config.orchestrator.starts_per_second, trio.current_time())
         self._breaker: str | None = None
-        self._refusals = 0
+        self._refusals: Counter[int] = Counter()
+        """In a row, by scenario: another's bad row or frozen runner is no reason to wait longer."""
         self._counts: Counts | None = None
         self.ready = trio.Event()
 
@@ -266,7 +282,7 @@ class Orchestrator:
             backlog = Backlog(store)
             while True:
                 self._wake = trio.Event()
-                for scenario_id, epoch in await backlog.shutdowns(self._node):
+                for scenario_id, epoch in await backlog.shutdowns():
                     await spawner.stop(scenario_id, epoch)
                 # One that has stored everything takes its place until its process has ended.
                 free = settings.max_runners - spawner.count
@@ -302,25 +318,26 @@ class Orchestrator:
         try:
             await spawner.start(work)
         except SpawnRefusedError as error:
-            self._refusals += 1
-            delay = delay_seconds(self._refusals, random.random())  # noqa: S311 - jitter
+            self._refusals[work.scenario_id] += 1
+            delay = delay_seconds(self._refusals[work.scenario_id], random.random())  # noqa: S311 - jitter
             await backlog.postpone(work.scenario_id, work.epoch, self._node, delay_seconds=delay, why=str(error))
             logger.warning("not started: %s", error, extra=extra | {"again_in_seconds": round(delay, 1)})
         else:
-            self._refusals = 0
+            del self._refusals[work.scenario_id]
             logger.info("started", extra=extra)
 
     async def on_ended(self, ended: Ended) -> None:
-        """A runner has ended: whatever nobody has reported is reported, and what is due is looked at again."""
+        """A runner has ended: whatever nobody has reported is reported, and what is due is looked at again.
+
+        Raises:
+            RunnerError: the ledger does not know of it yet.
+        """
         extra = {"scenario_id": ended.scenario_id, "epoch": ended.epoch}
         logger.info("ended: %s", ended.told, extra=extra)
-        try:
-            if ended.failure is not None:
-                await self._report(ended, ended.failure)
-            elif await self._set_free(ended):
-                logger.warning("it had not begun: %s", ended.told, extra=extra)
-        except RunnerError as error:
-            logger.warning("its lease will tell of it: %s", error, extra=extra)
+        if ended.failure is not None:
+            await self._report(ended, ended.failure)
+        elif await self._set_free(ended):
+            logger.warning("it had not begun: %s", ended.told, extra=extra)
         self._wake.set()
 
     async def _report(self, ended: Ended, failure: Failure) -> None:

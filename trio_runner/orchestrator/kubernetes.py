@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_runner.config import ConfigError
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.orchestrator.kubernetes_job import (
+    EPOCH,
     OF_RUNNERS,
     ORCHESTRATOR,
+    SCENARIO,
     TOLD,
     KubernetesError,
     attempt_of,
@@ -22,7 +25,8 @@ from trio_runner.orchestrator.kubernetes_job import (
     label_of,
     why_waiting,
 )
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
+from trio_runner.orchestrator.runner_config import config_failure
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -89,6 +93,7 @@ class _Kubernetes:
     ) -> None:
         self._settings, self._node, self._api = config.kubernetes, node, api
         self._nursery, self._on_ended = nursery, on_ended
+        self._asked: set[str] = set()
         self._telling: set[str] = set()
         self._told: set[str] = set()
         """By their uids: a list may be older than the label that says so."""
@@ -106,7 +111,14 @@ class _Kubernetes:
         return 0
 
     async def start(self, work: Work) -> None:
-        wanted = job(self._settings, self._node, work)
+        try:
+            wanted = job(self._settings, self._node, work)
+        except ConfigError as error:
+            told = "its config cannot be used"
+            failure = config_failure(error)
+            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
+            self._nursery.start_soon(tell, self._on_ended, ended)
+            return
         name = wanted["metadata"]["name"]
         if not (await self._create(wanted) or await self._is_under_way(name) or await self._create(wanted)):
             raise SpawnRefusedError(f"{name} is being removed. It is tried again")
@@ -146,10 +158,13 @@ class _Kubernetes:
 
     async def stop(self, scenario_id: int, epoch: int) -> None:
         name = job_name(scenario_id, epoch)
+        if name in self._asked:
+            return
         try:
             # Its pod is told SIGTERM and drains; the Job is there until it has.
             if await self._delete(name, "Foreground"):
                 logger.info("%s is asked to drain", name)
+            self._asked.add(name)
         except KubernetesError as error:
             logger.warning("%s cannot be asked to drain: %s", name, error)
 
@@ -177,7 +192,11 @@ class _Kubernetes:
             await trio.sleep(pause_seconds)
 
     async def _look(self) -> None:
-        jobs = {each["metadata"]["name"]: each for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},!{TOLD}")}
+        jobs = {
+            each["metadata"]["name"]: each
+            for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},{SCENARIO},{EPOCH},!{TOLD}")
+        }
+        self._asked &= jobs.keys()
         self._told &= {each["metadata"]["uid"] for each in jobs.values()}
         ended = [each for each in jobs.values() if is_over(each) and each["metadata"]["uid"] not in self._told]
         running = {name: each for name, each in jobs.items() if not is_over(each) and self._is_own(each)}

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from trio_runner.config import Config
 from trio_runner.model import ErrorCode, Failure
+from trio_runner.orchestrator.runner_config import own_keys
 from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
 from trio_runner.reporting import REPORTED
 
@@ -166,10 +168,11 @@ def _pod(settings: KubernetesSection, node: str, work: Work) -> Object:
 
 
 def _settings(node: str, work: Work) -> Iterator[str]:
-    sections: dict[str, dict[str, Any]] = {name: dict(keys) for name, keys in work.settings.items()}
-    sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": DATA_DIR}
-    sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
-    sections.setdefault("video", {}).update(path=work.video_path)
+    sections = own_keys(work, data_dir=DATA_DIR, node=node)
+    # Whether the values will do: they came from a row.
+    Config().replace(**sections)
+    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
+    sections["kafka"] = {"required": False}
     for section, keys in sections.items():
         for key, value in keys.items():
             written = tomli_w.dumps({key: value}).strip().partition(" = ")[2]

@@ -21,7 +21,7 @@ from trio_runner.config import ConfigError, load_config
 from trio_runner.marker import begun_of
 from trio_runner.model import ErrorCode, Failure, RunnerError
 from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config, write_private
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
 from trio_runner.reporting import cause_of_death, report_dead_processes
 from trio_runner.spool import spool_of
 
@@ -66,6 +66,7 @@ async def open_processes(
                 with trio.move_on_after(KILL_SECONDS + REPORT_SECONDS, shield=True):
                     spawner.stop_all(signal.SIGKILL)
                     await spawner.all_ended()
+            spawner.give_up()
             nursery.cancel_scope.cancel()
 
 
@@ -85,6 +86,8 @@ class ProcessSpawner:
         self._nursery, self._on_ended = nursery, on_ended
         self._processes: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
         self._asked: set[int] = set()
+        self._left_behind: set[int] = set()
+        self._shields: set[trio.CancelScope] = set()
         self._changed = trio.Condition()
 
     @property
@@ -95,8 +98,13 @@ class ProcessSpawner:
     async def start(self, work: Work) -> None:
         """Start a runner, unless one of this scenario still lives here."""
         if work.scenario_id in self._processes:
-            # It has lost its claim, perhaps by being frozen, and will find out.
+            epoch, process = self._processes[work.scenario_id]
+            if epoch != work.epoch:
+                # Its death is in the ledger already: it was frozen, perhaps, and would never find out.
+                process.kill()
             raise SpawnRefusedError(f"a runner of scenario {work.scenario_id} still lives on {self._node}")
+        if work.scenario_id in self._left_behind:
+            raise SpawnRefusedError(f"the last runner of scenario {work.scenario_id} on {self._node} is being reported")
         place = self._directory / str(work.scenario_id)
         try:
             config = runner_config(self._template, work, data_dir=place, node=self._node)
@@ -105,7 +113,8 @@ class ProcessSpawner:
             failure = config_failure(error)
         if failure is not None:
             told = "its config cannot be used"
-            await self._on_ended(Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
+            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
+            self._nursery.start_soon(tell, self._on_ended, ended)
             return
         try:
             with trio.fail_after(FILE_SECONDS):
@@ -137,6 +146,11 @@ class ProcessSpawner:
             while self._processes:
                 await self._changed.wait()
 
+    def give_up(self) -> None:
+        """Wait no longer for what ought to have ended and been reported by now."""
+        for shield in self._shields:
+            shield.cancel()
+
     async def report_left_behind(self) -> None:
         """Report the runners that a former orchestrator on this directory left dead."""
         for path in sorted(self._directory.glob("*/runner.toml")):
@@ -147,8 +161,14 @@ class ProcessSpawner:
             except ConfigError as error:
                 logger.warning("%s is no runner's config: %s", path, error)
                 continue
-            # Nobody saw it end. One that lives keeps its marker locked, and reports itself.
-            await self._report(config, {"RUNTIME_DIRECTORY": str(path.parent)})
+            self._left_behind.add(config.scenario.id)
+            try:
+                # Nobody saw it end. One that lives keeps its marker locked, and reports itself.
+                await self._report(config, {"RUNTIME_DIRECTORY": str(path.parent)})
+                if not any(path.parent.glob("attempt-*")):
+                    await trio.to_thread.run_sync(partial(shutil.rmtree, path.parent, ignore_errors=True))
+            finally:
+                self._left_behind.discard(config.scenario.id)
 
     def _popen(self, path: Path, place: Path, invocation: str) -> subprocess.Popen[bytes]:
         environ = {name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE}
@@ -166,8 +186,9 @@ class ProcessSpawner:
         )
 
     async def _wait(self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str) -> None:
-        # Shielded: when the orchestrator ends, its runners do, and each end is reported. `open_processes` bounds it.
-        with trio.CancelScope(shield=True):
+        # Shielded: when the orchestrator ends, its runners do, and each end is reported. `give_up` bounds it.
+        with trio.CancelScope(shield=True) as shield:
+            self._shields.add(shield)
             descriptor = os.pidfd_open(process.pid)
             try:
                 await trio.lowlevel.wait_readable(descriptor)
@@ -185,7 +206,9 @@ class ProcessSpawner:
             async with self._changed:
                 del self._processes[work.scenario_id]
                 self._changed.notify_all()
-            await self._on_ended(Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
+            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
+            await tell(self._on_ended, ended)
+        self._shields.discard(shield)
 
     async def _report(self, config: Config, seen: dict[str, str]) -> None:
         spool = spool_of(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +11,7 @@ import tomli_w
 
 from trio_runner.config import EMBEDDED, ConfigError, load_config
 from trio_runner.config.errors import Problem
+from trio_runner.config.settings import check_scenario_settings
 from trio_runner.model import ErrorCode, Failure
 
 if TYPE_CHECKING:
@@ -47,12 +48,27 @@ def load_template(config: Config) -> Config:
     return template
 
 
-def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) -> Config:
-    """The config of this attempt's runner; raises ConfigError where the scenario's settings do not go with it."""
+def own_keys(work: Work, *, data_dir: str, node: str) -> dict[str, dict[str, Any]]:
+    """What this attempt's runner is told beyond the fleet's config.
+
+    Raises:
+        ConfigError: the row says what is not for a scenario to say. It may have been written past every check of ours.
+    """
+    check_scenario_settings(work.settings)
+    if not work.video_path.startswith("/") or str(PurePosixPath(work.video_path)) != work.video_path:
+        # The runner would look for another one, by its name, than the row it is to claim.
+        problem, remedy = "not an absolute path without // and /./", "submit the video by another one"
+        raise ConfigError([Problem(problem=problem, path=("video", "path"), remedy=remedy)])
     sections: dict[str, dict[str, Any]] = {name: dict(keys) for name, keys in work.settings.items()}
-    sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": str(data_dir)}
+    sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": data_dir}
     sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
     sections.setdefault("video", {}).update(path=work.video_path)
+    return sections
+
+
+def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) -> Config:
+    """The config of this attempt's runner; raises ConfigError where the scenario's settings do not go with it."""
+    sections = own_keys(work, data_dir=str(data_dir), node=node)
     # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
     sections["kafka"] = {"required": False}
     if not template.kafka.spool_dir:

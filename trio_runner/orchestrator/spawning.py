@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from trio_runner.model import RunnerError
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from trio_runner.backlog import Work
     from trio_runner.model import Failure
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +53,11 @@ class Spawner(Protocol):
     async def stop(self, scenario_id: int, epoch: int) -> None:
         """Ask that attempt's runner to drain; asked twice it is asked once, and one that is gone is not asked."""
         ...
+
+
+async def tell(on_ended: Callable[[Ended], Awaitable[None]], ended: Ended) -> None:
+    """Call it, once; where the ledger cannot be reached the lease will tell."""
+    try:
+        await on_ended(ended)
+    except RunnerError as error:
+        logger.warning("its lease will tell of it: %s", error, extra={"scenario_id": ended.scenario_id})

@@ -15,7 +15,7 @@ import trio
 from trio_runner.config import ConfigError, load_config
 from trio_runner.model import ErrorCode, Failure
 from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config, write_private
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
 from trio_runner.reporting import REPORTED, cause_of_death
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class UnitSpawner:
             self._asked.discard((scenario_id, epoch))
             failure, told = _how_it_ended(self._unit(scenario_id), before.get(scenario_id, {}))
             ended = Ended(scenario_id=scenario_id, epoch=epoch, failure=failure if epoch else None, told=told)
-            self._nursery.start_soon(self._on_ended, ended)
+            self._nursery.start_soon(tell, self._on_ended, ended)
             work = self._next.pop(scenario_id, None)
             if work is None:
                 await self._remove(scenario_id)
@@ -177,7 +177,7 @@ class UnitSpawner:
             told = "its config cannot be used"
             failure = config_failure(error)
             ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
-            self._nursery.start_soon(self._on_ended, ended)
+            self._nursery.start_soon(tell, self._on_ended, ended)
             return
         if await self._on_disk(lambda: path.exists() and not _is_ours(path)):
             raise SpawnRefusedError(f"{path} was written by hand; move it away, or submit the video under another id")

@@ -3,7 +3,8 @@
 
 ALTER TABLE scenarios
     -- What the runner's config is to say differently for this scenario: {"section": {"key": value}}.
-    ADD COLUMN settings jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(settings) = 'object'),
+    ADD COLUMN settings jsonb NOT NULL DEFAULT '{}'
+        CHECK (jsonb_typeof(settings) = 'object' AND NOT jsonb_path_exists(settings, '$.* ? (@.type() != "object")')),
     -- The last attempt that there may be. It moves on with each interrupted attempt that stored something.
     ADD COLUMN last_epoch bigint NOT NULL DEFAULT 50 CHECK (last_epoch > 0),
     -- Which node starts the runner of this epoch; until when it has the time to, and no other tries.
@@ -151,16 +152,17 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- End the shutdown of what no runner works on, whoever asks; and what this node's runners are to be asked to leave.
-CREATE FUNCTION shutdowns(p_node text) RETURNS TABLE (scenario_id bigint, epoch bigint)
+-- End the shutdown of what no runner works on, whoever asks; and which runners are to be asked to leave. By whom is not
+-- said: the node that is written down may have changed while a runner took long to claim.
+CREATE FUNCTION shutdowns() RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 BEGIN
     UPDATE scenarios s SET status = 'inactive', spawn_until = NULL
      WHERE s.id IN (SELECT c.id FROM scenarios c WHERE c.status IN ('init_shutdown', 'in_shutdown_processing')
                        AND c.instance_id IS NULL FOR UPDATE SKIP LOCKED);
     UPDATE scenarios s SET status = 'in_shutdown_processing'
-     WHERE s.status = 'init_shutdown' AND s.node = p_node AND s.instance_id IS NOT NULL;
-    RETURN QUERY SELECT s.id, s.epoch FROM scenarios s WHERE s.status = 'in_shutdown_processing' AND s.node = p_node;
+     WHERE s.status = 'init_shutdown' AND s.instance_id IS NOT NULL;
+    RETURN QUERY SELECT s.id, s.epoch FROM scenarios s WHERE s.status = 'in_shutdown_processing';
 END $$;
 
 -- Note what Kafka has told of deaths, and give back which of them the ledger does not know although that process claimed.
