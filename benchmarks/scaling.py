@@ -121,7 +121,7 @@ async def _measure_verbs(store: Store, costs: Costs) -> None:
                 ),
             )
         await timed("expired_claims", partial(store.expired_claims, 1000))
-        await timed("shutdowns", partial(backlog.shutdowns, node))
+        await timed("shutdowns", backlog.shutdowns)
         await timed("recent_attempts", partial(backlog.recent_attempts, 20))
         if number < 5:
             await timed("backlog", backlog.counts)

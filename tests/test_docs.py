@@ -97,7 +97,8 @@ def test_what_the_readme_says_of_docker_is_what_the_compose_file_has() -> None:
 
 
 def test_no_place_is_left_to_be_filled_in() -> None:
-    assert not re.findall(r"@[A-Z]+@", README)
+    documents = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    assert not any(re.findall(r"@[A-Z]+@", text) for text in documents)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_no_place_is_left_to_be_filled_in() -> None:
         "docs/architecture.md",
         "docs/contract.md",
         "docs/guarantees.md",
+        "docs/scaling.md",
         "docs/model/README.md",
         "THIRD_PARTY_NOTICES.md",
     ],
