@@ -102,7 +102,7 @@ async def test_a_job_is_accepted_with_all_that_it_may_mount(cluster: Cluster, op
         *("--set", "video.max_fps=2.5", "--set", 'video.path="/videos/a $$(HOME).mp4"'),
         *("--set", "inference.in_flight=8"),
         *("--set", 'runner.id="node-a-7"', "--set", 'runner.data_dir="/var/lib/trio-runner"'),
-        *("--set", "scenario.id=7", "--set", "scenario.epoch=3"),
+        *("--set", "scenario.id=7", "--set", "scenario.epoch=3", "--set", "kafka.required=false"),
     ]
     assert (job["spec"]["backoffLimit"], job["spec"]["ttlSecondsAfterFinished"]) == (0, 60)
     assert job["metadata"]["labels"]["trio-runner/orchestrator"] == "node-a"

@@ -70,7 +70,7 @@ def test_the_secret_has_the_keys_that_the_configs_read_and_no_values() -> None:
 def test_orchestrator_and_runners_are_of_one_image_and_one_user() -> None:
     pod = ALL["StatefulSet", "trio-runner-orchestrator"]["spec"]["template"]["spec"]
     config = of_config_map("orchestrator.toml").kubernetes
-    work = Work(scenario_id=1, epoch=1, video_path="a.mp4", settings={})
+    work = Work(scenario_id=1, epoch=1, video_path="/a.mp4", settings={})
     runner = job(config, "node", work)["spec"]["template"]["spec"]
     assert config.image == pod["containers"][0]["image"] == f"trio-runner:{trio_runner.__version__}"
     assert KUSTOMIZATION["images"][0]["newTag"] == trio_runner.__version__
@@ -155,15 +155,15 @@ async def test_the_role_is_enough_and_no_more(
         told.append(ended)
 
     async with open_kubernetes(Config().replace(kubernetes=section), "node-a", on_ended) as spawner:
-        await spawner.start(Work(scenario_id=7, epoch=3, video_path="a.mp4", settings={}))
-        await spawner.start(Work(scenario_id=7, epoch=3, video_path="a.mp4", settings={}))
+        await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
+        await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
         await cluster.ends("runner-7-3", 137)
 
         async def labelled() -> bool:
             return "trio-runner/told" in (await cluster.job("runner-7-3"))["metadata"]["labels"]
 
         await until(labelled, described="the Job is labelled as told")
-        await spawner.start(Work(scenario_id=7, epoch=3, video_path="a.mp4", settings={}))
+        await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
         await spawner.stop(7, 3)
 
         async def gone() -> bool:
