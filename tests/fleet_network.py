@@ -65,14 +65,15 @@ class Machine:
             seen |= new
 
     def runners(self) -> int:
-        """How many runners live in there, without their decoders."""
-        count = 0
+        """How many runners live in there, by their configs."""
+        configs = set()
         for pid in self._pids():
             with suppress(OSError):
+                # A process that is about to become a decoder still looks like its runner.
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                # Not one that has yet to become a runner.
-                count += words[1:4] == [b"-m", b"trio_runner", b"run"]
-        return count
+                if words[1:4] == [b"-m", b"trio_runner", b"run"]:
+                    configs.add(words[4])
+        return len(configs)
 
     def reap(self) -> None:
         """Bury what was started from here and has ended."""
