@@ -472,7 +472,8 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
 ) -> None:
     hold(fake)
     given = await fleet.submit(clip)
-    async with fleet.orchestrator():
+    # Kafka takes its time with a new topic; the lease is not to be what tells.
+    async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
         runner = await held(fleet, fake, given)
         await forged(fleet, given, instance_id=str(uuid.uuid4()))
 
@@ -489,7 +490,9 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
         await fleet.has("id = $1 AND epoch = 2", given)
         (death,) = await fleet.ledger.retry_events(given)
         assert (death["body"]["error"]["message"], death["told_at"] is not None) == ("forged", True)
-        runner.resume()
+        # It may have made room for the next by now.
+        with suppress(psutil.NoSuchProcess):
+            runner.resume()
         fake.gate.set()
         await fleet.completed([given])
     assert await fleet.messages(fleet.dead_letter_topic) == []
