@@ -121,7 +121,10 @@ HOSTILE: dict[str, tuple[Record, str]] = {
     "settings of a list": (record(settings_json("[]")), "settings"),
     "settings of null": (record(settings_json("null")), "settings"),
     "a section of a list": (record(settings_json('{"video": []}')), "settings"),
-    "nested deeply": (record(settings_json('{"video": {"stride": ' + "[" * 5000 + "]" * 5000 + "}}")), "no command"),
+    "nested deeply": (
+        record(settings_json('{"video": {"stride": ' + "[" * 5000 + "]" * 5000 + "}}")),
+        "no command|video.stride",
+    ),
     "nested": (record(settings_json('{"video": {"stride": {"stride": 2}}}')), "video.stride"),
     "NaN": (record(settings_json('{"video": {"max_fps": NaN}}')), "no command"),
     "infinity": (record(settings_json('{"video": {"max_fps": 1e999}}')), "no command"),
@@ -149,7 +152,8 @@ HOSTILE: dict[str, tuple[Record, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_command_is_refused_with_its_reason(name: str) -> None:
     hostile, because = HOSTILE[name]
-    assert because in refusal(hostile)
+    # How deep is too deep differs between Pythons.
+    assert any(each in refusal(hostile) for each in because.split("|"))
 
 
 json_values = st.recursive(
