@@ -13,7 +13,7 @@ ALTER TABLE scenarios
     -- Given up, and the dead-letter topic has yet to hear of it: from then on anybody may tell it.
     ADD COLUMN dead_letter_due timestamptz;
 
-CREATE INDEX scenarios_next ON scenarios ((epoch = 1 OR failures > 0), not_before) WHERE status = 'init_startup';
+CREATE INDEX scenarios_next ON scenarios ((epoch = 1), not_before) WHERE status = 'init_startup';
 DROP INDEX scenarios_due;
 
 -- What has been tried often before this limit was there may be tried as often again.
@@ -117,7 +117,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- Give a node what is due: at most p_limit, and no more than it has room for. First what had come further and lost its
+-- Give a node what is due: at most p_limit, and no more than it has room for. First what was begun before and lost its
 -- runner, so that it need not queue behind all that was never begun; then what has been due the longest. Until the lease
 -- ends no other node starts it; safety does not rest on that, since one runner claims the epoch, however many are started.
 CREATE FUNCTION due(p_node text, p_room integer, p_limit integer, p_lease interval)
@@ -131,7 +131,7 @@ WITH busy AS (
     SELECT id FROM scenarios
      WHERE status = 'init_startup' AND outcome IS NULL AND instance_id IS NULL AND not_before <= clock_timestamp()
        AND (spawn_until IS NULL OR spawn_until <= clock_timestamp())
-     ORDER BY (epoch = 1 OR failures > 0), not_before
+     ORDER BY (epoch = 1), not_before
      LIMIT greatest(0, least(p_limit, (SELECT p_room - runners FROM busy)))
        FOR UPDATE SKIP LOCKED
 ), given AS (
@@ -139,7 +139,7 @@ WITH busy AS (
       FROM chosen WHERE s.id = chosen.id
     RETURNING s.*
 )
-SELECT id, epoch, video_path, settings, failures, last_error ->> 'code' FROM given ORDER BY (epoch = 1 OR failures > 0), not_before
+SELECT id, epoch, video_path, settings, failures, last_error ->> 'code' FROM given ORDER BY (epoch = 1), not_before
 $$;
 
 -- The runner of that attempt could not be started; no attempt was made, so none is counted. False: it is no longer so.
