@@ -29,7 +29,7 @@ sys.exit(cli.main())
 LOOP_BLOCKED = """
 async def stuck(*args):
     time.sleep(600)
-death._tell_ledger = stuck
+death.tell_ledger = stuck
 """
 
 CANCELLATION_IGNORED = """
@@ -37,7 +37,7 @@ async def stuck(*args):
     while True:
         with trio.CancelScope(shield=True):
             await trio.sleep(600)
-death._tell_ledger = stuck
+death.tell_ledger = stuck
 """
 
 

@@ -68,15 +68,13 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
         claim, runner_id, host = lost
         event = _lost_event(claim, runner_id=runner_id, host=host, reporter="takeover")
         # For the ledger alone: nobody need be called, the next attempt is this one.
-        await _tell_ledger(store, claim, _LOST, event)
+        await tell_ledger(store, claim, event)
     return await store.claim(attempt)
 
 
 async def record_lost(store: Store, claim: Claim, *, runner_id: str, host: str) -> bool:
     """Record the death of a runner that was not heard of until its lease ended; False where it came back."""
-    return await _tell_ledger(
-        store, claim, _LOST, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper")
-    )
+    return await tell_ledger(store, claim, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper"))
 
 
 async def publish_recorded(
@@ -99,14 +97,7 @@ async def publish_recorded(
             await store.told(scenario_id, epoch)
         except RunnerError as error:
             logger.warning("a reaper will send the event again: %s", error)
-    claim = Claim(
-        scenario_id=scenario_id,
-        epoch=epoch,
-        instance_id=event.instance_id,
-        next_frame=event.progress.next_frame,
-        frames_stored=event.progress.frames_stored,
-    )
-    return Report(claim=claim, event_confirmed=confirmed, event_spooled=spooled)
+    return Report(claim=event.claim, event_confirmed=confirmed, event_spooled=spooled)
 
 
 def _lost_event(claim: Claim, *, runner_id: str, host: str, reporter: str) -> retry.RetryEvent:
@@ -118,14 +109,15 @@ def _progress_of(claim: Claim) -> Progress:
     return Progress(next_frame=claim.next_frame, frames_stored_before=claim.frames_stored)
 
 
-async def _tell_ledger(store: Store, claim: Claim, failure: Failure, event: retry.RetryEvent) -> bool:
+async def tell_ledger(store: Store, claim: Claim, event: retry.RetryEvent) -> bool:
+    """Record this death and release the claim; False where it was recorded before, or is not the ledger's to take."""
     return await store.fail(
         claim,
         event_id=event.id,
         reporter=event.reporter,
-        error_class=failure.code.error_class,
+        error_class=event.error.error_class,
         body=retry.encode(event),
-        retry_after_seconds=failure.retry_after_seconds or 0.0,
+        retry_after_seconds=event.error.retry_after_seconds or 0.0,
     )
 
 
@@ -246,7 +238,7 @@ class _Obituary:
                         self._claimed = await claim_scenario(store, self._attempt)
                         self._progress = _progress_of(self._claimed)
                         self.event = self._build()
-                    ours = self.recorded = await _tell_ledger(store, self._claimed, self._failure, self.event)
+                    ours = self.recorded = await tell_ledger(store, self._claimed, self.event)
                     self.completed = not ours and await store.is_completed(self._claimed)
             except (ClaimRefusedError, SupersededError):
                 raise

@@ -114,13 +114,20 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
         logger.warning("the ledger cannot be asked about this death: %s", error)
         if claim is not None and ended:
             return Report(claim=claim)
+    return await _report_attempt(config, spool, attempt, claim, failure, reporter="stop-post")
+
+
+async def _report_attempt(
+    config: Config, spool: Spool, attempt: Attempt, claim: Claim | None, failure: Failure, *, reporter: str
+) -> Report | None:
+    """In the place of a process that is gone; None where the scenario is not this attempt's to fail."""
     progress = Progress(
         started=trio.current_time(),
         next_frame=claim.next_frame if claim else 0,
         frames_stored_before=claim.frames_stored if claim else 0,
     )
     try:
-        return await report_death(config, spool, attempt, claim, failure, progress, reporter="stop-post")
+        return await report_death(config, spool, attempt, claim, failure, progress, reporter=reporter)
     except (ClaimRefusedError, SupersededError) as error:
         logger.info("nothing to report: %s", error)
         return None
@@ -227,16 +234,7 @@ async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: in
         instance_id=claim.instance_id if claim else str(uuid.uuid4()),
         max_failures=config.scenario.max_failures,
     )
-    progress = Progress(
-        started=trio.current_time(),
-        next_frame=claim.next_frame if claim else 0,
-        frames_stored_before=claim.frames_stored if claim else 0,
-    )
-    try:
-        return await report_death(config, spool, attempt, claim, failure, progress, reporter="orchestrator")
-    except (ClaimRefusedError, SupersededError) as error:
-        logger.info("nothing to report: %s", error)
-        return None
+    return await _report_attempt(config, spool, attempt, claim, failure, reporter="orchestrator")
 
 
 def _telling_seconds(config: Config) -> float:

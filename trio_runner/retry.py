@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from trio_runner import __version__, kafka
-from trio_runner.model import ErrorClass, ErrorCode, Stage
+from trio_runner.model import Claim, ErrorClass, ErrorCode, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trio_runner.config import KafkaSection
-    from trio_runner.model import Claim, Failure, Progress
+    from trio_runner.model import Failure, Progress
 
 EVENT_TYPE: Final = "trio-runner.died.v1"
 EVENT_SCHEMA: Final = "urn:trio-runner:retry-event:1"
@@ -92,6 +92,17 @@ class RetryEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pid: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
     uptime_seconds: Annotated[float, Meta(ge=0)] | None
     version: Annotated[str, Meta(min_length=1, max_length=100, pattern=_SAYABLE)]
+
+    @property
+    def claim(self) -> Claim:
+        """The claim that it is about, with the progress that the dead had come to."""
+        return Claim(
+            scenario_id=self.scenario_id,
+            epoch=self.epoch,
+            instance_id=self.instance_id,
+            next_frame=self.progress.next_frame,
+            frames_stored=self.progress.frames_stored,
+        )
 
     @property
     def id(self) -> str:

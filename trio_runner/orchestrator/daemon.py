@@ -11,14 +11,14 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
-import msgspec
 import trio
 
 from trio_runner import aio
 from trio_runner.addresses import open_addresses
 from trio_runner.backlog import Backlog, Counts
+from trio_runner.death import tell_ledger
 from trio_runner.inbox import open_inbox
-from trio_runner.model import Claim, ClaimRefusedError, RunnerError
+from trio_runner.model import ClaimRefusedError, RunnerError
 from trio_runner.orchestrator.commands import StartCommand, decode_command
 from trio_runner.orchestrator.dead_letters import publish_given_up, publish_refused
 from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed_starts, breaker_code, delay_seconds
@@ -195,21 +195,7 @@ class Orchestrator:
         for event in events:
             if (event.scenario_id, event.epoch) not in news:
                 continue
-            claim = Claim(
-                scenario_id=event.scenario_id,
-                epoch=event.epoch,
-                instance_id=event.instance_id,
-                next_frame=event.progress.next_frame,
-                frames_stored=event.progress.frames_stored,
-            )
-            recorded = await store.fail(
-                claim,
-                event_id=event.id,
-                reporter=event.reporter,
-                error_class=event.error.error_class,
-                body=msgspec.json.encode(event),
-                retry_after_seconds=event.error.retry_after_seconds or 0.0,
-            )
+            recorded = await tell_ledger(store, event.claim, event)
             await store.told(event.scenario_id, event.epoch)
             logger.info("the ledger hears of a death by its event", extra=_of(event) | {"recorded": recorded})
 

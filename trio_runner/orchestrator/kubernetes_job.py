@@ -171,8 +171,6 @@ def _settings(node: str, work: Work) -> Iterator[str]:
     sections = own_keys(work, data_dir=DATA_DIR, node=node)
     # Whether the values will do: they came from a row.
     Config().replace(**sections)
-    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
-    sections["kafka"] = {"required": False}
     for section, keys in sections.items():
         for key, value in keys.items():
             written = tomli_w.dumps({key: value}).strip().partition(" = ")[2]

@@ -63,14 +63,14 @@ def own_keys(work: Work, *, data_dir: str, node: str) -> dict[str, dict[str, Any
     sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": data_dir}
     sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
     sections.setdefault("video", {}).update(path=work.video_path)
+    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
+    sections["kafka"] = {"required": False}
     return sections
 
 
 def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) -> Config:
     """The config of this attempt's runner; raises ConfigError where the scenario's settings do not go with it."""
     sections = own_keys(work, data_dir=str(data_dir), node=node)
-    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
-    sections["kafka"] = {"required": False}
     if not template.kafka.spool_dir:
         # One for all runners of this node, so that the next of any of them sends what waits.
         sections["kafka"]["spool_dir"] = str(Path(template.runner.data_dir) / "spool")
