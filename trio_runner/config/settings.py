@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,6 +70,11 @@ def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def is_canonical(path: str) -> bool:
+    """Whether a runner that makes a path absolute leaves it as it is: its scenario is known by it."""
+    return path.startswith("/") and str(PurePosixPath(path)) == path
 
 
 def _value(text: str) -> Any:

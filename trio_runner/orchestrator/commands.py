@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from trio_runner.config import ConfigError
-from trio_runner.config.settings import check_scenario_settings
+from trio_runner.config.settings import check_scenario_settings, is_canonical
 from trio_runner.retry import BadEventError, check_no_key_twice
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | 
         # Commands about one scenario stay in order only where they share a key.
         raise BadEventError(f"the key is not the scenario's id, {command.scenario_id}")
     if isinstance(command, StartCommand):
-        if str(PurePosixPath(command.video_path)) != command.video_path:
+        if not is_canonical(command.video_path):
             raise BadEventError("video_path is not without // and /./")
         try:
             check_scenario_settings(command.settings)

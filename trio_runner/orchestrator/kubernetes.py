@@ -25,8 +25,7 @@ from trio_runner.orchestrator.kubernetes_job import (
     label_of,
     why_waiting,
 )
-from trio_runner.orchestrator.runner_config import config_failure
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell, unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -114,10 +113,7 @@ class _Kubernetes:
         try:
             wanted = job(self._settings, self._node, work)
         except ConfigError as error:
-            told = "its config cannot be used"
-            failure = config_failure(error)
-            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
-            self._nursery.start_soon(tell, self._on_ended, ended)
+            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
             return
         name = wanted["metadata"]["name"]
         if not (await self._create(wanted) or await self._is_under_way(name) or await self._create(wanted)):

@@ -20,8 +20,8 @@ from trio_runner import leash
 from trio_runner.config import ConfigError, load_config
 from trio_runner.marker import begun_of
 from trio_runner.model import ErrorCode, Failure, RunnerError
-from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config, write_private
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
+from trio_runner.orchestrator.runner_config import as_toml, runner_config, write_private
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell, unusable
 from trio_runner.reporting import cause_of_death, report_dead_processes
 from trio_runner.spool import spool_of
 
@@ -108,13 +108,8 @@ class ProcessSpawner:
         place = self._directory / str(work.scenario_id)
         try:
             config = runner_config(self._template, work, data_dir=place, node=self._node)
-            failure = None
         except ConfigError as error:
-            failure = config_failure(error)
-        if failure is not None:
-            told = "its config cannot be used"
-            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
-            self._nursery.start_soon(tell, self._on_ended, ended)
+            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
             return
         try:
             with trio.fail_after(FILE_SECONDS):

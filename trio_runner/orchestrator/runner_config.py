@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,8 +11,7 @@ import tomli_w
 
 from trio_runner.config import EMBEDDED, ConfigError, load_config
 from trio_runner.config.errors import Problem
-from trio_runner.config.settings import check_scenario_settings
-from trio_runner.model import ErrorCode, Failure
+from trio_runner.config.settings import check_scenario_settings, is_canonical
 
 if TYPE_CHECKING:
     from trio_runner.backlog import Work
@@ -55,8 +54,7 @@ def own_keys(work: Work, *, data_dir: str, node: str) -> dict[str, dict[str, Any
         ConfigError: the row says what is not for a scenario to say. It may have been written past every check of ours.
     """
     check_scenario_settings(work.settings)
-    if not work.video_path.startswith("/") or str(PurePosixPath(work.video_path)) != work.video_path:
-        # The runner would look for another one, by its name, than the row it is to claim.
+    if not is_canonical(work.video_path):
         problem, remedy = "not an absolute path without // and /./", "submit the video by another one"
         raise ConfigError([Problem(problem=problem, path=("video", "path"), remedy=remedy)])
     sections: dict[str, dict[str, Any]] = {name: dict(keys) for name, keys in work.settings.items()}
@@ -92,8 +90,3 @@ def write_private(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     temporary.rename(path)
-
-
-def config_failure(error: ConfigError) -> Failure:
-    """What an attempt dies of that cannot even be given a config."""
-    return Failure(code=ErrorCode.CONFIG_INVALID, type="ConfigError", message=str(error)[:2000])

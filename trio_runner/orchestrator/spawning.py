@@ -6,13 +6,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from trio_runner.model import RunnerError
+from trio_runner.model import ErrorCode, Failure, RunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_runner.backlog import Work
-    from trio_runner.model import Failure
+    from trio_runner.config import ConfigError
 
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,12 @@ class Spawner(Protocol):
     async def stop(self, scenario_id: int, epoch: int) -> None:
         """Ask that attempt's runner to drain; asked twice it is asked once, and one that is gone is not asked."""
         ...
+
+
+def unusable(work: Work, error: ConfigError) -> Ended:
+    """The end of an attempt that cannot even be given a config."""
+    failure = Failure(code=ErrorCode.CONFIG_INVALID, type="ConfigError", message=str(error)[:2000])
+    return Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told="its config cannot be used")
 
 
 async def tell(on_ended: Callable[[Ended], Awaitable[None]], ended: Ended) -> None:

@@ -14,8 +14,8 @@ import trio
 
 from trio_runner.config import ConfigError, load_config
 from trio_runner.model import ErrorCode, Failure
-from trio_runner.orchestrator.runner_config import as_toml, config_failure, runner_config, write_private
-from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell
+from trio_runner.orchestrator.runner_config import as_toml, runner_config, write_private
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError, tell, unusable
 from trio_runner.reporting import REPORTED, cause_of_death
 
 if TYPE_CHECKING:
@@ -174,10 +174,7 @@ class UnitSpawner:
         try:
             text = as_toml(runner_config(self._template, work, data_dir=place, node=self._node))
         except ConfigError as error:
-            told = "its config cannot be used"
-            failure = config_failure(error)
-            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
-            self._nursery.start_soon(tell, self._on_ended, ended)
+            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
             return
         if await self._on_disk(lambda: path.exists() and not _is_ours(path)):
             raise SpawnRefusedError(f"{path} was written by hand; move it away, or submit the video under another id")
