@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from certificates import Authority
+from server_files import free_ports, write_secret
 
 # The name of a listener, its protocol, whose certificate it shows, and what else holds for it.
 LISTENERS = {
@@ -126,21 +125,6 @@ def properties(directory: Path, controller: int, addresses: dict[str, int], pass
             if mechanism
         ]
     return lines
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback on which nobody listens."""
-    with ExitStack() as stack:
-        reservations = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for reservation in reservations:
-            reservation.bind(("127.0.0.1", 0))
-        return [reservation.getsockname()[1] for reservation in reservations]
-
-
-def write_secret(path: Path, text: str) -> None:
-    """A file that only its owner reads."""
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 if __name__ == "__main__":

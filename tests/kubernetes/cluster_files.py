@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from server_files import free_ports, write_secret
 
 PAUSE = "docker.io/trio-runner-test/pause:1"
 
@@ -109,21 +111,6 @@ def write_node(directory: Path, port: int) -> None:
         "port": port,
     }
     (directory / "kubelet.yaml").write_text(json.dumps(KUBELET | ours))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback on which nobody listens."""
-    with ExitStack() as stack:
-        reservations = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for reservation in reservations:
-            reservation.bind(("127.0.0.1", 0))
-        return [reservation.getsockname()[1] for reservation in reservations]
-
-
-def write_secret(path: Path, text: str) -> None:
-    """A file that only its owner reads."""
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 if __name__ == "__main__":
