@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from trio_runner import __version__, kafka
-from trio_runner.model import Claim, ErrorClass, ErrorCode, Stage
+from trio_runner.model import Claim, ErrorClass, ErrorCode, Stage, harmless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +41,7 @@ class BadEventError(ValueError):
 
     def __init__(self, reason: str) -> None:
         """Cut the reason and take out what a terminal might obey: it quotes the record."""
-        super().__init__(
-            "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason[:300])
-        )
+        super().__init__(harmless(reason[:300]))
 
 
 class EventCause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from trio_runner.addresses import open_addresses
 from trio_runner.backlog import Backlog
 from trio_runner.config.settings import check_scenario_settings
 from trio_runner.embedded.hosting import Service
-from trio_runner.model import ClaimRefusedError
+from trio_runner.model import ClaimRefusedError, harmless
 from trio_runner.stopping import until_signal
 from trio_runner.store import open_store
 
@@ -127,11 +127,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _cell(text: str) -> Text:
     """As it is, brackets too, but for what a terminal would obey: others have written it."""
-    return Text(_shown(text))
-
-
-def _shown(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return Text(harmless(text))
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -150,7 +146,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refused(error: ClaimRefusedError, console: Console) -> int:
-    console.print(_shown(error.message), highlight=False, markup=False, soft_wrap=True)
+    console.print(harmless(error.message), highlight=False, markup=False, soft_wrap=True)
     return EXIT_REFUSED
 
 
