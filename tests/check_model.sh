@@ -80,7 +80,7 @@ breaks() {
 }
 
 # The large search has one core, everything else the other.
-safety_macros="-DFRAMES=3 -DSPARE=255"
+safety_macros="-DFRAMES=3 -DSPARE=255 -DMAX_EPOCHS=255"
 (search safety "$safety_macros" "-O2 -DSAFETY -DNOFAIR" "-w24 -m200000") &
 safety_pid=$!
 
@@ -88,13 +88,13 @@ echo "Without one guard:"
 guards=$(sed -n '/mtype = { NOTHING/,/}/p' "$model" | grep -Eo '[A-Z_]{4,}' | grep -v NOTHING)
 for guard in $guards; do
     case $guard in
-        REAPER | SPAWN_LEASE_END | REPORT_OF_UNCLAIMED | FAILURE_COUNT)
-            macros="-DFRAMES=1 -DSPARE=1 -DLIVENESS -DWITHOUT=$guard"
+        REAPER | SPAWN_LEASE_END | REPORT_OF_UNCLAIMED | EPOCH_COUNT)
+            macros="-DFRAMES=1 -DSPARE=1 -DMAX_EPOCHS=3 -DLIVENESS -DWITHOUT=$guard"
             (search "$guard" "$macros" "-DNFAIR=3" "-a -f -w20 -m20000") || true
             ;;
         *)
             # Breadth first, so that the counterexample is the shortest there is.
-            macros="-DFRAMES=1 -DSPARE=255 -DWITHOUT=$guard"
+            macros="-DFRAMES=1 -DSPARE=255 -DMAX_EPOCHS=255 -DWITHOUT=$guard"
             (search "$guard" "$macros" "-DSAFETY -DBFS" "-w22") || true
             ;;
     esac
@@ -102,7 +102,7 @@ for guard in $guards; do
 done
 
 echo "With every guard:"
-macros="-DFRAMES=2 -DSPARE=1 -DLIVENESS"
+macros="-DFRAMES=2 -DSPARE=1 -DMAX_EPOCHS=3 -DLIVENESS"
 (search liveness "$macros" "-O2 -DNFAIR=3" "-a -f -w20 -m20000") || true
 holds liveness "$macros"
 wait "$safety_pid" || true

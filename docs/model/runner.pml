@@ -3,7 +3,8 @@
  *
  * Each verb is one atomic step, as it is one transaction. A process that waits between two steps is a slow one, a
  * paused one and one behind a partition alike. -DFRAMES=3 frames are to be stored; -DSPARE=1 is how many faults there
- * may be that no counter limits, 255 being no limit; -DWITHOUT=GUARD takes out one of the guards that are listed here. */
+ * may be that no counter limits, and -DMAX_EPOCHS=3 how many attempts, 255 being no limit for either; -DWITHOUT=GUARD
+ * takes out one of the guards that are listed here. */
 #ifndef WITHOUT
 #define WITHOUT NOTHING
 #endif
@@ -12,23 +13,25 @@
 
 mtype = { NOTHING, EPOCH_FENCE, INSTANCE_FENCE, FRAME_FENCE, TOTAL_IN_FINISH, ONE_CLAIM, EPOCH_IN_CLAIM,
     OUTCOME_IN_CLAIM, STATUS_IN_CLAIM, EPOCH_IN_FAIL, INSTANCE_IN_FAIL, OUTCOME_IN_FAIL, STATUS_IN_FAIL, LEASE_IN_REAP,
-    REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT }
+    OUTCOME_IN_RETRY, INSTANCE_IN_SHUTDOWNS, REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT, EPOCH_COUNT }
 mtype = { CLAIM, STORE, FINISH }                           /* verbs that are sent, NOTHING being none */
 mtype = { OK, REFUSED, MISPLACED, LOST }                   /* results: MISPLACED is RN007, REFUSED every other RN00x */
 mtype = { RUNNER, HOST, EVENT, LEASE, RETRIABLE, PERMANENT, INTERRUPTED } /* who tells of a death, and its classes */
 mtype = { ABSENT, WORKING, DYING }                         /* stages of a process */
 mtype = { TO_RUN, TO_STOP, STOPPED, OPEN, COMPLETED, FAILED } /* statuses, in short, and outcomes, OPEN being NULL */
-/* Of an epoch nobody asks but whether it is the row's, so its number is not kept, and attempts are not limited. */
+/* Of an epoch nobody asks but whether it is the row's, and how many more there may be; its number is not kept. */
 mtype = { NONE, NOW, PAST }
 /* Instances are numbered by their places; a place is taken anew when nothing more can come from who had it before. */
 #define NOBODY 0
 
-/* The scenario's row; `spawning` is the spawn lease, `progressed` is next_frame > first_frame of this attempt. */
-byte instance = NOBODY, next_frame = 0, failures = 0;
+/* The scenario's row; `spawning` is the spawn lease, `progressed` is next_frame > first_frame of this attempt, `left`
+ * is last_epoch - epoch + 1. */
+byte instance = NOBODY, next_frame = 0, failures = 0, left = MAX_EPOCHS;
 bool leased, spawning, progressed;
 mtype status = TO_RUN, outcome = OPEN;
 /* The table predictions, and what else the assertions look at. */
 bool stored[FRAMES], claimed, was_stopped;
+byte fruitless = 0;
 /* The processes: the epoch they were started for (NONE: by hand), the epoch and the frame they believe they are at. */
 mtype stage[2] = ABSENT, asked[2] = NONE, mine[2] = NONE;
 byte at[2];
@@ -66,6 +69,7 @@ inline store(e, i, f) {
     :: has(EPOCH_FENCE, e == NOW) && has(INSTANCE_FENCE, i == instance) && has(FRAME_FENCE, f == next_frame) ->
         assert(e == NOW && i == instance);                 /* nothing is stored by who is not the owner (any more) */
         assert(outcome == OPEN);                           /* what has ended stays ended */
+        assert(!was_stopped);                              /* what was stopped stays stopped */
         assert(!stored[f]);                                /* no frame twice */
         assert(f == 0 || stored[f - 1]);                   /* no frame skipped */
         stored[f] = true; next_frame = f + 1; progressed = true; leased = true; result = OK
@@ -88,7 +92,7 @@ inline finish(e, i) {
         assert(e == NOW && i == instance);
         assert(outcome == OPEN);                           /* what has ended stays ended */
         assert(stored[FRAMES - 1]);                        /* completed only with every frame stored */
-        outcome = COMPLETED; failures = 0; instance = NOBODY; leased = false; result = OK
+        outcome = COMPLETED; failures = 0; fruitless = 0; instance = NOBODY; leased = false; result = OK
     :: else -> refuse(e, i)
     fi;
     printf("runner %d: finish(epoch %e) %e\n", i, e, result)
@@ -102,7 +106,10 @@ inline fail(teller, e, i, class) {
         assert(e == NOW);                                  /* an epoch ends with one report, and that is its own */
         assert(!leased || stage[instance - 1] != WORKING); /* a stale report changes nothing */
         failures = (class == INTERRUPTED -> failures : (progressed -> 0 : failures + (WITHOUT != FAILURE_COUNT)));
-        outcome = (class == PERMANENT || failures >= MAX_FAILURES -> FAILED : OPEN);
+        left = (left == 255 || WITHOUT == EPOCH_COUNT || class == INTERRUPTED && progressed -> left : left - 1);
+        outcome = (class == PERMANENT || failures >= MAX_FAILURES || left == 0 -> FAILED : OPEN);
+        fruitless = (class == INTERRUPTED -> fruitless : (progressed -> 0 : fruitless + 1));
+        assert(outcome == FAILED || fruitless < MAX_FAILURES); /* poison is given up in time */
         status = (WITHOUT == STATUS_IN_FAIL && status == STOPPED -> TO_RUN : status);
         instance = NOBODY; leased = false; spawning = false; progressed = false; claimed = false;
         ages(asked[0]); ages(asked[1]); ages(mine[0]); ages(mine[1]); ages(late_epoch); ages(event_epoch)
@@ -114,7 +121,7 @@ inline tell(teller, e, i) {
     if
     :: true -> fail(teller, e, i, RETRIABLE)
     :: true -> fail(teller, e, i, PERMANENT)
-    :: spare -> spend(); fail(teller, e, i, INTERRUPTED)
+    :: true -> fail(teller, e, i, INTERRUPTED)
     fi
 }
 
@@ -219,13 +226,14 @@ end: do
     od
 }
 
-active proctype orchestrator() {
+active proctype orchestrator() {                           /* any number of them */
     byte k;
 end: do
     :: atomic { outcome == OPEN && status == TO_RUN && instance == NOBODY && !spawning && can_start ->
         spawning = true;
         if :: true -> start(NOW) :: spare -> spend(); printf("the orchestrator dies between due and spawn\n") fi }
-    :: atomic { status == TO_STOP && instance == NOBODY -> status = STOPPED; was_stopped = true; printf("stopped\n") }
+    :: atomic { status == TO_STOP && has(INSTANCE_IN_SHUTDOWNS, instance == NOBODY) ->
+        status = STOPPED; was_stopped = true; printf("stopped\n") }
     od
 }
 
@@ -241,6 +249,12 @@ active proctype person() {
 end: do
     :: atomic { spare && can_start -> spend(); start(NONE) }
     :: atomic { spare && status == TO_RUN && outcome == OPEN -> spend(); status = TO_STOP; printf("stop it\n") }
+    :: atomic { spare && status != TO_RUN && outcome == OPEN -> /* submit, or retry */
+        spend(); status = TO_RUN; was_stopped = false; printf("go on with it\n") }
+    :: atomic { spare && outcome != OPEN && has(OUTCOME_IN_RETRY, outcome == FAILED) ->
+        assert(outcome == FAILED);                         /* completed is completed */
+        spend(); outcome = OPEN; status = TO_RUN; was_stopped = false; failures = 0; fruitless = 0; left = MAX_EPOCHS;
+        printf("retry it\n") }
     od
 }
 
