@@ -1,6 +1,6 @@
-"""Measures an orchestrator with child processes from the outside: kill to next frame, storm, events/s, memory.
+"""Measures an orchestrator with child processes from the outside: storm, events/s, memory.
 
-    python benchmarks/orchestrator.py [kill] [storm] [events] [memory]
+    python benchmarks/orchestrator.py [storm] [events] [memory]
 
 Starts the embedded database and broker and a fake inference service, then a real `trio-runner orchestrate`. Each part
 has a ledger of its own. Times are wall-clock of this machine: compare them within one run of this script. Needs the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import signal
 import statistics
 import subprocess
@@ -41,7 +40,8 @@ from trio_runner.model import ErrorCode, Failure, Progress  # noqa: E402
 from trio_runner.store import Attempt, open_store  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from typing import Any
 
     from trio_runner.config import Config
 
@@ -57,20 +57,17 @@ class Bench:
         self.ledger = Ledger(servers)
         self.config = directory / "orchestrator.toml"
 
-    def write(self, **orchestrator: object) -> None:
-        """The config, with these keys in its section."""
-        self.config.write_text(
-            as_toml(
-                {
-                    "runner": {"data_dir": str(self.directory / "data")},
-                    "log": {"format": "json"},
-                    "inference": {"url": self.fake.url},
-                    "database": self.servers.database | {"batch_frames": 4},
-                    "kafka": {"brokers": self.servers.brokers},
-                    "orchestrator": {"node": "here", **orchestrator},
-                }
-            )
-        )
+    def write(self, *, sections: Mapping[str, dict[str, Any]] | None = None, **orchestrator: object) -> None:
+        """The config, with these keys in its section; `sections` are further ones, or replace those of their names."""
+        both: dict[str, dict[str, Any]] = {
+            "runner": {"data_dir": str(self.directory / "data")},
+            "log": {"format": "json"},
+            "inference": {"url": self.fake.url},
+            "database": self.servers.database | {"batch_frames": 4},
+            "kafka": {"brokers": self.servers.brokers},
+            "orchestrator": {"node": "here", **orchestrator},
+        }
+        self.config.write_text(as_toml(both | dict(sections or {})))
 
     async def submit(self, scenarios: int, video: Path) -> None:
         """So many, under new numbers."""
@@ -132,33 +129,6 @@ async def opened(name: str) -> AsyncIterator[Bench]:
         finally:
             for host in hosts.values():
                 host.close()
-
-
-async def kill(options: argparse.Namespace) -> None:
-    """SIGKILL to a runner at work; how long until the next attempt has stored its first frame."""
-    async with opened("kill") as bench:
-        bench.fake.delay = lambda _: 0.2
-        bench.write(max_runners=2)
-        video = clips.pixel_coded(bench.directory / "clip.mp4", frames=60)
-        await bench.submit(options.kills, video)
-        dice = random.Random(1)  # noqa: S311 - a benchmark
-        killed: dict[int, float] = {}
-        async with bench.orchestrating() as process:
-            while await bench.count("outcome = 'completed'") < options.kills:
-                for child in process.children():
-                    scenario = _scenario_of(child)
-                    if scenario and scenario not in killed and dice.random() < 0.5:
-                        (row,) = await bench.ledger.query("SELECT * FROM scenarios WHERE id = $1", scenario)
-                        if row["status"] == "active" and row["outcome"] is None:
-                            killed[scenario] = time.time()
-                            child.kill()
-                await trio.sleep(0.1)
-        rows = await bench.ledger.query(
-            "SELECT scenario_id, extract(epoch FROM min(created_at))::float8 AS at FROM predictions"
-            " WHERE epoch = 2 GROUP BY 1"
-        )
-        later = sorted(row["at"] - killed[row["scenario_id"]] for row in rows if row["scenario_id"] in killed)
-        print(f"SIGKILL to the next attempt's first stored frame: {_percentiles(later)}")
 
 
 async def storm(options: argparse.Namespace) -> None:
@@ -274,25 +244,17 @@ async def memory(_: argparse.Namespace) -> None:
         print("resident: " + ", ".join(f"{size:.0f} MiB with {count} scenarios" for count, size in sizes.items()))
 
 
-def _scenario_of(child: psutil.Process) -> int | None:
-    try:
-        words = child.cmdline()
-    except psutil.NoSuchProcess:
-        return None
-    return int(Path(words[-1]).parent.name) if "run" in words else None
-
-
-def _percentiles(values: Sequence[float]) -> str:
+def percentiles(values: Sequence[float]) -> str:
+    """The median and what 99 of 100 are not above; `values` are seconds, sorted."""
     p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
     return f"p50 {statistics.median(values):.2f} s, p99 {p99:.2f} s of {len(values)}"
 
 
 def main() -> int:
     """Run the parts asked for, or all."""
-    parts = {"kill": kill, "storm": storm, "events": events, "memory": memory}
+    parts = {"storm": storm, "events": events, "memory": memory}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all of them")
-    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--scenarios", type=int, default=500, help="of the storm")
     parser.add_argument("--room", type=int, default=8, help="runners at once in the storm")
     parser.add_argument("--dead", type=float, default=60.0, help="seconds that the service is dead")

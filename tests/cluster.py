@@ -22,6 +22,9 @@ ASKED = "TRIO_RUNNER_TEST_KUBERNETES"
 NODE = "TRIO_RUNNER_TEST_KUBERNETES_NODE"
 """Set where that cluster has a node, with an image of this tree."""
 
+IMAGE = "docker.io/trio-runner-test/trio-runner:1"
+"""What the node knows the image by."""
+
 NOWHERE = {"cpu_request": "1000"}
 """What no node has: the pod waits, and a test says what becomes of it."""
 

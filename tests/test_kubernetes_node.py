@@ -33,8 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT
 CLIP = "a $(CREDENTIALS_DIRECTORY) $$.mp4"
 """A name that Kubernetes would read a variable in."""
 
-IMAGE = "docker.io/trio-runner-test/trio-runner:1"
-
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
@@ -95,7 +93,7 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
         "kubernetes": {
             "kubeconfig": cluster.write_kubeconfig(scene.directory / "kubeconfig"),
             "namespace": cluster.namespace,
-            "image": IMAGE,
+            "image": cluster_of_tests.IMAGE,
             "image_pull_policy": "Never",
             "videos_host_path": str(videos),
             "cpu_request": "10m",
