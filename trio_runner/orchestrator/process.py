@@ -86,9 +86,10 @@ class ProcessSpawner:
         self._nursery, self._on_ended = nursery, on_ended
         self._processes: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
         self._asked: set[int] = set()
+        self._starting: set[int] = set()
         self._left_behind: set[int] = set()
         self._shields: set[trio.CancelScope] = set()
-        self._changed = trio.Condition()
+        self._changed = trio.Event()
 
     @property
     def count(self) -> int:
@@ -111,6 +112,8 @@ class ProcessSpawner:
         except ConfigError as error:
             self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
             return
+        # From here on the directory is this runner's: whoever reports what was left behind would remove it.
+        self._starting.add(work.scenario_id)
         try:
             with trio.fail_after(FILE_SECONDS):
                 path = await trio.to_thread.run_sync(_write_config, config, place, abandon_on_cancel=True)
@@ -118,6 +121,8 @@ class ProcessSpawner:
             process = self._popen(path, place, invocation.hex)
         except (OSError, trio.TooSlowError) as error:
             raise SpawnRefusedError(f"{place}: {error or 'the disk does not answer'}") from error
+        finally:
+            self._starting.discard(work.scenario_id)
         self._processes[work.scenario_id] = (work.epoch, process)
         self._nursery.start_soon(self._wait, work, config, process, invocation.hex)
 
@@ -136,10 +141,9 @@ class ProcessSpawner:
                 process.send_signal(number)
 
     async def all_ended(self) -> None:
-        """Wait until no runner is left."""
-        async with self._changed:
-            while self._processes:
-                await self._changed.wait()
+        """Wait until no runner is left, and each end is told."""
+        while self._processes or self._shields:
+            await self._changed.wait()
 
     def give_up(self) -> None:
         """Wait no longer for what ought to have ended and been reported by now."""
@@ -149,7 +153,7 @@ class ProcessSpawner:
     async def report_left_behind(self) -> None:
         """Report the runners that a former orchestrator on this directory left dead."""
         for path in sorted(self._directory.glob("*/runner.toml")):
-            if path.parent.name in map(str, self._processes):
+            if path.parent.name in map(str, self._processes.keys() | self._starting):
                 continue
             try:
                 config = load_config(path)
@@ -184,26 +188,30 @@ class ProcessSpawner:
         # Shielded: when the orchestrator ends, its runners do, and each end is reported. `give_up` bounds it.
         with trio.CancelScope(shield=True) as shield:
             self._shields.add(shield)
-            descriptor = os.pidfd_open(process.pid)
             try:
-                await trio.lowlevel.wait_readable(descriptor)
+                await self._until_told(work, config, process, invocation)
             finally:
-                os.close(descriptor)
-            told, seen = _how_it_ended(process.wait())
-            seen |= {"RUNTIME_DIRECTORY": str(config.runner.data_dir), "INVOCATION_ID": invocation}
-            if cause_of_death(seen) is not None:
-                await self._report(config, seen)
-            # It could not even read where to report to.
-            failure = _UNREADABLE if seen["EXIT_STATUS"] == "78" else None
-            if failure is None:
-                await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
-            self._asked.discard(process.pid)
-            async with self._changed:
-                del self._processes[work.scenario_id]
-                self._changed.notify_all()
-            ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
-            await tell(self._on_ended, ended)
-        self._shields.discard(shield)
+                self._shields.discard(shield)
+                self._changed.set()
+                self._changed = trio.Event()
+
+    async def _until_told(self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str) -> None:
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+        told, seen = _how_it_ended(process.wait())
+        seen |= {"RUNTIME_DIRECTORY": str(config.runner.data_dir), "INVOCATION_ID": invocation}
+        if cause_of_death(seen) is not None:
+            await self._report(config, seen)
+        # It could not even read where to report to.
+        failure = _UNREADABLE if seen["EXIT_STATUS"] == "78" else None
+        if failure is None:
+            await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
+        self._asked.discard(process.pid)
+        del self._processes[work.scenario_id]
+        await tell(self._on_ended, Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
 
     async def _report(self, config: Config, seen: dict[str, str]) -> None:
         spool = spool_of(config)
