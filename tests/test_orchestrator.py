@@ -528,6 +528,24 @@ async def test_there_are_no_more_runners_than_allowed_and_one_node_more_takes_th
         assert len(await fleet.ledger.attempts(each)) == 1
 
 
+async def test_a_second_one_on_a_data_directory_starts_nothing_until_the_first_has_left(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(2)]
+    async with fleet.orchestrator("node_1", orchestrator={"max_runners": 1}) as first:
+        await fleet.has("node = 'node_1' AND next_frame >= 4")
+        async with fleet.orchestrator("node_2", runner={"data_dir": "node_1.data"}):
+            refused = await fleet.has("last_error ->> 'code' = 'not_started'")
+            assert "another orchestrator" in refused["last_error"]["message"]
+            assert "runner.data_dir" in refused["last_error"]["message"]
+            assert len(fleet.runners()) == 1
+            first.send_signal(signal.SIGTERM)
+            assert (await first.wait()).code == 0
+            fake.gate.set()
+            await fleet.completed(ids)
+
+
 async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it_is_back(
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:

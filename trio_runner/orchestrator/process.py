@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -53,7 +54,10 @@ async def open_processes(
     directory = Path(config.runner.data_dir) / "runners"
     async with trio.open_nursery() as nursery:
         spawner = ProcessSpawner(directory, template, node, nursery, on_ended)
-        nursery.start_soon(spawner.report_left_behind)
+        try:
+            await spawner.take()
+        except SpawnRefusedError as error:
+            logger.warning("no runner is started for now: %s", error)
         try:
             yield spawner
         finally:
@@ -67,6 +71,7 @@ async def open_processes(
                     spawner.stop_all(signal.SIGKILL)
                     await spawner.all_ended()
             spawner.give_up()
+            spawner.let_go()
             nursery.cancel_scope.cancel()
 
 
@@ -88,6 +93,8 @@ class ProcessSpawner:
         self._asked: set[int] = set()
         self._starting: set[int] = set()
         self._left_behind: set[int] = set()
+        self._descriptor: int | None = None
+        self._taken = False
         self._shields: set[trio.CancelScope] = set()
         self._changed = trio.Event()
 
@@ -96,8 +103,46 @@ class ProcessSpawner:
         """How many runners live, or are being reported."""
         return len(self._processes)
 
+    async def take(self) -> None:
+        """Lock the directory: two orchestrators in one would overwrite each other's runners' configs.
+
+        Raises:
+            SpawnRefusedError: another one has it, or it cannot be made.
+        """
+        if self._taken:
+            return
+        try:
+            if self._descriptor is None:
+                with trio.fail_after(FILE_SECONDS):
+                    await trio.to_thread.run_sync(self._lock, abandon_on_cancel=True)
+        except BlockingIOError:
+            remedy = "give each a runner.data_dir of its own"
+            raise SpawnRefusedError(f"another orchestrator's runners live in {self._directory}; {remedy}") from None
+        except (OSError, trio.TooSlowError) as error:
+            raise SpawnRefusedError(f"{self._directory}: {error or 'the disk does not answer'}") from error
+        self._taken = True
+        self._nursery.start_soon(self.report_left_behind)
+
+    def let_go(self) -> None:
+        """Whoever comes next may have the directory."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        # Here and not by what is returned: where the disk was slow nobody waits for that any more.
+        self._descriptor = descriptor
+
     async def start(self, work: Work) -> None:
         """Start a runner, unless one of this scenario still lives here."""
+        await self.take()
         if work.scenario_id in self._processes:
             epoch, process = self._processes[work.scenario_id]
             if epoch != work.epoch:
