@@ -1,6 +1,6 @@
-"""Measures an orchestrator with child processes from the outside: storm, events/s, memory.
+"""Measures an orchestrator with child processes from the outside: storm, events/s, memory, persistence.
 
-    python benchmarks/orchestrator.py [storm] [events] [memory]
+    python benchmarks/orchestrator.py [storm] [events] [memory] [progress]
 
 Starts the embedded database and broker and a fake inference service, then a real `trio-runner orchestrate`. Each part
 has a ledger of its own. Times are wall-clock of this machine: compare them within one run of this script. Needs the
@@ -30,12 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import clips  # noqa: E402 - the tests' clips, service and servers
 from campaign_world import Host  # noqa: E402
-from fake_inference import Fake, open_fake  # noqa: E402
+from fake_inference import Fake, once, open_fake  # noqa: E402
 from harness import Ledger, Servers, as_toml, command, environment, until  # noqa: E402
 
 from trio_runner import aio, retry  # noqa: E402
 from trio_runner.backlog import Backlog  # noqa: E402
 from trio_runner.config import load_config  # noqa: E402
+from trio_runner.config.settings import parse_settings  # noqa: E402
 from trio_runner.model import ErrorCode, Failure, Progress  # noqa: E402
 from trio_runner.store import Attempt, open_store  # noqa: E402
 
@@ -69,7 +70,7 @@ class Bench:
         }
         self.config.write_text(as_toml(both | dict(sections or {})))
 
-    async def submit(self, scenarios: int, video: Path) -> None:
+    async def submit(self, scenarios: int, video: Path, *settings: str, max_failures: int = 1000) -> None:
         """So many, under new numbers."""
         async with (
             aio.open_loop(),
@@ -77,7 +78,9 @@ class Bench:
         ):
             await store.create_schema()
             for _ in range(scenarios):
-                await Backlog(store).submit(0, str(video), {}, max_failures=1000, max_epochs=1000)
+                await Backlog(store).submit(
+                    0, str(video), parse_settings(settings), max_failures=max_failures, max_epochs=1000
+                )
 
     @asynccontextmanager
     async def orchestrating(self) -> AsyncIterator[psutil.Process]:
@@ -103,6 +106,7 @@ class Bench:
 
         async def done() -> bool:
             await trio.sleep(0.5)
+            assert not await self.count("outcome = 'failed'"), "one was given up"
             return await self.count("outcome = 'completed'") >= scenarios
 
         await until(done, described="everything completed", seconds=PATIENCE_SECONDS)
@@ -244,6 +248,26 @@ async def memory(_: argparse.Namespace) -> None:
         print("resident: " + ", ".join(f"{size:.0f} MiB with {count} scenarios" for count, size in sizes.items()))
 
 
+async def progress(options: argparse.Namespace) -> None:
+    """A scenario that may not fail once without having stored something, and whose service fails again and again."""
+    async with opened("progress") as bench:
+        bench.write(max_runners=1)
+        # Eight apart, for a batch of four to be stored in between.
+        frames = 8 * options.failures + 8
+        bench.fake.plan = once(*range(7, frames - 1, 8))
+        video = clips.pixel_coded(bench.directory / "clip.mp4", frames=frames)
+        await bench.submit(1, video, "inference.in_flight=1", max_failures=1)
+        began = time.monotonic()
+        async with bench.orchestrating():
+            await bench.all_done(1)
+        took = time.monotonic() - began
+        (tried,) = await bench.ledger.query("SELECT count(*) FILTER (WHERE outcome = 'failed') AS n FROM attempts")
+        (stored,) = await bench.ledger.query(
+            "SELECT count(DISTINCT frame_index) AS n, count(*) AS rows FROM predictions"
+        )
+        print(f"{tried['n']} failures, then completed: {stored['n']} frames in {stored['rows']} rows, {took:.0f} s")
+
+
 def percentiles(values: Sequence[float]) -> str:
     """The median and what 99 of 100 are not above; `values` are seconds, sorted."""
     p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
@@ -252,13 +276,14 @@ def percentiles(values: Sequence[float]) -> str:
 
 def main() -> int:
     """Run the parts asked for, or all."""
-    parts = {"storm": storm, "events": events, "memory": memory}
+    parts = {"storm": storm, "events": events, "memory": memory, "progress": progress}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all of them")
     parser.add_argument("--scenarios", type=int, default=500, help="of the storm")
     parser.add_argument("--room", type=int, default=8, help="runners at once in the storm")
     parser.add_argument("--dead", type=float, default=60.0, help="seconds that the service is dead")
     parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--failures", type=int, default=40, help="of a scenario that makes progress")
     options = parser.parse_args()
     for name in options.parts or parts:
         trio.run(parts[name], options)

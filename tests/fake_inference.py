@@ -62,6 +62,19 @@ def at_request(index: int, fault: Fault | bytes) -> Plan:
     return lambda request, _: fault if request == index else None
 
 
+def once(*numbers: int) -> Plan:
+    """Each of these pictures meets a failing service the first time."""
+    left = set(numbers)
+
+    def plan(_: int, painted: int) -> Fault | None:
+        if painted not in left:
+            return None
+        left.remove(painted)
+        return Fault.STATUS_500
+
+    return plan
+
+
 def random_delays(seed: int, longest_seconds: float) -> Callable[[int], float]:
     """A delay for each frame number, the same for the same seed, so that answers overtake each other."""
     return lambda number: random.Random(f"{seed}:{number}").uniform(0, longest_seconds)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import trio
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
-from fake_inference import Fake, Fault, Plan, open_fake
+from fake_inference import Fake, Fault, once, open_fake
 from fleet import Fleet, open_fleet, prepare
 from harness import Cli, Running, Servers, free_port, until
 
@@ -73,19 +73,6 @@ async def held(fleet: Fleet, fake: Fake, scenario_id: int, frames: int = 4) -> p
 def hold(fake: Fake, number: int = 6) -> None:
     """Keep the answers from this frame on until the gate opens."""
     fake.held = lambda each: each >= number
-
-
-def once(*numbers: int) -> Plan:
-    """Each of these pictures meets a failing service the first time."""
-    left = set(numbers)
-
-    def plan(_: int, painted: int) -> Fault | None:
-        if painted not in left:
-            return None
-        left.remove(painted)
-        return Fault.STATUS_500
-
-    return plan
 
 
 # commands on Kafka
