@@ -14,13 +14,14 @@ import psutil
 import pytest
 from cluster import Cluster, host_network, open_cluster
 from fake_inference import Fake, open_fake
-from harness import until
+from harness import PATIENCE_SECONDS, until
 from scene import SMALL_WINDOW, Scene
 
 from trio_runner.backlog import Work
 from trio_runner.config import Config
 from trio_runner.model import ErrorCode
 from trio_runner.orchestrator.kubernetes import open_kubernetes
+from trio_runner.orchestrator.kubernetes_job import job_name
 from trio_runner.orchestrator.spawning import Ended
 
 WHY_NOT = cluster_of_tests.why_not() or (
@@ -57,11 +58,11 @@ class Told:
     async def __call__(self, ended: Ended) -> None:
         self.ends.append(ended)
 
-    async def first(self) -> Ended:
+    async def first(self, seconds: float = PATIENCE_SECONDS) -> Ended:
         async def told() -> list[Ended]:
             return self.ends
 
-        return (await until(told, described="on_ended"))[0]
+        return (await until(told, described="on_ended", seconds=seconds))[0]
 
 
 Sections = dict[str, dict[str, Any]]
@@ -176,6 +177,25 @@ async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, f
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
+
+
+async def test_a_frozen_runner_is_ended_by_its_probe(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
+    told = Told()
+    config = Config().replace(**fleet)
+    async with open_kubernetes(config, "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+
+        async def is_heard() -> bool:
+            pod = await cluster.pod(job_name(scene.scenario_id, 1))
+            return any(each.get("started") for each in pod["status"].get("containerStatuses", []))
+
+        await until(is_heard, described="the startup probe hears of it")
+        process_in_pod(scene, 1).send_signal(signal.SIGSTOP)
+        ended = await told.first(3 * PATIENCE_SECONDS)
+    assert ended.failure is not None, logs(cluster)
+    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
 async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:

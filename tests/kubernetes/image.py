@@ -41,7 +41,7 @@ def main(binaries: Path, directory: Path) -> None:
     """Write both images into `directory`."""
     write_image(directory / "pause.tar", PAUSE, {Path("/pause"): binaries / "pause"}, {}, ["/pause"])
     interpreter = Path(os.path.realpath(sys.executable))
-    links = {VENV / "bin/python": interpreter, Path("/usr/local/bin/trio-runner"): VENV / "bin/trio-runner"}
+    links = {VENV / "bin/python": interpreter}
     write_image(directory / "trio-runner.tar", RUNNER, runner_contents(interpreter), links, ["trio-runner"])
 
 
@@ -117,7 +117,7 @@ def write_image(path: Path, name: str, contents: Contents, links: dict[Path, Pat
     config = {
         "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64",
         "os": "linux",
-        "config": {"Cmd": command, "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "User": "10001"},
+        "config": {"Cmd": command, "Env": [f"PATH={VENV}/bin:/usr/bin:/bin"], "User": "10001"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]

@@ -35,6 +35,23 @@ USER: Final = 10001
 GRACE_SECONDS: Final = 60
 """From SIGTERM to SIGKILL: `drain_seconds`, and what a death may take when nothing answers (34 s)."""
 
+NOTIFY_SOCKET: Final = f"{DATA_DIR}/notify"
+PROBE_SECONDS: Final = 10
+PROBE: Final = {
+    "exec": {"command": ["python", "-I", "-m", "trio_runner.probe"]},
+    "periodSeconds": PROBE_SECONDS,
+    # It listens for 5 s; the rest is for a busy node to start it.
+    "timeoutSeconds": PROBE_SECONDS,
+}
+"""Asks as a service manager's watchdog would listen."""
+
+START_SECONDS: Final = 120
+"""Connecting to the database, the broker and the inference service and opening the video, one after the other."""
+
+WATCHDOG_SECONDS: Final = 30
+HUNG_GRACE_SECONDS: Final = 15
+"""For one that is slow and not stuck, and drains when it is told to. As in the systemd unit, all three."""
+
 OF_RUNNERS: Final = "app.kubernetes.io/name=trio-runner,app.kubernetes.io/component=runner"
 SCENARIO: Final = "trio-runner/scenario"
 EPOCH: Final = "trio-runner/epoch"
@@ -70,8 +87,8 @@ def job(settings: KubernetesSection, node: str, work: Work) -> Object:
     `DisruptionTarget` where the pod was evicted, preempted or lost with its node; `BackoffLimitExceeded` for everything
     else (74, 75, a signal), where another attempt follows.
 
-    There are no probes. Readiness matters to a Service only, and nothing outside can tell a slow runner from a stuck
-    one better than the runner itself, whose every step has a deadline, and whose lease ends with it.
+    Its probes are the watchdog of a runner whose event loop is stuck: every step of the others has a deadline. Its
+    lease ends meanwhile, and the next attempt does not wait for it. Readiness would matter to a Service only.
     """
     labels = {
         **dict(pair.split("=") for pair in OF_RUNNERS.split(",")),
@@ -150,7 +167,17 @@ def _pod(settings: KubernetesSection, node: str, work: Work) -> Object:
                 "image": settings.image,
                 "imagePullPolicy": settings.image_pull_policy,
                 "command": ["trio-runner", "run", f"{CONFIG_DIR}/runner.toml", *_settings(node, work)],
-                "env": [{"name": "CREDENTIALS_DIRECTORY", "value": CREDENTIALS_DIR}],
+                "env": [
+                    {"name": "CREDENTIALS_DIRECTORY", "value": CREDENTIALS_DIR},
+                    {"name": "NOTIFY_SOCKET", "value": NOTIFY_SOCKET},
+                ],
+                # Nothing is heard of it before it has claimed.
+                "startupProbe": PROBE | {"failureThreshold": START_SECONDS // PROBE_SECONDS},
+                "livenessProbe": PROBE
+                | {
+                    "failureThreshold": WATCHDOG_SECONDS // PROBE_SECONDS,
+                    "terminationGracePeriodSeconds": HUNG_GRACE_SECONDS,
+                },
                 "resources": {
                     "requests": _quantities(cpu=settings.cpu_request, memory=settings.memory_request),
                     "limits": _quantities(cpu=settings.cpu_limit, memory=settings.memory_limit),
