@@ -183,7 +183,8 @@ async def held_run(
             name: SMALL_WINDOW.get(name, {}) | sections.get(name, {}) for name in {*SMALL_WINDOW, *sections}
         }
         merged["video"] = {"path": str(big_clip)} | merged.get("video", {})
-        merged["inference"] = {"url": fake.url} | merged.get("inference", {})
+        # On a busy machine a held frame is held for long.
+        merged["inference"] = {"url": fake.url, "timeout_seconds": 60.0} | merged.get("inference", {})
         config = scene.write_config("runner.toml", **merged)
         async with scene.cli.started("run", config, variables=manager.variables, program=program) as running:
             # Only now there is certainly a schema to ask.

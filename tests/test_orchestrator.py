@@ -173,15 +173,14 @@ async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
     async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
         (await held(fleet, fake, given)).kill()
         await fleet.has("id = $1 AND epoch = 2", given)
-        stored = (await fleet.ledger.existing(given))["next_frame"]
         fake.gate.set()
         await fleet.completed([given])
     (death,) = await fleet.ledger.retry_events(given)
     assert (death["reporter"], death["body"]["error"]["code"]) == ("stop-post", "runner_killed")
     assert death["told_at"] is not None
     first, second = await fleet.ledger.attempts(given)
-    assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", stored)
-    assert stored >= 4
+    assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", first["end_frame"])
+    assert first["end_frame"] >= 4
 
 
 async def test_one_that_a_nameless_signal_ends_does_not_take_the_orchestrator_along(
@@ -488,8 +487,14 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
         runner.suspend()
         await forged(fleet, given)
         await fleet.has("id = $1 AND epoch = 2", given)
-        (death,) = await fleet.ledger.retry_events(given)
-        assert (death["body"]["error"]["message"], death["told_at"] is not None) == ("forged", True)
+
+        async def told() -> bool:
+            (death,) = await fleet.ledger.retry_events(given)
+            assert death["body"]["error"]["message"] == "forged"
+            return death["told_at"] is not None
+
+        # That comes after the death, in a statement of its own.
+        await until(told, described="it counts as told")
         # It may have made room for the next by now.
         with suppress(psutil.NoSuchProcess):
             runner.resume()
@@ -597,9 +602,11 @@ async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
     given = await fleet.submit(clip)
     async with fleet.orchestrator(database={"lease_seconds": 1.0}, orchestrator={"reap_seconds": 0.5}):
         await held(fleet, fake, given)
-        (frozen,) = fleet.runners()
+        # So short a lease may have ended before: on a busy machine this is not the first.
+        row = await fleet.has("id = $1 AND instance_id IS NOT NULL", given)
+        frozen = await fleet.runner(given)
         frozen.suspend()
-        await fleet.has("id = $1 AND epoch = 2", given)
+        await fleet.has("id = $1 AND epoch > $2", given, row["epoch"])
         fake.gate.set()
         await fleet.completed([given])
     assert not frozen.is_running()
