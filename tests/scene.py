@@ -40,7 +40,8 @@ SMALL_WINDOW: dict[str, dict[str, Any]] = {
     "pipeline": {"max_buffered_frames": 8},
     "database": {"batch_frames": 4},
 }
-"""So few frames under way that of the big clip most are still in the decoder's hands when the service holds frame 5."""
+"""So few frames under way that of the big clip most are still in the decoder's hands when the service holds frame 5,
+and that frame 20 of any is asked about only when some are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

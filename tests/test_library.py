@@ -15,6 +15,7 @@ import pytest
 import trio
 from fake_inference import Fault, at_frame, open_fake, stored_for
 from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, free_port, read_topic, until
+from scene import SMALL_WINDOW
 
 from trio_runner import Runner, aio
 from trio_runner.config import ConfigError, load_config
@@ -133,11 +134,12 @@ async def test_a_completed_scenario_is_refused(
 
 
 async def test_the_scenario_of_another_video_is_refused(
-    new_runner: Callable[[str], Runner], write_config: WriteConfig, scenario_id: int, tmp_path: Path
+    write_config: WriteConfig, clip: Path, scenario_id: int, tmp_path: Path
 ) -> None:
     other = clips.pixel_coded(tmp_path / "other.mp4", frames=1)
     async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
-        await new_runner(fake.url).process_scenario(scenario_id)
+        config = write_config("runner.toml", video={"path": str(clip)}, inference={"url": fake.url}, **SMALL_WINDOW)
+        assert not await Runner.from_config(load_config(config)).process_scenario(scenario_id)
         config = write_config("other.toml", video={"path": str(other)}, inference={"url": fake.url})
         runner = Runner.from_config(load_config(config))
         with pytest.raises(ClaimRefusedError, match="another video"):

@@ -17,7 +17,7 @@ import pytest
 import trio
 from fake_inference import Fault, at_frame, open_fake
 from harness import Event, Finished, open_service_manager, read_topic, until
-from scene import Held, Scene, death_without_kafka, held_run, locked
+from scene import SMALL_WINDOW, Held, Scene, death_without_kafka, held_run, locked
 
 from trio_runner.model import ErrorCode
 from trio_runner.reporting import cause_of_death
@@ -362,7 +362,7 @@ async def test_a_reaper_that_comes_too_late_does_not_take_what_was_renewed(scene
 async def half_a_run(scene: Scene, clip: Path, **video: Any) -> None:
     async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
         config = scene.write_config(
-            video={"path": str(clip)} | video, inference={"url": fake.url}, database={"batch_frames": 4}
+            "runner.toml", video={"path": str(clip)} | video, inference={"url": fake.url}, **SMALL_WINDOW
         )
         assert (await scene.run_to_the_end(config)).code == 75
     assert await scene.stored() > 0
