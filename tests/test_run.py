@@ -169,7 +169,7 @@ async def test_a_decoder_that_is_killed(scene: Scene, big_clip: Path) -> None:
 
 
 async def test_a_decoder_that_stands_still(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 1.0}) as held:
+    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 3.0}) as held:
         decoder = held.running.decoder()
         assert decoder is not None
         decoder.suspend()
