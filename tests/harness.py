@@ -24,6 +24,7 @@ import aiokafka
 import asyncpg
 import psutil
 import trio
+from server_files import free_ports
 
 import trio_runner
 
@@ -391,8 +392,5 @@ def from_toml(text: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port of the loopback on which nobody listens (one that was given out and closed again)."""
-    with socket.socket() as reservation:
-        reservation.bind(("127.0.0.1", 0))
-        port: int = reservation.getsockname()[1]
+    (port,) = free_ports(1)
     return port
