@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,8 @@ class Fleet:
     async def clean_up(self) -> None:
         """Whatever still lives of this test's runners is killed."""
         for process in self.runners():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         await self.no_runners()
 
 

@@ -15,7 +15,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -167,7 +167,9 @@ class Cli:
             yield running
         finally:
             for member in running.family():
-                member.kill()
+                # One may have gone along with the one before.
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
             for text in (running.out(), running.err()):

@@ -390,12 +390,14 @@ async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
             await fleet.command("start", each, video_path=str(clip))
         else:
             await fleet.submit(clip, each)
+    reported = "end is reported" in step
+    if reported:
+        hold(fake)
     async with fleet.orchestrator(dying=STEPS[step]) as running:
-        killer: list[psutil.Process] = []
-        if "end is reported" in step:
-            # A runner that reports itself leaves nothing to be reported.
-            killer.append(await fleet.runner(7))
-            killer[0].kill()
+        if reported:
+            # One that reports itself leaves nothing to be reported; what is held keeps it from that until it is killed.
+            (await fleet.runner(7)).kill()
+            fake.gate.set()
 
         async def dead() -> bool:
             await fleet.hurry()

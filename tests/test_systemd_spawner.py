@@ -39,7 +39,7 @@ async def fleet(manager: Manager, scene: Scene) -> AsyncIterator[Fleet]:
 @pytest.fixture
 async def family(manager: Manager, scene: Scene) -> AsyncIterator[Fleet]:
     """Runners are children of the orchestrator."""
-    await manager.drop_in(NAME, "RestartSec=100ms", "WatchdogSec=2")
+    await manager.drop_in(NAME, "RestartSec=100ms", "WatchdogSec=20")
     async with open_fleet(manager, scene, "process") as fleet:
         yield fleet
 
