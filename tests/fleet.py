@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class Fleet:
         base: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": f"{node}.data", "drain_seconds": 5.0},
             "log": {"format": "json"},
-            "inference": {"url": self.inference_url},
+            # On a busy machine a held frame is held for long.
+            "inference": {"url": self.inference_url, "timeout_seconds": 60.0},
             "database": self.section | {"batch_frames": 4, "lease_seconds": 6.0},
             "pipeline": {"max_buffered_frames": 8},
             "kafka": {"brokers": self.servers.brokers, "retry_topic": self.retry_topic},
@@ -232,7 +233,9 @@ class Fleet:
                     command = process.cmdline()
                 except psutil.NoSuchProcess:
                     continue
-                if command[-1].endswith(f"/{marker}") and not any("leash" in argument for argument in command):
+                leashed = any("leash" in argument for argument in command)
+                # One that is about to end has no command line any more.
+                if command and command[-1].endswith(f"/{marker}") and not leashed:
                     return [process]
             return []
 
@@ -248,7 +251,8 @@ class Fleet:
     async def clean_up(self) -> None:
         """Whatever still lives of this test's runners is killed."""
         for process in self.runners():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         await self.no_runners()
 
 

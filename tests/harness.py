@@ -15,7 +15,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,6 +24,7 @@ import aiokafka
 import asyncpg
 import psutil
 import trio
+from server_files import free_ports
 
 import trio_runner
 
@@ -166,7 +167,9 @@ class Cli:
             yield running
         finally:
             for member in running.family():
-                member.kill()
+                # One may have gone along with the one before.
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
             for text in (running.out(), running.err()):
@@ -391,8 +394,5 @@ def from_toml(text: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port of the loopback on which nobody listens (one that was given out and closed again)."""
-    with socket.socket() as reservation:
-        reservation.bind(("127.0.0.1", 0))
-        port: int = reservation.getsockname()[1]
+    (port,) = free_ports(1)
     return port

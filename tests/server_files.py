@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback on which nobody listens."""
+    """Ports of the loopback on which nobody listens, of those that the kernel gives to nobody who names none.
+
+    One of the others may be somebody's a moment later: tests run beside each other, and each opens many.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
     with ExitStack() as stack:
-        reservations = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for reservation in reservations:
-            reservation.bind(("127.0.0.1", 0))
-        return [reservation.getsockname()[1] for reservation in reservations]
+        while len(ports) < count:
+            port = random.SystemRandom().randrange(lowest // 2, lowest)
+            reservation = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                reservation.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def write_secret(path: Path, text: str) -> None:

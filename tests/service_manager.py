@@ -172,13 +172,14 @@ class Manager:
 
     def processes(self, unit: str) -> list[psutil.Process]:
         """Every process of the unit, as it is known out here."""
-        found = {
-            int(pid)
-            for cgroup in self.cgroups
-            for directory in cgroup.rglob(unit)
-            for pid in (directory / "cgroup.procs").read_text().split()
-        }
-        return [psutil.Process(pid) for pid in found]
+        found: dict[int, psutil.Process] = {}
+        for place in (place for cgroup in self.cgroups for place, _, _ in os.walk(cgroup) if Path(place).name == unit):
+            # Cgroup or process may be gone since it was listed.
+            with contextlib.suppress(OSError):
+                for pid in map(int, Path(place, "cgroup.procs").read_text().split()):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        found[pid] = psutil.Process(pid)
+        return list(found.values())
 
     def log(self, unit: str) -> str:
         """What the unit's processes wrote."""

@@ -45,7 +45,8 @@ class Unit:
         base: dict[str, dict[str, Any]] = {
             **SMALL_WINDOW,
             **self.base,
-            "inference": {"url": inference_url},
+            # On a busy machine a held frame is held for long.
+            "inference": {"url": inference_url, "timeout_seconds": 60.0},
         }
         merged = {name: base.get(name, {}) | sections.get(name, {}) for name in {*base, *sections}}
         written = self.scene.write_config("unit.toml", **merged)

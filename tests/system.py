@@ -79,8 +79,10 @@ class Killer:
                 await trio.sleep(self._dice.uniform(0.5, 1.5) * pause_seconds)
                 if runners := _runners_of(self._orchestrator):
                     scenario_id = self._dice.choice(sorted(runners))
-                    os.kill(runners[scenario_id], signal.SIGKILL)
-                    self.killed[scenario_id] += 1
+                    # It may have ended by itself meanwhile.
+                    with suppress(ProcessLookupError):
+                        os.kill(runners[scenario_id], signal.SIGKILL)
+                        self.killed[scenario_id] += 1
 
 
 def _runners_of(orchestrator: int) -> dict[int, int]:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from fake_inference import Fault, at_frame, open_fake
 from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, command, free_port, until
+from scene import SMALL_WINDOW
 
 import trio_runner
 
@@ -159,7 +160,7 @@ async def test_overrides_on_the_command_line(
 
 async def test_show(cli: Cli, write_config: WriteConfig, scenario_id: int, clip: Path) -> None:
     async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
-        config = write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        config = write_config("runner.toml", video={"path": str(clip)}, inference={"url": fake.url}, **SMALL_WINDOW)
         assert (await cli("run", config)).code == 75
 
     everything = await cli("show", config)

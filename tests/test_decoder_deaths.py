@@ -123,7 +123,7 @@ async def test_a_video_that_does_not_fit_into_memory(scene: Scene, clip: Path, t
 async def test_a_decoder_that_ends_or_stands_still_at_work(
     scene: Scene, big_clip: Path, number: signal.Signals, code: str
 ) -> None:
-    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 1.0}) as held:
+    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 3.0}) as held:
         decoder = held.running.decoder()
         assert decoder is not None
         os.kill(decoder.pid, number)

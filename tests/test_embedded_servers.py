@@ -167,8 +167,8 @@ async def sql(addresses: Addresses, statement: str) -> Any:
 
 
 async def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all of them end within 20 s; one that nobody has reaped yet has ended."""
-    with trio.move_on_after(20):
+    """Whether all of them end within a minute; one that nobody has reaped yet has ended."""
+    with trio.move_on_after(60):
         while any(alive(process) for process in processes):  # noqa: ASYNC110 - they are not ours to wait for
             await trio.sleep(0.02)
     return not any(alive(process) for process in processes)
@@ -179,6 +179,13 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def groups_of(family: list[psutil.Process]) -> Iterator[int]:
+    for process in family:
+        # One that served a connection of PostgreSQL's ends with it.
+        with contextlib.suppress(ProcessLookupError):
+            yield os.getpgid(process.pid)
 
 
 def server_error(*words: str) -> pytest.RaisesGroup[ServerError]:
@@ -200,7 +207,7 @@ async def test_all_three_answer_and_leave_nothing_running(tmp_path: Path) -> Non
         family = [descendant for child in own_children() for descendant in (child, *child.children(recursive=True))]
         assert len(family) >= 3
         # Ctrl-C in a terminal goes to the whole foreground group; these must not be in it.
-        assert os.getpgid(0) not in {os.getpgid(process.pid) for process in family}
+        assert os.getpgid(0) not in set(groups_of(family))
         assert json.loads((data_dir / "servers.json").read_text())["pid"] == os.getpid()
     assert not any(map(alive, family))
     assert not (data_dir / "servers.json").exists()
@@ -338,7 +345,7 @@ async def test_a_host_killed_while_it_makes_the_cluster_leaves_nothing_half_made
     tmp_path: Path, neighbour: Callable[..., Neighbour]
 ) -> None:
     host = neighbour(tmp_path, DATABASE)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while not (tmp_path / "postgres.new" / "PG_VERSION").exists():  # noqa: ASYNC110 - a file has no event
             await trio.sleep(0.005)
     family = host.family()

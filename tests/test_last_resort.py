@@ -64,13 +64,17 @@ async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path,
 def test_it_counts_from_the_first_failure_and_a_death_in_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(LastResort, "_end", lambda _: ended.set())
-    resort = LastResort(0.2)
+    resort = LastResort(PATIENCE_SECONDS)
     resort.disarm()
+    others = threading.enumerate()
     resort.arm()
     resort.arm()
     assert resort.armed
+    (counting,) = [thread for thread in threading.enumerate() if thread not in others]
     resort.disarm()
-    assert not ended.wait(1.0)
+    counting.join(PATIENCE_SECONDS / 2)
+    assert (counting.is_alive(), ended.is_set()) == (False, False)
+    resort._seconds = 0.2
     resort.arm()
     assert ended.wait(PATIENCE_SECONDS)
 

@@ -160,15 +160,14 @@ async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
     async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
         (await held(fleet, fake, given)).kill()
         await fleet.has("id = $1 AND epoch = 2", given)
-        stored = (await fleet.ledger.existing(given))["next_frame"]
         fake.gate.set()
         await fleet.completed([given])
     (death,) = await fleet.ledger.retry_events(given)
     assert (death["reporter"], death["body"]["error"]["code"]) == ("stop-post", "runner_killed")
     assert death["told_at"] is not None
     first, second = await fleet.ledger.attempts(given)
-    assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", stored)
-    assert stored >= 4
+    assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", first["end_frame"])
+    assert first["end_frame"] >= 4
 
 
 async def test_one_that_a_nameless_signal_ends_does_not_take_the_orchestrator_along(
@@ -208,7 +207,8 @@ async def test_a_poison_scenario_has_max_failures_attempts_and_one_dead_letter(
 
 
 async def test_a_scenario_that_always_makes_progress_finishes(fleet: Fleet, fake: Fake, clip: Path) -> None:
-    fake.plan = once(*range(5, 60, 10))
+    # Further from where an attempt begins than the window is wide: it is asked about once something is stored.
+    fake.plan = once(*range(9, 60, 10))
     given = await fleet.submit(clip, 0, "scenario.max_failures=1", "inference.in_flight=1")
     async with fleet.orchestrator():
         await fleet.completed([given])
@@ -377,12 +377,14 @@ async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
             await fleet.command("start", each, video_path=str(clip))
         else:
             await fleet.submit(clip, each)
+    reported = "end is reported" in step
+    if reported:
+        hold(fake)
     async with fleet.orchestrator(dying=STEPS[step]) as running:
-        killer: list[psutil.Process] = []
-        if "end is reported" in step:
-            # A runner that reports itself leaves nothing to be reported.
-            killer.append(await fleet.runner(7))
-            killer[0].kill()
+        if reported:
+            # One that reports itself leaves nothing to be reported; what is held keeps it from that until it is killed.
+            (await fleet.runner(7)).kill()
+            fake.gate.set()
 
         async def dead() -> bool:
             await fleet.hurry()
@@ -475,8 +477,14 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
         runner.suspend()
         await forged(fleet, given)
         await fleet.has("id = $1 AND epoch = 2", given)
-        (death,) = await fleet.ledger.retry_events(given)
-        assert (death["body"]["error"]["message"], death["told_at"] is not None) == ("forged", True)
+
+        async def told() -> bool:
+            (death,) = await fleet.ledger.retry_events(given)
+            assert death["body"]["error"]["message"] == "forged"
+            return death["told_at"] is not None
+
+        # That comes after the death, in a statement of its own.
+        await until(told, described="it counts as told")
         # It may have made room for the next by now.
         with suppress(psutil.NoSuchProcess):
             runner.resume()
@@ -602,9 +610,11 @@ async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
     given = await fleet.submit(clip)
     async with fleet.orchestrator(database={"lease_seconds": 1.0}, orchestrator={"reap_seconds": 0.5}):
         await held(fleet, fake, given)
-        (frozen,) = fleet.runners()
+        # So short a lease may have ended before: on a busy machine this is not the first.
+        row = await fleet.has("id = $1 AND instance_id IS NOT NULL", given)
+        frozen = await fleet.runner(given)
         frozen.suspend()
-        await fleet.has("id = $1 AND epoch = 2", given)
+        await fleet.has("id = $1 AND epoch > $2", given, row["epoch"])
         fake.gate.set()
         await fleet.completed([given])
     assert not frozen.is_running()

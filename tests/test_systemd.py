@@ -133,7 +133,7 @@ sys.exit(main())
 
 
 async def test_a_loop_that_is_blocked_is_ended_and_reported(unit: Unit) -> None:
-    await unit.run_program(BLOCKS_ON_REQUEST, "WatchdogSec=3")
+    await unit.run_program(BLOCKS_ON_REQUEST, "WatchdogSec=10")
     async with at_work(unit):
         await unit.signal_main(signal.SIGUSR1)
         assert await unit.ended() == Ending(result="watchdog", how="killed", status="6")

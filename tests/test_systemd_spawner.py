@@ -39,7 +39,7 @@ async def fleet(manager: Manager, scene: Scene) -> AsyncIterator[Fleet]:
 @pytest.fixture
 async def family(manager: Manager, scene: Scene) -> AsyncIterator[Fleet]:
     """Runners are children of the orchestrator."""
-    await manager.drop_in(NAME, "RestartSec=100ms", "WatchdogSec=2")
+    await manager.drop_in(NAME, "RestartSec=100ms", "WatchdogSec=20")
     async with open_fleet(manager, scene, "process") as fleet:
         yield fleet
 
@@ -63,8 +63,14 @@ async def test_what_is_submitted_becomes_a_unit_and_completes(fleet: Fleet, vide
 async def test_a_killed_runner_is_reported_by_its_unit_and_the_next_one_goes_on(fleet: Fleet, video: Path) -> None:
     scenario_id = await fleet.submit(video)
     await fleet.at_work(scenario_id)
-    stored = (await fleet.scene.ledger.existing(scenario_id))["next_frame"]
-    asked = len(fleet.fake.numbers)
+
+    async def at_rest() -> bool:
+        """All that was answered is stored, and as much is asked as may be at once."""
+        row = await fleet.scene.ledger.existing(scenario_id)
+        return row["next_frame"] == 5 and len(fleet.fake.under_way) == 4
+
+    await until(at_rest, described="it waits for what is held")
+    stored, asked = 5, len(fleet.fake.numbers)
     await fleet.kill(unit_of(scenario_id))
     fleet.fake.gate.set()
     lost, last = await fleet.completed(scenario_id)

@@ -65,7 +65,7 @@ async def open_processes(
             with trio.move_on_after(config.orchestrator.stop_timeout_seconds, shield=True) as patience:
                 spawner.stop_all(signal.SIGTERM)
                 await spawner.all_ended()
-            if patience.cancelled_caught:
+            if patience.cancelled_caught and spawner.count:
                 logger.warning("%d runners did not leave and are killed", spawner.count)
                 with trio.move_on_after(KILL_SECONDS + REPORT_SECONDS, shield=True):
                     spawner.stop_all(signal.SIGKILL)
