@@ -136,9 +136,9 @@ class ProcessSpawner:
                 process.send_signal(number)
 
     async def all_ended(self) -> None:
-        """Wait until no runner is left."""
+        """Wait until no runner is left, and whoever is told of their ends has been."""
         async with self._changed:
-            while self._processes:
+            while self._processes or self._shields:
                 await self._changed.wait()
 
     def give_up(self) -> None:
@@ -198,12 +198,13 @@ class ProcessSpawner:
             if failure is None:
                 await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
             self._asked.discard(process.pid)
-            async with self._changed:
-                del self._processes[work.scenario_id]
-                self._changed.notify_all()
+            # Before it is told: the next attempt may be started for it.
+            del self._processes[work.scenario_id]
             ended = Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told)
             await tell(self._on_ended, ended)
-        self._shields.discard(shield)
+            async with self._changed:
+                self._shields.discard(shield)
+                self._changed.notify_all()
 
     async def _report(self, config: Config, seen: dict[str, str]) -> None:
         spool = spool_of(config)
