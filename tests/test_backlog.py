@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from test_store import VIDEO, attempt, expire
 from trio_runner import aio
 from trio_runner.backlog import Backlog, GivenUp, RecentAttempt, Work
 from trio_runner.config import DatabaseSection
-from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError
+from trio_runner.model import (
+    Claim,
+    ClaimRefusedError,
+    ErrorCode,
+    Failure,
+    Progress,
+    RunnerError,
+    ScenarioCompletedError,
+)
+from trio_runner.retry import RetryEvent, build_event
 from trio_runner.store import Store, open_store
 
 NODE = "node_1"
@@ -308,6 +318,15 @@ async def test_the_longest_due_come_first(backlog: Backlog, store: Store) -> Non
     await store.fetch_all("UPDATE scenarios SET not_before = now() - make_interval(secs => (id * 37) % 50)")
     ids = [work.scenario_id for work in await due(backlog, limit=30)]
     assert ids == sorted(range(1, 51), key=lambda each: -(each * 37 % 50))[:30]
+
+
+async def test_what_was_begun_does_not_queue_behind_what_never_was(backlog: Backlog, store: Store) -> None:
+    for each in (1, 2, 3):
+        await submit(backlog, each)
+    await fail(store, await begin(backlog, store, 3), "interrupted")
+    await store.fetch_all("UPDATE scenarios SET not_before = now() - interval '1 h' WHERE id < 3")
+    assert [work.scenario_id for work in await due(backlog, limit=1)] == [3]
+    assert [work.scenario_id for work in await due(backlog, limit=1)] in ([1], [2])
 
 
 async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Backlog, store: Store) -> None:
@@ -653,8 +672,11 @@ async def test_the_backlog_counts_each_condition(backlog: Backlog, store: Store)
     assert (counts.due, counts.backing_off) == (2, 1)
     # 3 has stored nothing yet.
     assert (counts.unproven, counts.running, counts.stopping) == (1, 3, 1)
+    assert await backlog.unproven() == 1
     assert {work.scenario_id for work in await due(backlog)} == {6, 7}
-    assert (await backlog.counts()).unproven == 3
+    counts = await backlog.counts()
+    assert (counts.due, counts.backing_off, counts.unproven) == (0, 1, 3)
+    assert await backlog.unproven() == 3
 
 
 async def test_the_overview_has_every_scenario_with_its_last_attempt(backlog: Backlog, store: Store) -> None:
@@ -672,6 +694,26 @@ async def test_the_overview_has_every_scenario_with_its_last_attempt(backlog: Ba
     assert first["frames_per_second"] > 0
     assert (second["outcome"], second["total_frames"], second["instance_id"]) == ("completed", 1, None)
     assert (third["epoch"], third["runner_id"], third["frames_per_second"]) == (1, None, None)
+
+
+def event_of(claim: Claim, **changes: Any) -> RetryEvent:
+    claim = replace(claim, **changes)
+    failure = Failure(code=ErrorCode.INFERENCE_TIMEOUT, type="X", message="late")
+    return build_event(failure, claim=claim, runner_id="r", progress=Progress(), reporter="runner")
+
+
+async def test_only_a_death_that_the_ledger_ought_to_know_is_news(backlog: Backlog, store: Store) -> None:
+    for each in (7, 8):
+        await submit(backlog, each)
+    known, unknown = await begin(backlog, store, 7), await begin(backlog, store, 8)
+    await fail(store, known)
+    another = str(uuid.uuid4())
+    forged = [event_of(claim, instance_id=another) for claim in (known, unknown)]
+    assert await backlog.take_note([*forged, event_of(unknown, epoch=2), event_of(unknown, scenario_id=9)]) == set()
+    assert await store.untold(0.0, 10) == [(7, 1)]
+    assert await backlog.take_note([event_of(known), event_of(unknown), event_of(unknown)]) == {(8, 1)}
+    # What Kafka has is told by nobody else.
+    assert await store.untold(0.0, 10) == []
 
 
 async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:

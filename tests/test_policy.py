@@ -140,4 +140,5 @@ def test_a_refused_start_is_tried_again_within_bounds(refusals: int, random: flo
     delay = delay_seconds(refusals, random)
     assert 0 <= delay <= MAX_DELAY_SECONDS
     assert delay <= delay_seconds(refusals + 1, random)
+    assert delay == random * delay_seconds(refusals, 1.0)
     assert delay_seconds(refusals, 1.0) == min(MAX_DELAY_SECONDS, 2.0 ** min(refusals, 12))
