@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.orchestrator.daemon import MAX_PAUSE_SECONDS, _keep
@@ -29,14 +30,12 @@ async def pauses(*lasting: float) -> list[float]:
     ]
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_peer_that_is_away_for_long_is_asked_every_half_minute() -> None:
+async def test_a_peer_that_is_away_for_long_is_asked_every_half_minute(autojump_clock: MockClock) -> None:
     found = await pauses(*[0.0] * 1100)
     assert found[:6] == pytest.approx([1, 2, 4, 8, 16, MAX_PAUSE_SECONDS])
     assert found[6:] == pytest.approx([MAX_PAUSE_SECONDS] * 1094)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_session_that_lasted_is_followed_soon() -> None:
+async def test_a_session_that_lasted_is_followed_soon(autojump_clock: MockClock) -> None:
     found = await pauses(0, 0, 0, MAX_PAUSE_SECONDS + 1, 0, MAX_PAUSE_SECONDS - 1, 0)
     assert found == pytest.approx([1, 2, 4, 0.5, 1, 2, 4])
