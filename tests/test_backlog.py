@@ -645,11 +645,11 @@ async def test_the_last_attempts_tell_how_they_went_the_newest_first(backlog: Ba
     claim = await begin(backlog, store, 5)
     await store.store(claim, 0, [make_result(0)])
     expected = [
-        RecentAttempt(code=None, progressed=True, ended=False),
-        RecentAttempt(code=None, progressed=False, ended=False),
-        RecentAttempt(code=None, progressed=True, ended=True),
-        RecentAttempt(code="store_lost", progressed=True, ended=True),
-        RecentAttempt(code="inference_timeout", progressed=False, ended=True),
+        RecentAttempt(code=None, progressed=True),
+        RecentAttempt(code=None, progressed=False),
+        RecentAttempt(code=None, progressed=True),
+        RecentAttempt(code="store_lost", progressed=True),
+        RecentAttempt(code="inference_timeout", progressed=False),
     ]
     assert await backlog.recent_attempts(10) == expected
     assert await backlog.recent_attempts(2) == expected[:2]

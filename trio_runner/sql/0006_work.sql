@@ -204,9 +204,9 @@ UPDATE scenarios SET dead_letter_due = NULL WHERE id = p_id AND epoch = p_epoch 
 $$;
 
 -- The attempts that began last, the newest first: what they died of, and whether they had stored anything.
-CREATE FUNCTION recent_attempts(p_limit integer) RETURNS TABLE (code text, progressed boolean, ended boolean)
+CREATE FUNCTION recent_attempts(p_limit integer) RETURNS TABLE (code text, progressed boolean)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT a.error ->> 'code', coalesce(a.end_frame, s.next_frame) > a.first_frame, a.ended_at IS NOT NULL
+SELECT a.error ->> 'code', coalesce(a.end_frame, s.next_frame) > a.first_frame
   FROM attempts a JOIN scenarios s ON s.id = a.scenario_id ORDER BY a.started_at DESC LIMIT p_limit
 $$;
 
