@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,13 +15,14 @@ import psutil
 import pytest
 import trio
 import trio.testing
-from harness import until
+from harness import PATIENCE_SECONDS, until
 
 from trio_runner import aio
 from trio_runner.backlog import Work
 from trio_runner.config import Config
 from trio_runner.marker import Marker
 from trio_runner.model import ErrorCode, RunnerError
+from trio_runner.orchestrator import process
 from trio_runner.orchestrator.process import open_processes
 from trio_runner.orchestrator.runner_config import as_toml, runner_config
 from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
@@ -116,6 +118,32 @@ async def test_who_does_not_leave_in_time_is_killed_and_reported(tmp_path: Path)
     assert list((tmp_path / "runners").iterdir()) == []
 
 
+async def test_an_end_is_told_when_there_is_room_again_and_told_to_the_end(tmp_path: Path) -> None:
+    config, counted = config_in(tmp_path), list[int]()
+    told, may_go_on = trio.Event(), trio.Event()
+
+    async def on_ended(_: Ended) -> None:
+        told.set()
+        await may_go_on.wait()
+        counted.append(spawner.count)
+
+    async def go_on() -> None:
+        # The block below has ended by then.
+        await trio.testing.wait_all_tasks_blocked()
+        may_go_on.set()
+
+    async with (
+        trio.open_nursery() as nursery,
+        aio.open_loop(),
+        open_processes(config, config, "here", on_ended) as spawner,
+    ):
+        await spawner.start(work())
+        (await frozen(tmp_path)).kill()
+        await told.wait()
+        nursery.start_soon(go_on)
+    assert counted == [0]
+
+
 async def test_of_two_attempts_the_earlier_makes_room_and_of_one_none(tmp_path: Path) -> None:
     config, ends = config_in(tmp_path), list[Ended]()
 
@@ -175,3 +203,29 @@ async def test_one_that_a_former_orchestrator_left_is_reported_before_the_next_s
         await spawner.start(work(epoch=2))
     assert [ended.epoch for ended in ends] == [2]
     assert (other / "runner.toml").exists()
+
+
+async def test_one_that_is_just_starting_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+    written, may_start = threading.Event(), threading.Event()
+    write_config = process._write_config
+
+    def write(config: Config, place: Path) -> Path:
+        path = write_config(config, place)
+        written.set()
+        assert may_start.wait(PATIENCE_SECONDS)
+        return path
+
+    monkeypatch.setattr(process, "_write_config", write)
+    monkeypatch.setattr(process, "FILE_SECONDS", PATIENCE_SECONDS)
+    async with (
+        aio.open_loop(),
+        open_processes(config, config, "here", into(ends)) as spawner,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(spawner.start, work())
+        assert await trio.to_thread.run_sync(written.wait, PATIENCE_SECONDS)
+        await spawner.report_left_behind()
+        assert (tmp_path / "runners" / "7" / "runner.toml").exists()
+        may_start.set()
+    assert [ended.failure for ended in ends] == [None]

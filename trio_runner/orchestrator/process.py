@@ -85,6 +85,7 @@ class ProcessSpawner:
         self._directory, self._template, self._node = directory, template, node
         self._nursery, self._on_ended = nursery, on_ended
         self._processes: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._starting: set[int] = set()
         self._asked: set[int] = set()
         self._left_behind: set[int] = set()
         self._shields: set[trio.CancelScope] = set()
@@ -111,6 +112,8 @@ class ProcessSpawner:
         except ConfigError as error:
             self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
             return
+        # What is written from now on nobody has left behind.
+        self._starting.add(work.scenario_id)
         try:
             with trio.fail_after(FILE_SECONDS):
                 path = await trio.to_thread.run_sync(_write_config, config, place, abandon_on_cancel=True)
@@ -118,6 +121,8 @@ class ProcessSpawner:
             process = self._popen(path, place, invocation.hex)
         except (OSError, trio.TooSlowError) as error:
             raise SpawnRefusedError(f"{place}: {error or 'the disk does not answer'}") from error
+        finally:
+            self._starting.discard(work.scenario_id)
         self._processes[work.scenario_id] = (work.epoch, process)
         self._nursery.start_soon(self._wait, work, config, process, invocation.hex)
 
@@ -149,7 +154,7 @@ class ProcessSpawner:
     async def report_left_behind(self) -> None:
         """Report the runners that a former orchestrator on this directory left dead."""
         for path in sorted(self._directory.glob("*/runner.toml")):
-            if path.parent.name in map(str, self._processes):
+            if path.parent.name in map(str, {*self._processes, *self._starting}):
                 continue
             try:
                 config = load_config(path)
