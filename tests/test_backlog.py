@@ -187,6 +187,14 @@ async def test_what_was_stopped_goes_on(backlog: Backlog, store: Store) -> None:
     assert [work.epoch for work in await due(backlog)] == [1]
 
 
+async def test_a_stop_that_nobody_has_seen_is_taken_back(backlog: Backlog) -> None:
+    await submit(backlog, 7)
+    await backlog.stop(7)
+    await submit(backlog, 7)
+    assert await backlog.shutdowns() == []
+    assert len(await due(backlog)) == 1
+
+
 @pytest.mark.parametrize("stored", [0, 3])
 async def test_submitting_while_a_runner_drains_takes_the_stop_back(
     backlog: Backlog, store: Store, stored: int
@@ -344,6 +352,18 @@ async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Back
     assert len(await due(backlog, room=5, limit=9)) == 1
 
 
+async def test_what_could_not_be_started_in_time_takes_no_room(backlog: Backlog, store: Store) -> None:
+    for each in (1, 2):
+        await submit(backlog, each)
+    (first,) = await due(backlog, room=1)
+    assert await due(backlog, room=1) == []
+    assert await backlog.postpone(first.scenario_id, 1, NODE, delay_seconds=3600, why="no room")
+    (second,) = await due(backlog, room=1)
+    assert second.scenario_id != first.scenario_id
+    await store.fetch_all("UPDATE scenarios SET spawn_until = now() - interval '1 s' WHERE spawn_until IS NOT NULL")
+    assert await due(backlog, room=1) == [second]
+
+
 async def complete_all(store: Store, scenario_id: int) -> None:
     row = await state(store, scenario_id)
     claim = Claim(
@@ -376,6 +396,9 @@ async def test_nothing_is_due_before_its_time_or_while_it_is_stopped_run_or_over
     await backlog.shutdowns()
     await store.fetch_all("UPDATE scenarios SET status = 'init_shutdown' WHERE id = 5")
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 min' WHERE id = 6")
+    assert await due(backlog) == []
+    # As by hand: who claimed it, and that it was given up, still count.
+    await store.fetch_all("UPDATE scenarios SET status = 'init_startup', not_before = 'epoch' WHERE id IN (2, 3)")
     assert await due(backlog) == []
 
 

@@ -126,7 +126,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 WITH busy AS (
     SELECT count(*) AS runners FROM scenarios
      WHERE node = p_node AND outcome IS NULL
-       AND (instance_id IS NOT NULL OR (status = 'init_startup' AND spawn_until > clock_timestamp()))
+       AND (instance_id IS NOT NULL OR spawn_until > clock_timestamp())
 ), chosen AS (
     SELECT id FROM scenarios
      WHERE status = 'init_startup' AND outcome IS NULL AND instance_id IS NULL AND not_before <= clock_timestamp()
