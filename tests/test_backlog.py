@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from test_store import VIDEO, attempt, expire
 from trio_runner import aio
 from trio_runner.backlog import Backlog, GivenUp, RecentAttempt, Work
 from trio_runner.config import DatabaseSection
-from trio_runner.model import Claim, ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError
+from trio_runner.model import (
+    Claim,
+    ClaimRefusedError,
+    ErrorCode,
+    Failure,
+    Progress,
+    RunnerError,
+    ScenarioCompletedError,
+)
+from trio_runner.retry import RetryEvent, build_event
 from trio_runner.store import Store, open_store
 
 NODE = "node_1"
@@ -79,10 +89,15 @@ async def due(
 
 async def begin(backlog: Backlog, store: Store, scenario_id: int, node: str = NODE) -> Claim:
     """As an orchestrator and its runner do it, whatever else is due, and however long this one was to wait."""
-    long_due = "UPDATE scenarios SET not_before = 'epoch', spawn_until = NULL WHERE id = $1"
-    await store.fetch_all(long_due, scenario_id)
+    await store.fetch_all(
+        "UPDATE scenarios SET not_before = not_before + interval '100 years' WHERE id <> $1", scenario_id
+    )
+    await store.fetch_all("UPDATE scenarios SET not_before = 'epoch', spawn_until = NULL WHERE id = $1", scenario_id)
     (work,) = await due(backlog, node, limit=1)
     assert work.scenario_id == scenario_id
+    await store.fetch_all(
+        "UPDATE scenarios SET not_before = not_before - interval '100 years' WHERE id <> $1", scenario_id
+    )
     return await store.claim(attempt(scenario_id, epoch=work.epoch))
 
 
@@ -175,6 +190,14 @@ async def test_what_was_stopped_goes_on(backlog: Backlog, store: Store) -> None:
     assert await due(backlog) == []
     await submit(backlog, 7)
     assert [work.epoch for work in await due(backlog)] == [1]
+
+
+async def test_a_stop_that_nobody_has_seen_is_taken_back(backlog: Backlog) -> None:
+    await submit(backlog, 7)
+    await backlog.stop(7)
+    await submit(backlog, 7)
+    assert await backlog.shutdowns() == []
+    assert len(await due(backlog)) == 1
 
 
 @pytest.mark.parametrize("stored", [0, 3])
@@ -310,6 +333,15 @@ async def test_the_longest_due_come_first(backlog: Backlog, store: Store) -> Non
     assert ids == sorted(range(1, 51), key=lambda each: -(each * 37 % 50))[:30]
 
 
+async def test_what_was_begun_does_not_queue_behind_what_never_was(backlog: Backlog, store: Store) -> None:
+    for each in (1, 2, 3):
+        await submit(backlog, each)
+    await fail(store, await begin(backlog, store, 3), "interrupted")
+    await store.fetch_all("UPDATE scenarios SET not_before = now() - interval '1 h' WHERE id < 3")
+    assert [work.scenario_id for work in await due(backlog, limit=1)] == [3]
+    assert [work.scenario_id for work in await due(backlog, limit=1)] in ([1], [2])
+
+
 async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Backlog, store: Store) -> None:
     for _ in range(20):
         await submit(backlog)
@@ -323,6 +355,18 @@ async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Back
     assert len(await due(other, "node_2", room=5, limit=9)) == 5
     await complete_all(store, third.scenario_id)
     assert len(await due(backlog, room=5, limit=9)) == 1
+
+
+async def test_what_could_not_be_started_in_time_takes_no_room(backlog: Backlog, store: Store) -> None:
+    for each in (1, 2):
+        await submit(backlog, each)
+    (first,) = await due(backlog, room=1)
+    assert await due(backlog, room=1) == []
+    assert await backlog.postpone(first.scenario_id, 1, NODE, delay_seconds=3600, why="no room")
+    (second,) = await due(backlog, room=1)
+    assert second.scenario_id != first.scenario_id
+    await store.fetch_all("UPDATE scenarios SET spawn_until = now() - interval '1 s' WHERE spawn_until IS NOT NULL")
+    assert await due(backlog, room=1) == [second]
 
 
 async def complete_all(store: Store, scenario_id: int) -> None:
@@ -357,6 +401,9 @@ async def test_nothing_is_due_before_its_time_or_while_it_is_stopped_run_or_over
     await backlog.shutdowns()
     await store.fetch_all("UPDATE scenarios SET status = 'init_shutdown' WHERE id = 5")
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 min' WHERE id = 6")
+    assert await due(backlog) == []
+    # As by hand: who claimed it, and that it was given up, still count.
+    await store.fetch_all("UPDATE scenarios SET status = 'init_startup', not_before = 'epoch' WHERE id IN (2, 3)")
     assert await due(backlog) == []
 
 
@@ -626,11 +673,11 @@ async def test_the_last_attempts_tell_how_they_went_the_newest_first(backlog: Ba
     claim = await begin(backlog, store, 5)
     await store.store(claim, 0, [make_result(0)])
     expected = [
-        RecentAttempt(code=None, progressed=True, ended=False),
-        RecentAttempt(code=None, progressed=False, ended=False),
-        RecentAttempt(code=None, progressed=True, ended=True),
-        RecentAttempt(code="store_lost", progressed=True, ended=True),
-        RecentAttempt(code="inference_timeout", progressed=False, ended=True),
+        RecentAttempt(code=None, progressed=True),
+        RecentAttempt(code=None, progressed=False),
+        RecentAttempt(code=None, progressed=True),
+        RecentAttempt(code="store_lost", progressed=True),
+        RecentAttempt(code="inference_timeout", progressed=False),
     ]
     assert await backlog.recent_attempts(10) == expected
     assert await backlog.recent_attempts(2) == expected[:2]
@@ -653,8 +700,11 @@ async def test_the_backlog_counts_each_condition(backlog: Backlog, store: Store)
     assert (counts.due, counts.backing_off) == (2, 1)
     # 3 has stored nothing yet.
     assert (counts.unproven, counts.running, counts.stopping) == (1, 3, 1)
+    assert await backlog.unproven() == 1
     assert {work.scenario_id for work in await due(backlog)} == {6, 7}
-    assert (await backlog.counts()).unproven == 3
+    counts = await backlog.counts()
+    assert (counts.due, counts.backing_off, counts.unproven) == (0, 1, 3)
+    assert await backlog.unproven() == 3
 
 
 async def test_the_overview_has_every_scenario_with_its_last_attempt(backlog: Backlog, store: Store) -> None:
@@ -672,6 +722,26 @@ async def test_the_overview_has_every_scenario_with_its_last_attempt(backlog: Ba
     assert first["frames_per_second"] > 0
     assert (second["outcome"], second["total_frames"], second["instance_id"]) == ("completed", 1, None)
     assert (third["epoch"], third["runner_id"], third["frames_per_second"]) == (1, None, None)
+
+
+def event_of(claim: Claim, **changes: Any) -> RetryEvent:
+    claim = replace(claim, **changes)
+    failure = Failure(code=ErrorCode.INFERENCE_TIMEOUT, type="X", message="late")
+    return build_event(failure, claim=claim, runner_id="r", progress=Progress(), reporter="runner")
+
+
+async def test_only_a_death_that_the_ledger_ought_to_know_is_news(backlog: Backlog, store: Store) -> None:
+    for each in (7, 8):
+        await submit(backlog, each)
+    known, unknown = await begin(backlog, store, 7), await begin(backlog, store, 8)
+    await fail(store, known)
+    another = str(uuid.uuid4())
+    forged = [event_of(claim, instance_id=another) for claim in (known, unknown)]
+    assert await backlog.take_note([*forged, event_of(unknown, epoch=2), event_of(unknown, scenario_id=9)]) == set()
+    assert await store.untold(0.0, 10) == [(7, 1)]
+    assert await backlog.take_note([event_of(known), event_of(unknown), event_of(unknown)]) == {(8, 1)}
+    # What Kafka has is told by nobody else.
+    assert await store.untold(0.0, 10) == []
 
 
 async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:

@@ -107,6 +107,8 @@ HOSTILE: dict[str, tuple[Record, str]] = {
     "a relative path": (record(body(video_path="a.mp4")), "video_path"),
     "a path with NUL": (record(body(video_path="/a\x00")), "video_path"),
     "a path with an escape": (record(body(video_path="/\x1b[31m")), "video_path"),
+    "a path with //": (record(body(video_path="/videos//a.mp4")), "video_path"),
+    "a path with /./": (record(body(video_path="/videos/./a.mp4")), "video_path"),
     "a lone surrogate": (record(b'{"scenario_id": 7, "video_path": "/\\ud800"}'), "no command"),
     "a lone low surrogate": (record(b'{"scenario_id": 7, "video_path": "/\\udc80"}'), "no command"),
     "an unknown key": (record(body(epoch=7)), "epoch"),

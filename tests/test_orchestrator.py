@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -20,7 +21,7 @@ import trio
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from fake_inference import Fake, Fault, once, open_fake
 from fleet import Fleet, open_fleet, prepare
-from harness import Cli, Running, Servers, free_port, until
+from harness import Cli, Running, Servers, free_port, open_service_manager, until
 
 from trio_runner import retry
 from trio_runner.model import Claim, ErrorCode, Failure, Progress
@@ -308,6 +309,67 @@ async def test_one_that_is_told_to_leave_before_it_had_begun_holds_nothing_up(fl
         assert (await running.wait()).code == 0
     async with fleet.orchestrator(orchestrator=patient):
         await fleet.completed([given])
+
+
+BUG = """\
+import sys
+from pathlib import Path
+from trio_runner.backlog import Backlog
+from trio_runner.cli import main
+
+shutdowns = Backlog.shutdowns
+
+async def broken(self):
+    assert not Path(__file__).with_suffix(".now").exists(), "a bug"
+    return await shutdowns(self)
+
+Backlog.shutdowns = broken
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("why", ["told to leave", "a bug"])
+async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
+    fleet: Fleet, fake: Fake, clip: Path, why: str
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    wrapper = fleet.directory / "bug.py"
+    wrapper.write_text(BUG)
+    config = fleet.config(database={"lease_seconds": 3600.0})
+    async with open_service_manager() as manager:
+        variables = manager.variables | {"WATCHDOG_USEC": "300000"}
+        program = [sys.executable, str(wrapper)]
+        async with fleet.cli.started("orchestrate", config, program=program, variables=variables) as running:
+            runner = await held(fleet, fake, given)
+            runner.suspend()
+            if why == "a bug":
+                wrapper.with_suffix(".now").touch()
+            else:
+                running.send_signal(signal.SIGTERM)
+
+            async def asked() -> bool:
+                """SIGTERM waits until it goes on (proc_pid_status(5))."""
+                status = await trio.Path(f"/proc/{runner.pid}/status").read_text()
+                (pending,) = re.findall(r"ShdPnd:\t(\w+)", status)
+                return bool(int(pending, 16) & 1 << signal.SIGTERM - 1)
+
+            await until(asked, described="its runner is asked to leave")
+            so_far = manager.told.count("WATCHDOG=1")
+
+            async def fed() -> bool:
+                return manager.told.count("WATCHDOG=1") >= so_far + 2
+
+            await until(fed, described="the watchdog is fed")
+            assert "STOPPING=1" not in manager.told
+            runner.resume()
+            fake.gate.set()
+            done = await running.wait()
+            await manager.heard("STOPPING=1")
+    assert (done.code == 0) == (why == "told to leave"), done.err
+    assert ("a bug" in done.err) == (why == "a bug")
+    (attempt,) = await fleet.ledger.attempts(given)
+    assert attempt["outcome"] == "interrupted"
 
 
 # dying orchestrators

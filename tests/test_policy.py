@@ -26,16 +26,15 @@ attempts = st.builds(
     RecentAttempt,
     code=st.none() | st.sampled_from([*SHARED[:2], *OTHERS[:2], "a code of a later version"]),
     progressed=st.booleans(),
-    ended=st.booleans(),
 )
 
 
 def died(code: str, count: int = 1) -> list[RecentAttempt]:
-    return [RecentAttempt(code=code, progressed=False, ended=True)] * count
+    return [RecentAttempt(code=code, progressed=False)] * count
 
 
-PROGRESS = RecentAttempt(code=None, progressed=True, ended=False)
-UNDER_WAY = RecentAttempt(code=None, progressed=False, ended=False)
+PROGRESS = RecentAttempt(code=None, progressed=True)
+UNDER_WAY = RecentAttempt(code=None, progressed=False)
 
 
 # the budget
@@ -90,7 +89,7 @@ def test_the_breaker_opens_for_half_of_a_window_of_one_shared_code_and_nothing_e
     recent: list[RecentAttempt],
 ) -> None:
     since = list(itertools.takewhile(lambda attempt: not attempt.progressed, recent[:BREAKER_WINDOW]))
-    counts = {str(code): sum(attempt.ended and attempt.code == code for attempt in since) for code in SHARED}
+    counts = {str(code): sum(attempt.code == code for attempt in since) for code in SHARED}
     code = breaker_code(recent)
     if max(counts.values()) >= BREAKER_WINDOW / 2:
         assert code is not None
@@ -140,4 +139,5 @@ def test_a_refused_start_is_tried_again_within_bounds(refusals: int, random: flo
     delay = delay_seconds(refusals, random)
     assert 0 <= delay <= MAX_DELAY_SECONDS
     assert delay <= delay_seconds(refusals + 1, random)
+    assert delay == random * delay_seconds(refusals, 1.0)
     assert delay_seconds(refusals, 1.0) == min(MAX_DELAY_SECONDS, 2.0 ** min(refusals, 12))

@@ -1,77 +1,234 @@
-"""What becomes of an orchestrator's children where two things happen at once; whole fleets are tested elsewhere."""
+"""What the spawner of child processes does with them, where no peer answers: what is to be told waits in the spool."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import threading
+import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+import psutil
 import pytest
 import trio
-from harness import free_port
+import trio.testing
+from harness import PATIENCE_SECONDS, until
 
 from trio_runner import aio
 from trio_runner.backlog import Work
 from trio_runner.config import Config
+from trio_runner.marker import Marker
+from trio_runner.model import ErrorCode, RunnerError
 from trio_runner.orchestrator import process
-from trio_runner.orchestrator.process import ProcessSpawner, open_processes
-from trio_runner.orchestrator.runner_config import load_template
-from trio_runner.orchestrator.spawning import Ended
-
-WORK = Work(scenario_id=7, epoch=1, video_path="/srv/videos/7.mp4", settings={})
+from trio_runner.orchestrator.process import open_processes
+from trio_runner.orchestrator.runner_config import as_toml, runner_config
+from trio_runner.orchestrator.spawning import Ended, SpawnRefusedError
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    """With peers that refuse every connection at once."""
+def work(epoch: int = 1) -> Work:
+    return Work(scenario_id=7, epoch=epoch, video_path="/srv/videos/7.mp4", settings={})
+
+
+def config_in(directory: Path, *, stop_timeout_seconds: float = 60.0) -> Config:
     return Config().replace(
-        runner={"data_dir": str(tmp_path)},
-        inference={"url": f"http://127.0.0.1:{free_port()}"},
-        database={"url": f"postgresql://u@127.0.0.1:{free_port()}/d"},
-        kafka={"brokers": f"127.0.0.1:{free_port()}"},
+        runner={"data_dir": str(directory)},
+        inference={"url": "http://127.0.0.1:9"},
+        database={"url": "postgresql://u@127.0.0.1:9/d", "sslmode": "disable"},
+        kafka={"brokers": "127.0.0.1:9", "connect_timeout_seconds": 0.5, "publish_timeout_seconds": 0.5},
+        orchestrator={"stop_timeout_seconds": stop_timeout_seconds},
     )
 
 
-async def test_of_a_runner_that_ends_with_its_orchestrator_is_told_to_the_end(config: Config) -> None:
-    told: list[Ended] = []
-
+def into(ends: list[Ended]) -> Callable[[Ended], Awaitable[None]]:
     async def on_ended(ended: Ended) -> None:
-        # As long as a ledger may take.
-        await trio.sleep(0.2)
-        told.append(ended)
+        # Whatever does not wait for this is through by then.
+        await trio.testing.wait_all_tasks_blocked()
+        ends.append(ended)
+        raise RunnerError(ErrorCode.STORE_UNREACHABLE, "away")
 
-    async with aio.open_loop(), open_processes(config, load_template(config), "here", on_ended) as spawner:
-        await spawner.start(WORK)
-    assert [(ended.scenario_id, ended.epoch) for ended in told] == [(7, 1)]
+    return on_ended
 
 
-async def test_what_is_being_started_is_not_taken_for_what_was_left_behind(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written, go_on = trio.Event(), threading.Event()
-    write_config = process._write_config
-    configs: list[str] = []
+def spooled(directory: Path) -> list[str]:
+    """The codes of the deaths that wait there."""
+    records = [json.loads(path.read_text()) for path in (directory / "spool").glob("*.json")]
+    return [json.loads(record["value"])["error"]["code"] for record in records]
 
-    def write_and_wait(config: Config, place: Path) -> Path:
-        path = write_config(config, place)
-        trio.from_thread.run_sync(written.set)
-        go_on.wait(60)
-        return path
 
-    def popen(_: ProcessSpawner, path: Path, *_more: object) -> subprocess.Popen[bytes]:
-        configs.append(path.read_text())
-        return subprocess.Popen(["true"])
+def runners_in(directory: Path) -> list[psutil.Process]:
+    return [each for each in psutil.Process().children() if any(str(directory) in text for text in each.cmdline())]
+
+
+async def frozen(directory: Path) -> psutil.Process:
+    """The one runner, which does nothing more."""
+
+    async def found() -> list[psutil.Process]:
+        return runners_in(directory)
+
+    (runner,) = await until(found, described="there is a runner")
+    runner.suspend()
+
+    async def stopped() -> bool:
+        return runner.status() == psutil.STATUS_STOPPED
+
+    await until(stopped, described="it is frozen")
+    return runner
+
+
+async def test_one_is_asked_once_and_by_its_attempts_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    send_signal = subprocess.Popen.send_signal
+
+    def noted(process: subprocess.Popen[bytes], number: int) -> None:
+        asked.append(number)
+        send_signal(process, number)
+
+    monkeypatch.setattr(subprocess.Popen, "send_signal", noted)
+    config, ends = config_in(tmp_path), list[Ended]()
+    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+        await spawner.start(work())
+        runner = await frozen(tmp_path)
+        await spawner.stop(7, 2)
+        await spawner.stop(8, 1)
+        assert asked == []
+        for _ in range(2):
+            await spawner.stop(7, 1)
+        runner.resume()
+    # Nor once more for the end of all.
+    assert asked == [signal.SIGTERM]
+    assert [(ended.scenario_id, ended.epoch, ended.failure) for ended in ends] == [(7, 1, None)]
+
+
+async def test_who_does_not_leave_in_time_is_killed_and_reported(tmp_path: Path) -> None:
+    config, ends = config_in(tmp_path, stop_timeout_seconds=0.1), list[Ended]()
+    with trio.CancelScope() as told_to_leave:
+        async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+            await spawner.start(work())
+            await frozen(tmp_path)
+            assert spawner.count == 1
+            told_to_leave.cancel()
+            await trio.sleep_forever()
+    assert runners_in(tmp_path) == []
+    assert spawner.count == 0
+    assert [ended.told for ended in ends] == ["signal KILL"]
+    assert spooled(tmp_path) == ["runner_killed"]
+    assert list((tmp_path / "runners").iterdir()) == []
+
+
+async def test_an_end_is_told_when_there_is_room_again_and_told_to_the_end(tmp_path: Path) -> None:
+    config, counted = config_in(tmp_path), list[int]()
+    told, may_go_on = trio.Event(), trio.Event()
 
     async def on_ended(_: Ended) -> None:
-        await trio.lowlevel.checkpoint()
+        told.set()
+        await may_go_on.wait()
+        counted.append(spawner.count)
 
-    monkeypatch.setattr(process, "_write_config", write_and_wait)
-    monkeypatch.setattr(process, "FILE_SECONDS", 60.0)
-    monkeypatch.setattr(ProcessSpawner, "_popen", popen)
-    async with aio.open_loop(), trio.open_nursery() as nursery:
-        spawner = ProcessSpawner(tmp_path, load_template(config), "here", nursery, on_ended)
-        nursery.start_soon(spawner.start, WORK)
-        await written.wait()
+    async def go_on() -> None:
+        # The block below has ended by then.
+        await trio.testing.wait_all_tasks_blocked()
+        may_go_on.set()
+
+    async with (
+        trio.open_nursery() as nursery,
+        aio.open_loop(),
+        open_processes(config, config, "here", on_ended) as spawner,
+    ):
+        await spawner.start(work())
+        (await frozen(tmp_path)).kill()
+        await told.wait()
+        nursery.start_soon(go_on)
+    assert counted == [0]
+
+
+async def test_of_two_attempts_the_earlier_makes_room_and_of_one_none(tmp_path: Path) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+
+    async def reported() -> bool:
+        return bool(ends)
+
+    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+        await spawner.start(work())
+        runner = await frozen(tmp_path)
+        with pytest.raises(SpawnRefusedError, match="still lives on here"):
+            await spawner.start(work())
+        assert runner.status() == psutil.STATUS_STOPPED
+        with pytest.raises(SpawnRefusedError, match="still lives on here"):
+            await spawner.start(work(epoch=2))
+        await until(reported, described="its end is reported")
+        assert (ends[0].epoch, ends[0].told) == (1, "signal KILL")
+        await spawner.start(work(epoch=2))
+    assert [ended.epoch for ended in ends] == [1, 2]
+
+
+async def test_what_a_manager_tells_the_orchestrator_is_not_for_its_runners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID"):
+        monkeypatch.setenv(name, "the orchestrator's")
+    config = config_in(tmp_path)
+    async with aio.open_loop(), open_processes(config, config, "here", into([])) as spawner:
+        await spawner.start(work())
+        runner = await frozen(tmp_path)
+        environ = runner.environ()
+        runner.resume()
+    assert "the orchestrator's" not in environ.values()
+    assert environ["RUNTIME_DIRECTORY"] == str(tmp_path / "runners" / "7")
+
+
+async def test_one_that_a_former_orchestrator_left_is_reported_before_the_next_starts(tmp_path: Path) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+    place, other = (tmp_path / "runners" / name for name in ("7", "8"))
+    for each in (place, other):
+        each.mkdir(parents=True)
+    (place / "runner.toml").write_text(as_toml(runner_config(config, work(), data_dir=place, node="here")))
+    (other / "runner.toml").write_text("of another version\n")
+    left = Marker(scenario_id=7, instance_id=str(uuid.uuid4()), epoch=1, claimed=1, video_path="/srv/videos/7.mp4")
+    (place / f"attempt-7-{left.instance_id}.json").write_bytes(msgspec.json.encode(left))
+
+    async def starts() -> bool:
+        try:
+            await spawner.start(work(epoch=2))
+        except SpawnRefusedError:
+            return False
+        return True
+
+    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+        # From its first step on, and Trio runs what is ready in any order.
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        with pytest.raises(SpawnRefusedError, match="is being reported"):
+            await spawner.start(work(epoch=2))
+        await until(starts, described="it is reported")
+        assert spooled(tmp_path) == ["runner_killed"]
+    assert [ended.epoch for ended in ends] == [2]
+    assert (other / "runner.toml").exists()
+
+
+async def test_one_that_is_just_starting_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+    written, may_start = threading.Event(), threading.Event()
+    write_config = process._write_config
+
+    def write(config: Config, place: Path) -> Path:
+        path = write_config(config, place)
+        written.set()
+        assert may_start.wait(PATIENCE_SECONDS)
+        return path
+
+    monkeypatch.setattr(process, "_write_config", write)
+    monkeypatch.setattr(process, "FILE_SECONDS", PATIENCE_SECONDS)
+    async with (
+        aio.open_loop(),
+        open_processes(config, config, "here", into(ends)) as spawner,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(spawner.start, work())
+        assert await trio.to_thread.run_sync(written.wait, PATIENCE_SECONDS)
         await spawner.report_left_behind()
-        go_on.set()
-    assert "id = 7" in configs[0]
+        assert (tmp_path / "runners" / "7" / "runner.toml").exists()
+        may_start.set()
+    assert [ended.failure for ended in ends] == [None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import rich.console
-from harness import Cli, Ledger, WriteConfig, until
+from harness import Cli, Ledger, Servers, WriteConfig, until
 
 from trio_runner.work_verbs import overview_table
 
@@ -56,11 +56,26 @@ def test_what_others_have_written_is_neither_markup_nor_obeyed() -> None:
     assert "second line" in line
 
 
+def test_each_value_stands_under_its_name() -> None:
+    columns = overview_table([ROW | {"runner_id": "node_1-7", "last_error": None}]).columns
+    assert {str(column.header): str(*column.cells) for column in columns} == {
+        "id": "7",
+        "state": "active",
+        "attempt": "2",
+        "frames": "30",
+        "per s": "25.0",
+        "runner": "node_1-7",
+        "lease": "30 s",
+        "failures": "1/5",
+        "last error": "",
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"status": "init_startup", "due_seconds": 41.7, "instance_id": None}, "init_startup in 42 s"),
-        ({"status": "init_startup", "due_seconds": -41.7, "instance_id": None}, " init_startup "),
+        ({"status": "init_startup", "due_seconds": -41.7, "instance_id": None}, " init_startup  "),
         ({"status": "inactive", "outcome": "failed", "instance_id": None}, "inactive, failed"),
         ({"outcome": "completed", "total_frames": 30, "instance_id": None}, "30/30"),
         ({"last_error": None, "frames_per_second": None}, "1/5"),
@@ -80,14 +95,14 @@ def test_an_empty_ledger_is_an_empty_table() -> None:
 async def test_a_scenario_is_submitted_stopped_and_tried_again(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, clip: Path
 ) -> None:
-    config = write_config()
+    config = write_config(orchestrator={"max_epochs": 9})
     submit = ("submit", config, "--video", clip, "--id", str(scenario_id), "--set", "scenario.max_failures=3")
     for _ in range(2):
         done = await cli(*submit)
         assert (done.code, done.out) == (0, f"scenario {scenario_id} is submitted\n"), done.err
     row = await ledger.existing(scenario_id)
     assert (row["status"], row["video_path"], row["max_failures"]) == ("init_startup", str(clip), 3)
-    assert row["settings"] == {"scenario": {"max_failures": 3}}
+    assert (row["settings"], row["last_epoch"]) == ({"scenario": {"max_failures": 3}}, 9)
     refused = await cli("submit", config, "--video", "other.mp4", "--id", str(scenario_id))
     assert refused.code == 1
     assert "another video or other settings" in refused.out
@@ -95,10 +110,26 @@ async def test_a_scenario_is_submitted_stopped_and_tried_again(
     assert (done.code, done.out) == (0, f"scenario {scenario_id}: init_shutdown\n")
     refused = await cli("retry", config, str(scenario_id))
     assert (refused.code, refused.out) == (1, f"scenario {scenario_id} is not dead: it is init_shutdown\n")
-    await ledger.query("UPDATE scenarios SET status = 'inactive', outcome = 'failed' WHERE id = $1", scenario_id)
+    await ledger.query(
+        "UPDATE scenarios SET status = 'inactive', outcome = 'failed', last_epoch = 1 WHERE id = $1", scenario_id
+    )
     done = await cli("retry", config, str(scenario_id))
     assert (done.code, done.out) == (0, f"scenario {scenario_id}: attempt 1 is due\n")
-    assert (await ledger.existing(scenario_id))["outcome"] is None
+    row = await ledger.existing(scenario_id)
+    assert (row["outcome"], row["last_epoch"]) == (None, 9)
+
+
+async def test_on_an_empty_database_what_is_submitted_makes_the_schema(
+    cli: Cli, write_config: WriteConfig, servers: Servers, ledger: Ledger, scenario_id: int
+) -> None:
+    await ledger.query(f"CREATE DATABASE empty_{scenario_id}")
+    url = f"{servers.database_url.rpartition('/')[0]}/empty_{scenario_id}"
+    config = write_config(database={"url": url})
+    refused = await cli("stop", config, str(scenario_id))
+    assert refused.code == 74
+    assert "init-db" in refused.err
+    done = await cli("submit", config, "--video", "/a.mp4")
+    assert (done.code, done.out) == (0, "scenario 1 is submitted\n"), done.err
 
 
 async def test_a_new_id_is_given_and_a_relative_path_made_absolute(

@@ -34,11 +34,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentAttempt:
-    """How one of the last attempts went, or goes: the code it ended with, and whether it stored anything."""
+    """How one of the last attempts went, or goes: the code it died of, and whether it stored anything."""
 
     code: str | None
     progressed: bool
-    ended: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,23 +108,26 @@ async def _keep(what: str, session: Callable[[], Awaitable[None]]) -> NoReturn:
 
 @asynccontextmanager
 async def _heard(orchestrator: Orchestrator, notifier: Notifier) -> AsyncIterator[None]:
+    # What ends everything else does not end it: runners drain then.
+    telling = trio.CancelScope(shield=True)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell_manager, orchestrator, notifier)
+        nursery.start_soon(_tell_manager, orchestrator, notifier, telling)
         try:
             yield
         finally:
             notifier.stopping()
-            nursery.cancel_scope.cancel()
+            telling.cancel()
 
 
-async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier) -> None:
+async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier, telling: trio.CancelScope) -> None:
     """READY once the ledger was asked what is due."""
-    await orchestrator.ready.wait()
-    notifier.ready()
-    while True:
-        notifier.watchdog()
-        notifier.status(orchestrator.told)
-        await trio.sleep(min(1.0, (notifier.watchdog_seconds or 3.0) / 3))
+    with telling:
+        await orchestrator.ready.wait()
+        notifier.ready()
+        while True:
+            notifier.watchdog()
+            notifier.status(orchestrator.told)
+            await trio.sleep(min(1.0, (notifier.watchdog_seconds or 3.0) / 3))
 
 
 class Orchestrator:

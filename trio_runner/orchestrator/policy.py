@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.model import ErrorCode, Stage
@@ -49,13 +50,8 @@ def breaker_code(recent: Sequence[RecentAttempt]) -> str | None:
     Half of a full window, of one code of a peer that all share, and nothing stored. The newest attempt that stored
     something ends it: what is older is history.
     """
-    since_success: list[str | None] = []
-    for attempt in recent[:BREAKER_WINDOW]:
-        if attempt.progressed:
-            break
-        if attempt.ended:
-            since_success.append(attempt.code)
-    shared = Counter(code for code in since_success if code is not None and _is_shared(code))
+    since_success = takewhile(lambda attempt: not attempt.progressed, recent[:BREAKER_WINDOW])
+    shared = Counter(attempt.code for attempt in since_success if attempt.code is not None and _is_shared(attempt.code))
     if not shared:
         return None
     ((code, count),) = shared.most_common(1)

@@ -126,7 +126,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 WITH busy AS (
     SELECT count(*) AS runners FROM scenarios
      WHERE node = p_node AND outcome IS NULL
-       AND (instance_id IS NOT NULL OR (status = 'init_startup' AND spawn_until > clock_timestamp()))
+       AND (instance_id IS NOT NULL OR spawn_until > clock_timestamp())
 ), chosen AS (
     SELECT id FROM scenarios
      WHERE status = 'init_startup' AND outcome IS NULL AND instance_id IS NULL AND not_before <= clock_timestamp()
@@ -204,9 +204,9 @@ UPDATE scenarios SET dead_letter_due = NULL WHERE id = p_id AND epoch = p_epoch 
 $$;
 
 -- The attempts that began last, the newest first: what they died of, and whether they had stored anything.
-CREATE FUNCTION recent_attempts(p_limit integer) RETURNS TABLE (code text, progressed boolean, ended boolean)
+CREATE FUNCTION recent_attempts(p_limit integer) RETURNS TABLE (code text, progressed boolean)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT a.error ->> 'code', coalesce(a.end_frame, s.next_frame) > a.first_frame, a.ended_at IS NOT NULL
+SELECT a.error ->> 'code', coalesce(a.end_frame, s.next_frame) > a.first_frame
   FROM attempts a JOIN scenarios s ON s.id = a.scenario_id ORDER BY a.started_at DESC LIMIT p_limit
 $$;
 
