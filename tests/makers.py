@@ -1,14 +1,20 @@
-"""Frames, results, claims and open videos for the tests of single rooms."""
+"""Frames, results, attempts, claims and open videos for the tests of single rooms."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from harness import Ledger
+
 from trio_runner.config import VideoSection
 from trio_runner.model import Claim, Detection, Frame, FrameResult
+from trio_runner.store import Attempt, Store
 from trio_runner.video import Video, spawn_decoder
+
+VIDEO = "/videos/a.mp4"
 
 
 def make_frame(
@@ -48,6 +54,37 @@ def make_claim(scenario_id: int = 1, *, epoch: int = 1, next_frame: int = 0) -> 
         instance_id=str(uuid.uuid4()),
         next_frame=next_frame,
         frames_stored=next_frame,
+    )
+
+
+def attempt(scenario_id: int, *, epoch: int = 0, video: str = VIDEO, max_failures: int = 5) -> Attempt:
+    return Attempt(
+        scenario_id=scenario_id,
+        epoch=epoch,
+        video_path=video,
+        runner_id="runner_1",
+        instance_id=str(uuid.uuid4()),
+        max_failures=max_failures,
+    )
+
+
+async def report(
+    store: Store, claim: Claim, error_class: str = "retriable", *, retry_after_seconds: float = 0.0, code: str = "x"
+) -> bool:
+    return await store.fail(
+        claim,
+        event_id=str(uuid.uuid4()),
+        reporter="runner",
+        error_class=error_class,
+        body=json.dumps({"error": {"code": code}}).encode(),
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+async def expire(ledger: Ledger, scenario_id: int) -> None:
+    """As if the lease had been granted long ago."""
+    await ledger.query(
+        "UPDATE scenarios SET lease_until = clock_timestamp() - interval '1 s' WHERE id = $1", scenario_id
     )
 
 

@@ -15,8 +15,7 @@ import pytest
 import trio
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from harness import Ledger, Servers
-from makers import make_result
-from test_store import VIDEO, attempt, expire
+from makers import VIDEO, attempt, expire, make_result
 
 from trio_runner import aio
 from trio_runner.backlog import Backlog, GivenUp, RecentAttempt, Work

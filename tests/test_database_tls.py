@@ -16,8 +16,9 @@ from certificates import Authority
 from database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, programs_with_tls, serving_database
 from fake_inference import Fake, open_fake
 from harness import PATIENCE_SECONDS, Ledger, Servers
+from proxy import Breakdown
 from scene import Scene
-from test_store import backend, proxy_to, refusal
+from test_postgres import backend, proxy_to, refusal
 
 from trio_runner import aio
 from trio_runner.config import DatabaseSection
@@ -239,7 +240,7 @@ async def test_leaving_a_frozen_server_is_bounded_through_tls_too(server: Databa
             open_store(through_proxy, application_name="x") as store,
         ):
             await backend(store)
-            proxy.frozen = True
+            proxy.break_down(Breakdown.FREEZE)
 
 
 # what has no say in it

@@ -13,9 +13,8 @@ import pytest
 import trio
 from database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from harness import Ledger, Servers, until
-from makers import make_result
+from makers import attempt, expire, make_result
 from test_backlog import begin, fail, state, submit
-from test_store import attempt, expire
 
 from trio_runner import aio
 from trio_runner.backlog import Backlog, Work

@@ -12,9 +12,8 @@ import pytest
 from database_server import OWNER, DatabaseServer, programs_of_the_wheel, serving_database
 from fake_inference import open_fake
 from harness import Ledger, Servers
-from makers import make_result
+from makers import attempt, make_result, report
 from scene import Scene
-from test_store import attempt, report
 
 from trio_runner import aio, schema
 from trio_runner.backlog import Backlog
