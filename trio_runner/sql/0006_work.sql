@@ -200,7 +200,7 @@ $$;
 
 CREATE FUNCTION dead_letter_told(p_id bigint, p_epoch bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-UPDATE scenarios SET dead_letter_due = NULL WHERE id = p_id AND epoch = p_epoch + 1 AND outcome = 'failed'
+UPDATE scenarios SET dead_letter_due = NULL WHERE id = p_id AND epoch = p_epoch + 1
 $$;
 
 -- The attempts that began last, the newest first: what they died of, and whether they had stored anything.
