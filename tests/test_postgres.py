@@ -23,8 +23,11 @@ from trio_runner.store import Store, open_store
 
 
 @pytest.fixture
-def config(servers: Servers) -> DatabaseSection:
-    return DatabaseSection(**servers.database)
+async def config(servers: Servers) -> DatabaseSection:
+    section = DatabaseSection(**servers.database)
+    async with aio.open_loop(), open_store(section, application_name="test_postgres") as store:
+        await store.create_schema()
+    return section
 
 
 # connecting
@@ -198,17 +201,17 @@ async def test_a_statement_that_takes_too_long_is_a_timeout(config: DatabaseSect
 
 
 async def test_a_cancelled_verb_leaves_in_time_and_nothing_half_done(
-    config: DatabaseSection, store: Store, ledger: Ledger, scenario_id: int
+    config: DatabaseSection, ledger: Ledger, scenario_id: int
 ) -> None:
-    claim = await store.claim(attempt(scenario_id))
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_store(config, application_name="x") as other:
+        async with aio.open_loop(), open_store(config, application_name="x") as store:
+            claim = await store.claim(attempt(scenario_id))
             with trio.move_on_after(0.1) as scope:
-                await other.fetch_all("SELECT pg_sleep(60)")
+                await store.fetch_all("SELECT pg_sleep(60)")
             assert scope.cancelled_caught
             with trio.CancelScope() as cancelled:
                 cancelled.cancel()
-                await other.store(claim, 0, [make_result(0)])
+                await store.store(claim, 0, [make_result(0)])
     assert await ledger.predictions(scenario_id) == []
 
 
