@@ -212,6 +212,7 @@ class World:
             live = await stack.enter_async_context(open_fake(plan=fake.plan, delay=fake.delay))
             stand = Stand(database=database, kafka=kafka, fake=live, config=config, broker_names=names)
             # Nothing is awaited from here on until it is one of `_stands`, which a restart aims anew.
+            stand.ledger_restarted = not self.up.is_set()
             servers = self.servers
             stand.aim(servers)
             host, port = _host_and_port(servers.database_url)
