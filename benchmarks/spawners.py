@@ -6,7 +6,7 @@ Starts the embedded database and broker and a fake inference service, then a rea
 processes; under a systemd of this script's own (needs root), as the shipped unit; with Jobs, on the cluster of
 `tests/kubernetes.sh start DIRECTORY --node` (`set -a; . DIRECTORY/kubernetes.env`). Times are wall-clock of this
 machine: compare them within one run. Part of each is the backoff after an attempt that stored something, random up to a
-second, and 0.2 s for an answer. Needs the development dependencies.
+second, 0.2 s for an answer, and a wait for a place, since others are due. Needs the development dependencies.
 """
 
 from __future__ import annotations
