@@ -16,7 +16,7 @@ import random
 import shutil
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,8 +139,9 @@ async def kill(name: str, world: World, kills: int) -> None:
                     if scenario and scenario not in killed and dice.random() < 0.5:
                         (row,) = await bench.ledger.query("SELECT * FROM scenarios WHERE id = $1", scenario)
                         if row["status"] == "active" and row["outcome"] is None:
-                            killed[scenario] = time.time()
-                            runner.kill()
+                            with suppress(psutil.NoSuchProcess):
+                                runner.kill()
+                                killed[scenario] = time.time()
                 await trio.sleep(0.1)
         rows = await bench.ledger.query(
             "SELECT dead.scenario_id AS id, extract(epoch FROM dead.ended_at)::float8 AS reported,"
@@ -153,7 +154,7 @@ async def kill(name: str, world: World, kills: int) -> None:
         completed = await bench.count("outcome = 'completed'")
         print(f"{name}: {len(killed)} killed, {completed} of {kills} completed")
         for step in ("reported", "claimed", "stored"):
-            later = sorted(row[step] - killed[row["id"]] for row in rows if row[step])
+            later = sorted(row[step] - killed[row["id"]] for row in rows if row[step] and row["id"] in killed)
             print(f"  SIGKILL to {step}: {percentiles(later)}")
 
 

@@ -394,5 +394,6 @@ def from_toml(text: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
+    """A port of the loopback on which nobody listens."""
     (port,) = free_ports(1)
     return port

@@ -7,6 +7,8 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+PRIVILEGED_PORTS = 1024
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback on which nobody listens, of those that the kernel gives to nobody who names none.
@@ -17,11 +19,12 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < count:
-            port = random.SystemRandom().randrange(lowest // 2, lowest)
+            # Where it gives nearly all of them there is no choice.
+            port = random.SystemRandom().randrange(lowest // 2, lowest) if lowest > 2 * PRIVILEGED_PORTS else 0
             reservation = stack.enter_context(socket.socket())
             with suppress(OSError):
                 reservation.bind(("127.0.0.1", port))
-                ports.append(port)
+                ports.append(reservation.getsockname()[1])
     return ports
 
 

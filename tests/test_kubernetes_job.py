@@ -82,6 +82,7 @@ def test_a_signal_without_a_name_is_a_number() -> None:
         ({"containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}, "ErrImagePull"),
         ({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}, "Unschedulable"),
         ({"phase": "Pending"}, "Pending"),
+        ({"phase": "Running"}, "it has not claimed yet"),
     ],
 )
 def test_what_keeps_a_pod_waiting_is_said(status: dict[str, Any], said: str) -> None:

@@ -16,10 +16,10 @@ from harness import REPOSITORY, until
 
 import trio_runner
 from trio_runner.backlog import Work
-from trio_runner.config import Config, parse_config
+from trio_runner.config import Config, KubernetesSection, parse_config
 from trio_runner.orchestrator import kubernetes
 from trio_runner.orchestrator.kubernetes import open_kubernetes
-from trio_runner.orchestrator.kubernetes_job import CREDENTIALS_DIR, job
+from trio_runner.orchestrator.kubernetes_job import CREDENTIALS_DIR, NOTIFY_DIR, NOTIFY_SOCKET, PROBE, job
 from trio_runner.orchestrator.spawning import Ended
 
 DIRECTORY = REPOSITORY / "deploy/kubernetes"
@@ -76,6 +76,26 @@ def test_orchestrator_and_runners_are_of_one_image_and_one_user() -> None:
     assert KUSTOMIZATION["images"][0]["newTag"] == trio_runner.__version__
     assert pod["securityContext"] == runner["securityContext"]
     assert pod["containers"][0]["securityContext"] == runner["containers"][0]["securityContext"]
+
+
+def test_the_probes_are_the_watchdog_of_the_units() -> None:
+    runner = job(KubernetesSection(), "node", Work(scenario_id=1, epoch=1, video_path="/a.mp4", settings={}))
+    orchestrator = ALL["StatefulSet", "trio-runner-orchestrator"]
+    for unit, made in {"trio-runner@.service": runner, "trio-runner-orchestrator.service": orchestrator}.items():
+        text = (REPOSITORY / "systemd" / unit).read_text()
+        start, watchdog, abort = (
+            int(re.findall(rf"^{key}=(\d+)$", text, re.MULTILINE)[0])
+            for key in ("TimeoutStartSec", "WatchdogSec", "TimeoutAbortSec")
+        )
+        pod = made["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        for probe, seconds in {"startupProbe": start, "livenessProbe": watchdog}.items():
+            assert container[probe]["exec"] == PROBE["exec"]
+            assert container[probe]["periodSeconds"] * container[probe]["failureThreshold"] == seconds
+        assert container["livenessProbe"]["terminationGracePeriodSeconds"] == abort
+        assert {"name": "NOTIFY_SOCKET", "value": NOTIFY_SOCKET} in container["env"]
+        assert {"name": "notify", "mountPath": NOTIFY_DIR} in container["volumeMounts"]
+        assert {"name": "notify", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}} in pod["volumes"]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -59,7 +60,13 @@ def spooled(directory: Path) -> list[str]:
 
 
 def runners_in(directory: Path) -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if any(str(directory) in text for text in each.cmdline())]
+    found = []
+    for each in psutil.Process().children():
+        # It may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            if any(str(directory) in text for text in each.cmdline()):
+                found.append(each)
+    return found
 
 
 async def frozen(directory: Path) -> psutil.Process:

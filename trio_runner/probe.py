@@ -1,10 +1,11 @@
 """For a probe in a container: whether the process that NOTIFY_SOCKET is told of is alive.
 
-    NOTIFY_SOCKET=/var/lib/trio-runner/notify python -I -m trio_runner.probe
+    NOTIFY_SOCKET=/run/trio-runner/notify python -I -m trio_runner.probe
 
 Kubernetes has no watchdog, but asks commands. This one stands for the service manager for a moment: it listens where
-runner and orchestrator send WATCHDOG=1 once a second, as long as they make progress (sd_notify(3)), and ends with 0 as
-soon as it has heard one, or with a reason. It imports the standard library only, for it starts often.
+WATCHDOG=1 is sent once a second (sd_notify(3)), by a runner as long as it makes progress, by an orchestrator as long as
+its event loop turns, and ends with 0 as soon as it has heard one, or with a reason. It imports the standard library
+only, for it starts often.
 """
 
 from __future__ import annotations

@@ -238,6 +238,7 @@ class KubernetesSection(Section, frozen=True, kw_only=True):
     cpu_limit: Quantity = ""
     memory_request: Quantity = "512Mi"
     memory_limit: Quantity = "3Gi"
+    startup_seconds: Seconds = 120.0
     ttl_seconds: NotNegative = 3600
 
 

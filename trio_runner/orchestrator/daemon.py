@@ -120,7 +120,7 @@ async def _heard(orchestrator: Orchestrator, notifier: Notifier) -> AsyncIterato
 
 
 async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier, telling: trio.CancelScope) -> None:
-    """READY once the ledger was asked what is due."""
+    """READY once the ledger has answered."""
     with telling:
         await orchestrator.ready.wait()
         notifier.ready()
@@ -271,7 +271,10 @@ class Orchestrator:
             backlog = Backlog(store)
             while True:
                 self._wake = trio.Event()
-                for scenario_id, epoch in await backlog.shutdowns():
+                leaving = await backlog.shutdowns()
+                # Whatever the spawner asks may take long to answer, or never do.
+                self.ready.set()
+                for scenario_id, epoch in leaving:
                     await spawner.stop(scenario_id, epoch)
                 # One that has stored everything takes its place until its process has ended.
                 free = settings.max_runners - spawner.count
@@ -285,7 +288,6 @@ class Orchestrator:
                     self._budget.spend(len(works))
                     for work in works:
                         await self._start(spawner, backlog, work)
-                self.ready.set()
                 with trio.move_on_after(settings.poll_seconds):
                     await self._wake.wait()
 

@@ -262,7 +262,7 @@ class _Kubernetes:
             if now - self._waiting[_name(each)] >= WAITING_SECONDS:
                 self._waiting[_name(each)] = now
                 why = why_waiting(each, await self._pods_of(each))
-                logger.warning("%s does not run yet: %s", _name(each), why, extra=_of(each))
+                logger.warning("%s is not at work yet: %s", _name(each), why, extra=_of(each))
 
 
 def _of(found: Object) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import signal
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +36,8 @@ USER: Final = 10001
 GRACE_SECONDS: Final = 60
 """From SIGTERM to SIGKILL: `drain_seconds`, and what a death may take when nothing answers (34 s)."""
 
-NOTIFY_SOCKET: Final = f"{DATA_DIR}/notify"
+NOTIFY_DIR: Final = "/run/trio-runner"
+NOTIFY_SOCKET: Final = f"{NOTIFY_DIR}/notify"
 PROBE_SECONDS: Final = 10
 PROBE: Final = {
     "exec": {"command": ["python", "-I", "-m", "trio_runner.probe"]},
@@ -45,12 +47,11 @@ PROBE: Final = {
 }
 """Asks as a service manager's watchdog would listen."""
 
-START_SECONDS: Final = 120
-"""Connecting to the database, the broker and the inference service and opening the video, one after the other."""
-
 WATCHDOG_SECONDS: Final = 30
+"""WatchdogSec= of the systemd unit, which says why."""
+
 HUNG_GRACE_SECONDS: Final = 15
-"""For one that is slow and not stuck, and drains when it is told to. As in the systemd unit, all three."""
+"""Its TimeoutAbortSec=: enough for one that is slow and not stuck to drain."""
 
 OF_RUNNERS: Final = "app.kubernetes.io/name=trio-runner,app.kubernetes.io/component=runner"
 SCENARIO: Final = "trio-runner/scenario"
@@ -87,8 +88,9 @@ def job(settings: KubernetesSection, node: str, work: Work) -> Object:
     `DisruptionTarget` where the pod was evicted, preempted or lost with its node; `BackoffLimitExceeded` for everything
     else (74, 75, a signal), where another attempt follows.
 
-    Its probes are the watchdog of a runner whose event loop is stuck: every step of the others has a deadline. Its
-    lease ends meanwhile, and the next attempt does not wait for it. Readiness would matter to a Service only.
+    Its probes are the watchdog: whatever a runner waits for has a deadline, so what they find is one that is stopped
+    or stuck. Its lease ends meanwhile, and the next attempt does not wait for it. Readiness would matter to a Service
+    only.
     """
     labels = {
         **dict(pair.split("=") for pair in OF_RUNNERS.split(",")),
@@ -133,10 +135,13 @@ def _pod(settings: KubernetesSection, node: str, work: Work) -> Object:
         "config": {"configMap": {"name": settings.config_map}},
         # Spool included: what is in it ends with the pod, which is why the orchestrator speaks for whoever leaves 74.
         "data": {"emptyDir": {}},
+        # Not on a disk, which may be full: that is no reason to be taken for dead.
+        "notify": {"emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
     }
     mounts = [
         {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "data", "mountPath": DATA_DIR},
+        {"name": "notify", "mountPath": NOTIFY_DIR},
     ]
     if settings.secret_name:
         # Root's, and readable by the group that the pod is in.
@@ -172,7 +177,7 @@ def _pod(settings: KubernetesSection, node: str, work: Work) -> Object:
                     {"name": "NOTIFY_SOCKET", "value": NOTIFY_SOCKET},
                 ],
                 # Nothing is heard of it before it has claimed.
-                "startupProbe": PROBE | {"failureThreshold": START_SECONDS // PROBE_SECONDS},
+                "startupProbe": PROBE | {"failureThreshold": math.ceil(settings.startup_seconds / PROBE_SECONDS)},
                 "livenessProbe": PROBE
                 | {
                     "failureThreshold": WATCHDOG_SECONDS // PROBE_SECONDS,
@@ -293,5 +298,6 @@ def why_waiting(job: Object, pods: Sequence[Object]) -> str:
         for condition in pod.get("status", {}).get("conditions") or []:
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 return f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
-        return str(pod.get("status", {}).get("phase", "its pod is being made"))
+        phase = str(pod.get("status", {}).get("phase", "its pod is being made"))
+        return "it has not claimed yet" if phase == "Running" else phase
     return f"it has no pod; kubectl describe job {job['metadata']['name']} says why"

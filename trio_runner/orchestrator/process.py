@@ -39,6 +39,8 @@ REPORT_SECONDS: Final = 45.0
 
 KILL_SECONDS: Final = 5.0
 FILE_SECONDS: Final = 5.0
+LOCKED_SECONDS: Final = 2.0
+"""How long a directory that somebody has is left alone before it is tried again."""
 
 
 @asynccontextmanager
@@ -52,12 +54,9 @@ async def open_processes(
     together with its orchestrator is reported by the next one that starts on this data directory.
     """
     directory = Path(config.runner.data_dir) / "runners"
-    async with trio.open_nursery() as nursery:
+    async with _alone_in(directory), trio.open_nursery() as nursery:
         spawner = ProcessSpawner(directory, template, node, nursery, on_ended)
-        try:
-            await spawner.take()
-        except SpawnRefusedError as error:
-            logger.warning("no runner is started for now: %s", error)
+        nursery.start_soon(spawner.report_left_behind)
         try:
             yield spawner
         finally:
@@ -71,8 +70,43 @@ async def open_processes(
                     spawner.stop_all(signal.SIGKILL)
                     await spawner.all_ended()
             spawner.give_up()
-            spawner.let_go()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _alone_in(directory: Path) -> AsyncIterator[None]:
+    """Wait for a lock on the directory: two orchestrators in one would overwrite each other's runners' configs.
+
+    One that waits takes no work that another could do, and does not get READY.
+    """
+    held: list[int] = []
+
+    def lock() -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        # Not by a returned value: where the disk was slow nobody waits for that any more.
+        held.append(descriptor)
+
+    try:
+        while not held:
+            try:
+                with trio.fail_after(FILE_SECONDS):
+                    await trio.to_thread.run_sync(lock, abandon_on_cancel=True)
+            except (OSError, trio.TooSlowError) as error:
+                why = str(error) or "the disk does not answer"
+                if isinstance(error, BlockingIOError):
+                    why = "another orchestrator's runners live there; give each a runner.data_dir of its own"
+                logger.warning("nothing is started before %s can be had: %s", directory, why)
+                await trio.sleep(LOCKED_SECONDS)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 class ProcessSpawner:
@@ -93,8 +127,6 @@ class ProcessSpawner:
         self._asked: set[int] = set()
         self._starting: set[int] = set()
         self._left_behind: set[int] = set()
-        self._descriptor: int | None = None
-        self._taken = False
         self._shields: set[trio.CancelScope] = set()
         self._changed = trio.Event()
 
@@ -103,46 +135,8 @@ class ProcessSpawner:
         """How many runners live, or are being reported."""
         return len(self._processes)
 
-    async def take(self) -> None:
-        """Lock the directory: two orchestrators in one would overwrite each other's runners' configs.
-
-        Raises:
-            SpawnRefusedError: another one has it, or it cannot be made.
-        """
-        if self._taken:
-            return
-        try:
-            if self._descriptor is None:
-                with trio.fail_after(FILE_SECONDS):
-                    await trio.to_thread.run_sync(self._lock, abandon_on_cancel=True)
-        except BlockingIOError:
-            remedy = "give each a runner.data_dir of its own"
-            raise SpawnRefusedError(f"another orchestrator's runners live in {self._directory}; {remedy}") from None
-        except (OSError, trio.TooSlowError) as error:
-            raise SpawnRefusedError(f"{self._directory}: {error or 'the disk does not answer'}") from error
-        self._taken = True
-        self._nursery.start_soon(self.report_left_behind)
-
-    def let_go(self) -> None:
-        """Whoever comes next may have the directory."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _lock(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
-        # Here and not by what is returned: where the disk was slow nobody waits for that any more.
-        self._descriptor = descriptor
-
     async def start(self, work: Work) -> None:
         """Start a runner, unless one of this scenario still lives here."""
-        await self.take()
         if work.scenario_id in self._processes:
             epoch, process = self._processes[work.scenario_id]
             if epoch != work.epoch:
