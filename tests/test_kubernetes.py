@@ -109,14 +109,15 @@ async def test_a_job_is_accepted_with_all_that_it_may_mount(cluster: Cluster, op
     (limits,) = [each["resources"]["limits"] for each in pod["spec"]["containers"]]
     assert limits == {"cpu": "1k", "memory": "3Gi"}
     mounted = {each["mountPath"] for each in pod["spec"]["containers"][0]["volumeMounts"]}
-    assert mounted == {"/etc/trio-runner", "/run/credentials/trio-runner", "/var/lib/trio-runner", "/videos"}
+    places = {"/etc/trio-runner", "/run/credentials/trio-runner", "/run/trio-runner", "/var/lib/trio-runner", "/videos"}
+    assert mounted == places
 
 
 async def test_without_videos_and_secret_nothing_is_mounted_for_them(cluster: Cluster, opened: Open) -> None:
     async with opened(secret_name="", memory_limit="") as spawner:
         await spawner.start(work())
         pod = await cluster.pod(JOB)
-    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["config", "data"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["config", "data", "notify"]
     assert "limits" not in pod["spec"]["containers"][0]["resources"]
 
 
@@ -495,8 +496,8 @@ async def test_a_job_that_gets_no_pod_or_no_node_is_shown(
     async with opened() as spawner, opened(service_account="nobody") as other:
         await spawner.start(work())
         await other.start(work(scenario_id=8))
-        await until(lambda: logged(caplog, f"{JOB} does not run yet: Unschedulable: "), described="no node")
-        await until(lambda: logged(caplog, "runner-8-3 does not run yet: it has no pod"), described="no pod")
+        await until(lambda: logged(caplog, f"{JOB} is not at work yet: Unschedulable: "), described="no node")
+        await until(lambda: logged(caplog, "runner-8-3 is not at work yet: it has no pod"), described="no pod")
 
 
 async def test_without_the_extra_it_is_named(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
