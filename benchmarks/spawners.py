@@ -88,28 +88,14 @@ async def kubernetes(bench: Bench, video: Path) -> AsyncIterator[tuple[Path, Sce
     """Runners are pods that a kubelet starts from an image of this tree, on the host's network."""
     if why_not := cluster_of_tests.why_not():
         raise SystemExit(f"no cluster here: {why_not}")
-    labels = {"pod-security.kubernetes.io/enforce": "privileged"}
-    async with cluster_of_tests.open_cluster(labels) as cluster, cluster_of_tests.host_network(cluster):
-        password = {"password_file": "$CREDENTIALS_DIRECTORY/database-password"}
+    async with cluster_of_tests.open_pods() as cluster:
+        password = {"password_file": cluster_of_tests.PASSWORD_FILE}
         bench.write(sections={"runner": {}, "database": bench.servers.database | {"batch_frames": 4} | password})
-        runner = {"kind": "ConfigMap", "data": {"runner.toml": bench.config.read_text()}}
-        secret = {"kind": "Secret", "stringData": {"database-password": bench.servers.password}}
-        for path, made in {"configmaps": runner, "secrets": secret}.items():
-            await cluster.ask("POST", path, {"apiVersion": "v1", "metadata": {"name": "trio-runner"}} | made)
+        await cluster.give(bench.config.read_text(), bench.servers.password)
         bench.write(
             max_runners=ROOM,
             spawner="kubernetes",
-            sections={
-                "kubernetes": {
-                    "kubeconfig": cluster.write_kubeconfig(bench.directory / "kubeconfig"),
-                    "namespace": cluster.namespace,
-                    "image": cluster_of_tests.IMAGE,
-                    "image_pull_policy": "Never",
-                    "videos_host_path": str(video.parent),
-                    "cpu_request": "10m",
-                    "memory_request": "10Mi",
-                }
-            },
+            sections={"kubernetes": cluster.section(bench.directory, video.parent)},
         )
 
         def scenario_of(words: list[str]) -> int | None:

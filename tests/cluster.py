@@ -25,6 +25,9 @@ NODE = "TRIO_RUNNER_TEST_KUBERNETES_NODE"
 IMAGE = "docker.io/trio-runner-test/trio-runner:1"
 """What the node knows the image by."""
 
+PASSWORD_FILE = "$CREDENTIALS_DIRECTORY/database-password"
+"""Where the config of a runner in a pod finds what `Cluster.give` was given."""
+
 NOWHERE = {"cpu_request": "1000"}
 """What no node has: the pod waits, and a test says what becomes of it."""
 
@@ -100,6 +103,25 @@ class Cluster:
         """A token of a service account of the namespace."""
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         return str((await self.ask("POST", f"serviceaccounts/{account}/token", request))["status"]["token"])
+
+    async def give(self, config: str, password: str) -> None:
+        """Make the ConfigMap and the Secret that runners mount."""
+        meta = {"apiVersion": "v1", "metadata": {"name": "trio-runner"}}
+        await self.ask("POST", "configmaps", meta | {"kind": "ConfigMap", "data": {"runner.toml": config}})
+        secret = {"database-password": password}
+        await self.ask("POST", "secrets", meta | {"kind": "Secret", "stringData": secret})
+
+    def section(self, directory: Path, videos: Path) -> Object:
+        """`[kubernetes]` of an orchestrator whose runners are pods of this namespace, from the node's image."""
+        return {
+            "kubeconfig": self.write_kubeconfig(directory / "kubeconfig"),
+            "namespace": self.namespace,
+            "image": IMAGE,
+            "image_pull_policy": "Never",
+            "videos_host_path": str(videos),
+            "cpu_request": "10m",
+            "memory_request": "10Mi",
+        }
 
     def write_kubeconfig(self, path: Path, *, token: str = "", server: str = "") -> str:
         """The cluster's kubeconfig with another token or address."""
@@ -191,3 +213,10 @@ async def host_network(cluster: Cluster) -> AsyncIterator[None]:
         with trio.move_on_after(PATIENCE_SECONDS, shield=True):
             for path in paths:
                 await cluster.send("DELETE", f"{path}/{name}")
+
+
+@asynccontextmanager
+async def open_pods() -> AsyncIterator[Cluster]:
+    """A namespace for pods that run, on the host's network, where the session's servers are."""
+    async with open_cluster({"pod-security.kubernetes.io/enforce": "privileged"}) as cluster, host_network(cluster):
+        yield cluster

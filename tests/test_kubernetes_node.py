@@ -12,7 +12,7 @@ from typing import Any
 import cluster as cluster_of_tests
 import psutil
 import pytest
-from cluster import Cluster, host_network, open_cluster
+from cluster import PASSWORD_FILE, Cluster, open_pods
 from fake_inference import Fake, open_fake
 from harness import PATIENCE_SECONDS, until
 from scene import SMALL_WINDOW, Scene
@@ -37,10 +37,7 @@ CLIP = "a $(CREDENTIALS_DIRECTORY) $$.mp4"
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    async with (
-        open_cluster({"pod-security.kubernetes.io/enforce": "privileged"}) as opened,
-        host_network(opened),
-    ):
+    async with open_pods() as opened:
         yield opened
 
 
@@ -84,23 +81,10 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
         scenario={"id": None},
         inference={"url": fake.url, "timeout_seconds": 60.0},
         pipeline=SMALL_WINDOW["pipeline"],
-        database=SMALL_WINDOW["database"] | {"password_file": "$CREDENTIALS_DIRECTORY/database-password"},
+        database=SMALL_WINDOW["database"] | {"password_file": PASSWORD_FILE},
     )
-    meta = {"apiVersion": "v1", "metadata": {"name": "trio-runner"}}
-    await cluster.ask("POST", "configmaps", meta | {"kind": "ConfigMap", "data": {"runner.toml": config.read_text()}})
-    secret = {"database-password": scene.servers.password}
-    await cluster.ask("POST", "secrets", meta | {"kind": "Secret", "stringData": secret})
-    sections = {
-        "kubernetes": {
-            "kubeconfig": cluster.write_kubeconfig(scene.directory / "kubeconfig"),
-            "namespace": cluster.namespace,
-            "image": cluster_of_tests.IMAGE,
-            "image_pull_policy": "Never",
-            "videos_host_path": str(videos),
-            "cpu_request": "10m",
-            "memory_request": "10Mi",
-        }
-    }
+    await cluster.give(config.read_text(), scene.servers.password)
+    sections = {"kubernetes": cluster.section(scene.directory, videos)}
     asker = scene.write_config("fleet.toml", **sections)
     submitted = await scene.cli("submit", asker, "--video", f"/videos/{CLIP}", "--id", str(scene.scenario_id))
     assert submitted.code == 0, submitted.err
