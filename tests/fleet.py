@@ -88,9 +88,9 @@ class Fleet:
         base: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": f"{node}.data", "drain_seconds": 5.0},
             "log": {"format": "json"},
-            # On a busy machine a held frame is held for long.
+            # On a busy machine a held frame is held for long, and a heartbeat may be late.
             "inference": {"url": self.inference_url, "timeout_seconds": 60.0},
-            "database": self.section | {"batch_frames": 4, "lease_seconds": 6.0},
+            "database": self.section | {"batch_frames": 4, "lease_seconds": 60.0},
             "pipeline": {"max_buffered_frames": 8},
             "kafka": {"brokers": self.servers.brokers, "retry_topic": self.retry_topic},
             "orchestrator": {
