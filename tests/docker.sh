@@ -53,7 +53,7 @@ engine() {
         --pidfile "$directory/dockerd.pid" "$@" </dev/null >"$directory/dockerd.log" 2>&1 &
     echo $! >"$directory/pid"
     until docker version >/dev/null 2>&1; do
-        if ! is_engine "$(<"$directory/pid")" || ((SECONDS >= deadline)); then
+        if ! is_engine "$directory" || ((SECONDS >= deadline)); then
             end "$directory"
             skip "the Docker engine does not start here: $(grep -v level=info "$directory/dockerd.log" | tail -n 1)"
         fi
@@ -66,11 +66,11 @@ end() {
     local pid child deadline=$((SECONDS + 20))
     [[ -f $1/pid ]] || return 0
     pid=$(<"$1/pid")
-    if is_engine "$pid"; then
+    if is_engine "$1"; then
         # Not to `unshare`, which does not pass it on.
         child=$(<"/proc/$pid/task/$pid/children") && kill -TERM "${child% }" || true
     fi
-    while is_engine "$pid"; do
+    while is_engine "$1"; do
         ((SECONDS < deadline)) || kill -KILL "$pid" || true
         sleep 0.1
     done
@@ -82,9 +82,10 @@ stop() {
     rm -rf "$1/exec"
 }
 
-# Not `kill -0`: the number may be another's by now, or that of a dead one that nobody has reaped.
+# Not `kill -0`: the number may be another's by now, or that of a dead one that nobody has reaped. Not its command line: on
+# the way from one program to the next a process has none.
 is_engine() {
-    grep -qsF dockerd "/proc/$1/cmdline"
+    [[ /proc/$(<"$1/pid")/fd/1 -ef $1/dockerd.log ]]
 }
 
 # images DIRECTORY: builds them all, at once, because most of it is waiting for the network.

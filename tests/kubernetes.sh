@@ -179,9 +179,10 @@ end_containers() {
     done
 }
 
-# Not `kill -0`: the number may be another's by now, or that of a dead one that nobody has reaped.
+# Not `kill -0`: the number may be another's by now, or that of a dead one that nobody has reaped. Not its command line: on
+# the way from one program to the next a process has none.
 is_ours() {
-    grep -qsF "$directory" "/proc/$(<"$directory/$1.pid")/cmdline"
+    [[ /proc/$(<"$directory/$1.pid")/fd/1 -ef $directory/$1.log ]]
 }
 
 skip() {

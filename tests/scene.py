@@ -175,10 +175,6 @@ class Held:
 async def held_run(
     scene: Scene, big_clip: Path, program: Sequence[str] | None = None, **sections: dict[str, Any]
 ) -> AsyncIterator[Held]:
-    async def active() -> bool:
-        row = await scene.ledger.scenario(scene.scenario_id)
-        return row is not None and row["status"] == "active"
-
     async with open_fake(held=lambda number: number >= 5) as fake, open_service_manager() as manager:
         merged: dict[str, dict[str, Any]] = {
             name: SMALL_WINDOW.get(name, {}) | sections.get(name, {}) for name in {*SMALL_WINDOW, *sections}
@@ -190,7 +186,12 @@ async def held_run(
         async with scene.cli.started("run", config, variables=manager.variables, program=program) as running:
             # Only now there is certainly a schema to ask.
             await manager.heard("READY=1")
-            await until(active, described="active")
+
+            async def is_held() -> bool:
+                row = await scene.ledger.existing(scene.scenario_id)
+                return row["status"] == "active" and any(map(fake.held, fake.numbers))
+
+            await until(is_held, described="active, and a frame is under way")
             yield Held(running=running, fake=fake, manager=manager)
 
 
