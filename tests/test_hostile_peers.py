@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -286,12 +286,21 @@ def stage(
     )
 
 
+class DisturbedError(AssertionError):
+    """It died before its peer failed, or took longer than the deadlines on the way allow."""
+
+
 def has_ended(running: Running) -> bool:
     """Cheaper than asking for its family, which looks at every process there is."""
     try:
         return psutil.Process(running.pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def check_lives(running: Running) -> None:
+    if has_ended(running):
+        raise DisturbedError(f"it ended too early\n{running.err()}")
 
 
 def named_codes(done: Finished) -> set[str]:
@@ -317,7 +326,8 @@ class Play:
     def _check_wait(self, seconds: float, done: Finished) -> None:
         """From the breakdown to the end no more than what the deadlines on the way allow."""
         longest = LONGEST_SECONDS.get(self.part) or LONGEST_SECONDS[self.peer]
-        assert seconds <= longest + SLACK_SECONDS, f"{seconds:.1f} s\n{done.err}"
+        if seconds > longest + SLACK_SECONDS:
+            raise DisturbedError(f"{seconds:.1f} s\n{done.err}")
 
     async def run(self) -> None:
         done = await self._first_run()
@@ -355,7 +365,7 @@ class Play:
             if case.hold_from is not None:
 
                 async def asked() -> bool:
-                    assert not has_ended(running), f"it ended too early\n{running.err()}"
+                    check_lives(running)
                     return case.hold_from in fake.numbers
 
                 await until(asked, described=f"frame {case.hold_from} asked about")
@@ -367,8 +377,10 @@ class Play:
                 self._check_wait(ended - proxy.broken_at, done)
             else:
                 # Nobody was spoken to, so nothing was felt; a peer that is not needed is not missed.
-                assert case.how is REFUSE or case.hold_from, "the breakdown did not happen"
-                assert ended - started <= WHOLE_RUN_SECONDS, f"{ended - started:.1f} s\n{done.err}"
+                if case.how is not REFUSE and not case.hold_from:
+                    raise DisturbedError(f"the breakdown did not happen\n{done.err}")
+                if ended - started > WHOLE_RUN_SECONDS:
+                    raise DisturbedError(f"{ended - started:.1f} s\n{done.err}")
             assert running.family() == [], "a child outlived the runner"
         return done
 
@@ -449,7 +461,7 @@ class DecoderPlay(Play):
             async with self.scene.cli.started("run", config) as running:
 
                 async def ready() -> psutil.Process | None:
-                    assert not has_ended(running), f"it ended too early\n{running.err()}"
+                    check_lives(running)
                     # Between two looks it may be a fork of the runner that is not yet, or no longer, the decoder.
                     with suppress(psutil.NoSuchProcess):
                         return running.decoder() if self.case.hold_from is None or first_held in fake.numbers else None
@@ -470,15 +482,22 @@ def _rename_broker(named: list[bytes], data: bytes) -> bytes:
     return data.replace(named[0], named[-1]) if len(named[0]) == len(named[-1]) else data
 
 
-async def play_all(plays: list[Play]) -> None:
+async def play_all(plays: list[Play], new_scene: Callable[[], Scene]) -> None:
     """A few at once; every one that went wrong is told of."""
     wrong: list[str] = []
     limiter = trio.CapacityLimiter(AT_ONCE)
 
     async def play_one(play: Play) -> None:
         async with limiter:
+            disturbed = False
             try:
-                await play.run()
+                try:
+                    await play.run()
+                except* DisturbedError:
+                    disturbed = True
+                if disturbed:
+                    # A machine may stand still for longer than a tight deadline; what is wrong is wrong again.
+                    await replace(play, scene=new_scene()).run()
             except (AssertionError, ExceptionGroup, ValueError, KeyError):
                 wrong.append(f"=== {play.part}: {play.case.when}, {play.case.how.name}\n{traceback.format_exc(-3)}")
 
@@ -491,17 +510,20 @@ async def play_all(plays: list[Play]) -> None:
 @pytest.mark.parametrize("part", TABLE)
 async def test_a_peer_that_fails(stage: Stage, clip: Path, part: str) -> None:
     assert (await stage.cli("init-db", stage.write_config("init.toml"))).code == 0
-    await play_all([Play(part=part, case=case, scene=stage.scene(clip)) for case in TABLE[part]])
+    new_scene = partial(stage.scene, clip)
+    await play_all([Play(part=part, case=case, scene=new_scene()) for case in TABLE[part]], new_scene)
 
 
 async def test_a_decoder_that_fails(stage: Stage, big_clip: Path) -> None:
     """At the end there is no such case: a decoder that has written its last frame into the pipe has ended."""
+    new_scene = partial(stage.scene, big_clip, 120)
     await play_all(
         [
-            DecoderPlay(part=part, case=case, scene=stage.scene(big_clip, 120), frames=120, size=(1280, 720))
+            DecoderPlay(part=part, case=case, scene=new_scene(), frames=120, size=(1280, 720))
             for part, cases in DECODER.items()
             for case in cases
-        ]
+        ],
+        new_scene,
     )
 
 
