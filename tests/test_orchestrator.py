@@ -581,6 +581,10 @@ async def test_there_are_no_more_runners_than_allowed_and_one_node_more_takes_th
         assert nodes == ["node_1", "node_1", "node_2", "node_2"]
         fake.gate.set()
         await fleet.completed(ids)
+    await check_each_ran_once(fleet, ids)
+
+
+async def check_each_ran_once(fleet: Fleet, ids: list[int]) -> None:
     attempts = await fleet.ledger.query("SELECT scenario_id, outcome, error FROM attempts ORDER BY scenario_id, epoch")
     assert [tuple(attempt.values()) for attempt in attempts] == [(each, "completed", None) for each in ids]
 
@@ -639,8 +643,7 @@ async def test_two_orchestrators_run_every_scenario_once(fleet: Fleet, clip: Pat
         await fleet.command("start", each, video_path=str(clip), settings={"video": {"max_frames": 10}})
     async with fleet.orchestrator("node_1"), fleet.orchestrator("node_2"):
         await fleet.completed(ids, frames=10)
-    attempts = await fleet.ledger.query("SELECT scenario_id, outcome, error FROM attempts ORDER BY scenario_id, epoch")
-    assert [tuple(attempt.values()) for attempt in attempts] == [(each, "completed", None) for each in ids]
+    await check_each_ran_once(fleet, ids)
 
 
 # secrets
