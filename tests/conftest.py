@@ -19,7 +19,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,20 @@ hypothesis.settings.load_profile("trio_runner")
 
 # Microseconds since 1970: no two sessions on one database count from the same number.
 _scenario_ids = itertools.count(time.time_ns() // 1000)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """A skip says why: pytest-trio raises that of an async test or fixture anew, without its reason."""
+    try:
+        return (yield)
+    except pytest.skip.Exception as skipped:
+        group: BaseException | None = skipped.__context__
+        while isinstance(group, BaseExceptionGroup):
+            (group,) = group.exceptions
+        if isinstance(group, pytest.skip.Exception):
+            raise group from None
+        raise
 
 
 @pytest.fixture(scope="session")

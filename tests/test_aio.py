@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from harness import PATIENCE_SECONDS
 from trio.testing import MockClock
 
 from trio_runner import aio
@@ -180,7 +181,7 @@ async def test_calls_of_several_tasks_run_side_by_side(loop: None, autojump_cloc
         return asyncio.Barrier(3)
 
     barrier = await aio.call(make)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(aio.call, meet, barrier)
@@ -214,12 +215,12 @@ async def test_a_name_that_nobody_looks_up_does_not_hold_up_a_deadline(monkeypat
     def never(*_: object, **__: object) -> list[Any]:
         # Now, and not some time after the start: the thread may be late.
         trio.from_thread.run_sync(scope.cancel)
-        answer.wait(60)
+        answer.wait(10 * PATIENCE_SECONDS)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", never)
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with aio.open_loop():
                 with trio.CancelScope() as scope:
                     await aio.call(asyncio_connect)

@@ -17,7 +17,7 @@ import cv2
 import httpx
 import pytest
 from fake_inference import Fault, at_frame, open_fake
-from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, command, free_port, until
+from harness import PATIENCE_SECONDS, REPOSITORY, Cli, Ledger, Servers, WriteConfig, command, free_port, until
 from scene import SMALL_WINDOW
 
 import trio_runner
@@ -302,7 +302,7 @@ async def test_serve_inference(cli: Cli) -> None:
 
         port = json.loads(await until(listening, described="a port"))["port"]
         jpeg = cv2.imencode(".jpg", clips.paint(1, (320, 240)))[1].tobytes()
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
             answer = await client.post(f"http://127.0.0.1:{port}/predict", files={"frame": jpeg})
         assert answer.status_code == 200
         assert isinstance(answer.json()["predictions"], list)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from harness import PATIENCE_SECONDS
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_runner import daemon
@@ -175,7 +176,7 @@ async def test_real_signals_arrive(manager: Manager) -> None:
             nursery.start_soon(daemon._obey, signals, [as_runner(fake)], trio.CancelScope(), manager.notifier)
             for number, expected in ((signal.SIGINT, ["stop"]), (signal.SIGTERM, ["stop", "abort"])):
                 os.kill(os.getpid(), number)
-                with trio.fail_after(60):
+                with trio.fail_after(PATIENCE_SECONDS):
                     await fake.was_asked.wait()
                 fake.was_asked = trio.Event()
                 assert fake.asked == expected

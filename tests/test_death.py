@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Ledger, Servers, WriteConfig, read_topic
+from harness import PATIENCE_SECONDS, Ledger, Servers, WriteConfig, read_topic
 from makers import make_result
 
 from trio_runner import aio, death, retry
@@ -71,7 +71,7 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
 async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     database = config.replace(database={"password_file": str(tmp_path / "fifo")}).database
-    with trio.fail_after(10), pytest.raises(RunnerError, match="it is not a regular file"):
+    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError, match="it is not a regular file"):
         async with open_store(database, application_name="test"):
             pytest.fail("it opened")
     assert await secrets_of(config.replace(database={"password_file": str(tmp_path / "fifo")})) == frozenset()

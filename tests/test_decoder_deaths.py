@@ -78,11 +78,11 @@ WAYS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "No module named 'trio_runner'",
     ),
     "what it sends is text": (
-        partial(interpreter, script="echo Hello; echo this is no record; exec sleep 100"),
+        partial(interpreter, script="echo Hello; echo this is no record; exec sleep 1000"),
         "no record",
     ),
     "it says nothing and ends well": (partial(interpreter, script="exit 0"), "exit code 0"),
-    "it closes its pipe and lives on": (partial(interpreter, script="exec sleep 100 >&2"), "lived on"),
+    "it closes its pipe and lives on": (partial(interpreter, script="exec sleep 1000 >&2"), "lived on"),
     "FFmpeg is too old": (partial(interpreter, script=OLD_FFMPEG), "99.0.0 is needed"),
 }
 

@@ -51,7 +51,7 @@ async def test_a_server_that_is_killed_during_a_run(
         assert (shown["outcome"], shown["frames_stored"]) == ("completed", WHOLE_VIDEO)
     elif codes:
         assert (shown["status"], shown["instance_id"]) == ("init_startup", None)
-        assert shown["last_error"]["code"] in codes
+        assert shown["last_error"]["code"] in codes, (shown["last_error"], done.err)
     else:
         assert "acknowledged by Kafka" in done.out
 

@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+from harness import PATIENCE_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +42,6 @@ child = subprocess.Popen(sys.argv[1:])
 print(child.pid, file=sys.stderr, flush=True)
 child.wait()
 """
-PATIENCE_SECONDS = 60
 
 Image = npt.NDArray[np.uint8]
 

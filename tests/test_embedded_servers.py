@@ -24,6 +24,7 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from harness import PATIENCE_SECONDS
 
 from trio_runner import aio
 from trio_runner.config import parse_config
@@ -83,7 +84,7 @@ class Neighbour:
     async def says(self) -> dict[str, Any]:
         """The next thing it says; fails with its last words if it ends instead."""
         assert self.process.stdout
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno())) as stream:
                 while b"\n" not in self.said:
                     more = await stream.receive_some(4096)
@@ -104,7 +105,7 @@ class Neighbour:
         self.process.stdin.close()
 
     async def ends(self) -> int:
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             pidfd = os.pidfd_open(self.process.pid)
             try:
                 await trio.lowlevel.wait_readable(pidfd)
@@ -147,7 +148,7 @@ async def servers(data_dir: Path, services: frozenset[Service], **options: Any) 
 
 
 async def asyncio_call(function: Callable[[], Awaitable[Any]]) -> Any:
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with aio.open_loop():
             # Taken out of the loop's nurseries by hand, so that an error comes as itself.
             result = await outcome.acapture(aio.call, function)
@@ -168,7 +169,7 @@ async def sql(addresses: Addresses, statement: str) -> Any:
 
 async def gone(processes: list[psutil.Process]) -> bool:
     """Whether all of them end within a minute; one that nobody has reaped yet has ended."""
-    with trio.move_on_after(60):
+    with trio.move_on_after(PATIENCE_SECONDS):
         while any(alive(process) for process in processes):  # noqa: ASYNC110 - they are not ours to wait for
             await trio.sleep(0.02)
     return not any(alive(process) for process in processes)
@@ -345,7 +346,7 @@ async def test_a_host_killed_while_it_makes_the_cluster_leaves_nothing_half_made
     tmp_path: Path, neighbour: Callable[..., Neighbour]
 ) -> None:
     host = neighbour(tmp_path, DATABASE)
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not (tmp_path / "postgres.new" / "PG_VERSION").exists():  # noqa: ASYNC110 - a file has no event
             await trio.sleep(0.005)
     family = host.family()

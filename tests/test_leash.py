@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from harness import PATIENCE_SECONDS
 
 from trio_runner import leash
 
@@ -59,7 +60,7 @@ def orphan(*command: str) -> bool:
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def test_our_own_child_dies_with_its_parent() -> None:
@@ -86,7 +87,7 @@ def test_a_child_whose_parent_is_gone_already_does_not_start(tmp_path: Path) -> 
     os.close(reader)
     mark = tmp_path / "started"
     try:
-        late = subprocess.run([*LEASH, "--", "touch", str(mark)], stdout=writer, timeout=30, check=False)
+        late = subprocess.run([*LEASH, "--", "touch", str(mark)], stdout=writer, timeout=PATIENCE_SECONDS, check=False)
     finally:
         os.close(writer)
     assert late.returncode == 1

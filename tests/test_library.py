@@ -14,7 +14,7 @@ import psutil
 import pytest
 import trio
 from fake_inference import Fault, at_frame, open_fake, stored_for
-from harness import REPOSITORY, Cli, Ledger, Servers, WriteConfig, free_port, read_topic, until
+from harness import PATIENCE_SECONDS, REPOSITORY, Cli, Ledger, Servers, WriteConfig, free_port, read_topic, until
 from scene import SMALL_WINDOW
 
 from trio_runner import Runner, aio
@@ -222,7 +222,7 @@ async def test_cancelled_from_outside_it_reports_its_death_and_lets_the_cancella
                 went_on = True
 
             nursery.start_soon(process)
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE_SECONDS):
                 await runner.claimed.wait()
             nursery.cancel_scope.cancel()
         assert not went_on

@@ -613,9 +613,9 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
     fake.plan = lambda *_: Fault.STATUS_500
-    ids = list(range(1, 41))
+    ids = list(range(1, 31))
     await fleet.insert(clip, ids, {"video": {"max_frames": 4}})
-    async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 12}) as running:
+    async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 8}) as running:
         await until(lambda: said(running, "the breaker is open"), described="the breaker is open")
         await fleet.has("epoch > 1")
         (row,) = await fleet.ledger.query(
@@ -629,8 +629,8 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     # The ledger has claims and not starts: a busy machine may bunch them, but not more than a few together.
     for first in range(len(moments)):
         in_five_seconds = sum(moments[first] <= moment < moments[first] + 5 for moment in moments)
-        assert in_five_seconds <= 3 * (5 + 1) + 12
-    assert row["n"] <= 12 + 10
+        assert in_five_seconds <= 3 * (5 + 1) + 8
+    assert row["n"] <= 8 + 10
 
 
 async def said(running: Running, event: str) -> bool:

@@ -14,7 +14,9 @@ from trio.testing import MockClock
 from trio_runner.config import Config
 from trio_runner.model import Claim, ErrorCode, Frame, FrameResult, Progress, RunnerError, SupersededError
 from trio_runner.pipeline import STALLED_GRACE_SECONDS, STALLED_SECONDS, run_pipeline
+from trio_runner.reader import read_frames
 from trio_runner.records import End
+from trio_runner.window import Window
 
 CONFIG = Config().replace(
     # The fakes keep no deadlines and are slower than real doors may be.
@@ -351,9 +353,17 @@ async def test_senders_that_all_fail_at_the_same_moment_are_a_failure(autojump_c
             raise RunnerError(ErrorCode.INFERENCE_UNREACHABLE, str(frame.sequence))
 
     run = Run(FakeSource([100] * 50), AllFail(lambda _: 1.0))
-    codes = {error.code for error in await errors_of(run) if isinstance(error, RunnerError)}
-    assert codes == {ErrorCode.INFERENCE_UNREACHABLE}
+    errors = await errors_of(run)
+    assert {getattr(error, "code", error) for error in errors} == {ErrorCode.INFERENCE_UNREACHABLE}
     assert run.ledger.stored == []
+
+
+async def test_a_reader_whose_senders_have_all_failed_leaves_the_word_to_them(autojump_clock: MockClock) -> None:
+    frames_in, frames_out = trio.open_memory_channel[Frame](1)
+    frames_out.close()
+    with trio.move_on_after(1) as scope:
+        await read_frames(FakeSource([100]), frames_in, Window(max_frames=1, max_bytes=100), Progress())
+    assert scope.cancelled_caught
 
 
 async def test_a_cancellation_from_outside_ends_everything_and_is_not_swallowed(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import trio
 from fake_inference import open_fake
-from harness import Servers, environment, read_topic
+from harness import PATIENCE_SECONDS, Servers, environment, read_topic
 from hypothesis import given
 from hypothesis import strategies as st
 from scene import Scene, death_without_kafka, held_run
@@ -179,7 +179,7 @@ async def test_what_else_lies_there_is_left_alone(spool: Spool) -> None:
     os.mkfifo(fifo)
     await spool.reserve()
     assert good in await spool.waiting()
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_SECONDS):
         assert await spool.read(fifo) is None
     assert await spool.waiting() == [good]
     assert (spool.directory / "servers.json").read_text() == "{}"
@@ -210,7 +210,7 @@ async def test_a_disk_that_does_not_answer_is_not_waited_for(spool: Spool, monke
     monkeypatch.setattr(spool_module, "PUT_SECONDS", 0.05)
     monkeypatch.setattr(spool, "_put", lambda *_: answers.wait(60))
     try:
-        with trio.fail_after(30), pytest.raises(RunnerError, match="did not answer within"):
+        with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError, match="did not answer within"):
             await spool.put(record())
     finally:
         answers.set()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import PATIENCE_SECONDS
 
 from trio_runner.config import Config
 from trio_runner.orchestrator.process import KILL_SECONDS, REPORT_SECONDS
@@ -35,7 +36,7 @@ def unit_settings(unit: Path = UNIT) -> configparser.RawConfigParser:
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomli
 import trio
+from harness import PATIENCE_SECONDS
 
 from trio_runner.backlog import Work
 from trio_runner.config import Config, ConfigError, load_config
@@ -134,7 +135,7 @@ UNIT = "trio-runner@7.service"
 
 async def until(condition: Callable[[], bool]) -> None:
     """Of an end is told in a task of its own: what else follows from it may come before or after."""
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110 - what is asked here has no event
             await trio.sleep(0.01)
 

@@ -16,6 +16,7 @@ import msgspec
 import psutil
 import pytest
 import trio
+from harness import PATIENCE_SECONDS
 from makers import open_video
 from watching import watch
 
@@ -24,7 +25,6 @@ from trio_runner.config import VideoSection
 from trio_runner.model import ErrorCode, Frame, RunnerError, VideoInfo
 from trio_runner.video import Video
 
-PATIENCE_SECONDS = 30.0
 INFO = VideoInfo(codec="h264", width=4, height=2, fps=25.0)
 
 

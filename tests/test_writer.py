@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from harness import PATIENCE_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import make_claim, make_result
@@ -195,7 +196,7 @@ async def test_stored_frames_make_room_in_the_window(autojump_clock: MockClock) 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write_results, FakeLedger(), make_claim(), receive, window, Progress(), CONFIG)
         async with send:
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE_SECONDS):
                 for sequence in range(20):
                     await window.admit(1)
                     await send.send(make_result(sequence))

@@ -79,7 +79,7 @@ async def run_pipeline(
             helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
             helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds, on_failure)  # noqa: ASYNC111 - helpers end with the tasks
             tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
-            async with frames_out, results_in:
+            with frames_out, results_in:
                 for _ in range(config.inference.in_flight):
                     tasks.start_soon(watched, send_frames, inference, frames_out.clone(), results_in.clone(), window)
             with reading:

@@ -30,7 +30,7 @@ async def read_frames(
     A video that breaks off is returned and not raised: raising would cancel the frames that are already on their
     way, and what was read before the break is good.
     """
-    async with frames:
+    with frames:
         while True:
             try:
                 frame = await source.receive()
@@ -41,4 +41,8 @@ async def read_frames(
             progress.frames_read += 1
             progress.last_advance = trio.current_time()
             await window.admit(len(frame.jpeg))
-            await frames.send(frame)
+            try:
+                await frames.send(frame)
+            except trio.BrokenResourceError:
+                # Every sender has failed. Their error is on its way, and must not be taken for a bug of ours.
+                await trio.sleep_forever()

@@ -25,8 +25,12 @@ async def send_frames(
     results: trio.MemorySendChannel[FrameResult],
     window: Window,
 ) -> None:
-    """Ask about one frame at a time until there are no more; several of these run side by side."""
-    async with frames, results:
+    """Ask about one frame at a time until there are no more; several of these run side by side.
+
+    The channels are closed without a checkpoint: at one, an error on its way out would give way to a cancellation, and
+    the reader could find the channel broken before it is cancelled.
+    """
+    with frames, results:
         async for frame in frames:
             result = await inference.infer(frame)
             window.release_bytes(len(frame.jpeg))

@@ -54,7 +54,7 @@ async def write_results(
     """
     reorder = Reorder()
     batch_frames = 1
-    async with results:
+    with results:
         while batch := await _collect(results, reorder, batch_frames, config.batch_seconds):
             await ledger.store(claim, progress.next_frame, batch)
             _count(progress, batch)
