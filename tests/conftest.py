@@ -43,6 +43,7 @@ from scene import Scene
 
 # No example is too slow on a busy machine.
 hypothesis.settings.register_profile("trio_runner", deadline=None)
+hypothesis.settings.register_profile("few", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("trio_runner")
 
 # Microseconds since 1970: no two sessions on one database count from the same number.

@@ -126,6 +126,26 @@ async def stored_something(cluster: Cluster, scene: Scene) -> None:
     await until(stored, described="frames are stored")
 
 
+# First, because it takes two minutes, in which the others find room.
+async def test_a_frozen_runner_is_ended_by_its_probe(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
+    told = Told()
+    config = Config().replace(**fleet)
+    async with open_kubernetes(config, "node-a", told) as spawner:
+        await spawner.start(work_of(scene))
+
+        async def is_heard() -> bool:
+            pod = await cluster.pod(job_name(scene.scenario_id, 1))
+            return any(each.get("started") for each in pod["status"].get("containerStatuses", []))
+
+        await until(is_heard, described="the startup probe hears of it")
+        process_in_pod(scene, 1).send_signal(signal.SIGSTOP)
+        ended = await told.first(3 * PATIENCE_SECONDS)
+    assert ended.failure is not None, logs(cluster)
+    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
+
+
 async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     fake.gate.set()
     told = Told()
@@ -161,25 +181,6 @@ async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, f
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
-
-
-async def test_a_frozen_runner_is_ended_by_its_probe(
-    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
-) -> None:
-    told = Told()
-    config = Config().replace(**fleet)
-    async with open_kubernetes(config, "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
-
-        async def is_heard() -> bool:
-            pod = await cluster.pod(job_name(scene.scenario_id, 1))
-            return any(each.get("started") for each in pod["status"].get("containerStatuses", []))
-
-        await until(is_heard, described="the startup probe hears of it")
-        process_in_pod(scene, 1).send_signal(signal.SIGSTOP)
-        ended = await told.first(3 * PATIENCE_SECONDS)
-    assert ended.failure is not None, logs(cluster)
-    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
 async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
