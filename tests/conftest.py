@@ -57,7 +57,7 @@ def pytest_pyfunc_call() -> Generator[None, object, object]:
         return (yield)
     except pytest.skip.Exception as skipped:
         group: BaseException | None = skipped.__context__
-        while isinstance(group, BaseExceptionGroup):
+        while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
             (group,) = group.exceptions
         if isinstance(group, pytest.skip.Exception):
             raise group from None

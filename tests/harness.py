@@ -31,7 +31,7 @@ import trio_runner
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 120.0
 """Bounds every wait; no test is about how long anything takes, and a machine may be slow or stand still for a while."""
 
 
@@ -381,7 +381,7 @@ async def until(condition: Callable[[], Awaitable[T]], *, described: str, second
         while True:
             if value := await condition():
                 return value
-            await trio.sleep(min(max(0.02, (trio.current_time() - started) / 20), 0.5))
+            await trio.sleep(min(max(0.02, (trio.current_time() - started) / 10), 0.5))
     raise AssertionError(f"not within {seconds:g} s: {described}")
 
 

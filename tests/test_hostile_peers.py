@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import struct
 import sys
@@ -304,7 +305,8 @@ def check_lives(running: Running) -> None:
 
 
 def early_end(stderr: str) -> AssertionError:
-    error = DisturbedError if f"{TIGHT_SECONDS:g} s" in stderr else AssertionError
+    late = re.search(rf"(?<![\d.]){TIGHT_SECONDS:g} s\b|connection in time", stderr)
+    error = DisturbedError if late else AssertionError
     return error(f"it ended before the breakdown\n{stderr}")
 
 

@@ -129,14 +129,14 @@ class Run:
             )
 
 
+def leaves(error: Exception) -> list[Exception]:
+    if isinstance(error, ExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves(part)]
+    return [error]
+
+
 async def errors_of(run: Callable[[], Awaitable[object]]) -> list[Exception]:
     """The errors in the group that it must raise."""
-
-    def leaves(error: Exception) -> list[Exception]:
-        if isinstance(error, ExceptionGroup):
-            return [leaf for part in error.exceptions for leaf in leaves(part)]
-        return [error]
-
     try:
         await run()
     except ExceptionGroup as group:
@@ -350,9 +350,14 @@ async def test_a_failed_frame_is_not_passed_over(autojump_clock: MockClock) -> N
 async def test_senders_that_all_fail_at_the_same_moment_are_a_failure(autojump_clock: MockClock) -> None:
     class AllFail(FakeInference):
         async def answer(self, frame: Frame) -> FrameResult:
+            if len(self.started) == CONFIG.inference.in_flight:
+                gone.set()
+            await gone.wait()
             raise RunnerError(ErrorCode.INFERENCE_UNREACHABLE, str(frame.sequence))
 
-    run = Run(FakeSource([100] * 50), AllFail(lambda _: 1.0))
+    gone = trio.Event()
+    # Room for more frames than the senders and their channel hold: the reader waits where the channel may break.
+    run = Run(FakeSource([100] * 50), AllFail(), config=CONFIG.replace(pipeline={"max_buffered_frames": 50}))
     errors = await errors_of(run)
     assert {getattr(error, "code", error) for error in errors} == {ErrorCode.INFERENCE_UNREACHABLE}
     assert run.ledger.stored == []
@@ -364,6 +369,61 @@ async def test_a_reader_whose_senders_have_all_failed_leaves_the_word_to_them(au
     with trio.move_on_after(1) as scope:
         await read_frames(FakeSource([100]), frames_in, Window(max_frames=1, max_bytes=100), Progress())
     assert scope.cancelled_caught
+
+
+class CutSource(FakeSource):
+    """Fails in the moment in which the scope is cancelled."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        super().__init__([100])
+        self._scope = scope
+
+    async def receive(self) -> Frame | End:
+        await trio.lowlevel.checkpoint()
+        self._scope.cancel()
+        raise ZeroDivisionError("cut")
+
+
+class CutInference(FakeInference):
+    """The same."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        super().__init__()
+        self._scope = scope
+
+    async def answer(self, frame: Frame) -> FrameResult:
+        self._scope.cancel()
+        raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"frame {frame.sequence}: cut")
+
+
+class CutLedger(FakeLedger):
+    """The same."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        super().__init__()
+        self._scope = scope
+
+    async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
+        await super().store(claim, expected_frame, results)
+        self._scope.cancel()
+        raise RunnerError(ErrorCode.STORE_LOST, "cut")
+
+
+@pytest.mark.parametrize("who", ["reader", "sender", "writer"])
+async def test_an_error_of_the_moment_in_which_it_is_cancelled_is_not_lost(who: str, autojump_clock: MockClock) -> None:
+    errors: list[Exception] = []
+    with trio.CancelScope() as scope:
+        run = Run(
+            CutSource(scope) if who == "reader" else FakeSource([100] * 50),
+            CutInference(scope) if who == "sender" else FakeInference(),
+            CutLedger(scope) if who == "writer" else FakeLedger(),
+        )
+        try:
+            await run()
+        except* (RunnerError, ZeroDivisionError) as group:
+            errors = leaves(group)
+    assert [str(error)[-3:] for error in errors] == ["cut"]
+    assert run.failures == 1
 
 
 async def test_a_cancellation_from_outside_ends_everything_and_is_not_swallowed(autojump_clock: MockClock) -> None:
