@@ -336,7 +336,8 @@ async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
     given = await fleet.submit(clip)
     wrapper = fleet.directory / "bug.py"
     wrapper.write_text(BUG)
-    config = fleet.config(database={"lease_seconds": 3600.0})
+    # Who is not gone by then is killed, also where it is the machine that stood still.
+    config = fleet.config(database={"lease_seconds": 3600.0}, orchestrator={"stop_timeout_seconds": 600.0})
     async with open_service_manager() as manager:
         variables = manager.variables | {"WATCHDOG_USEC": "300000"}
         program = [sys.executable, str(wrapper)]
