@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trio_runner.config import Config
 from trio_runner.model import ErrorCode
 from trio_runner.orchestrator.kubernetes import open_kubernetes
 from trio_runner.orchestrator.kubernetes_job import job_name
-from trio_runner.orchestrator.spawning import Ended
+from trio_runner.orchestrator.spawning import Ended, Spawner
 
 WHY_NOT = cluster_of_tests.why_not() or (
     ""
@@ -93,8 +94,14 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
     assert stopped.code == 0, stopped.err
 
 
-def work_of(scene: Scene) -> Work:
-    return Work(scenario_id=scene.scenario_id, epoch=1, video_path=f"/videos/{CLIP}", settings={"video": {"stride": 1}})
+@asynccontextmanager
+async def started(scene: Scene, fleet: Sections) -> AsyncIterator[tuple[Spawner, Told]]:
+    """A spawner that has started the scenario's first attempt, and what it tells of its end."""
+    told = Told()
+    work = Work(scenario_id=scene.scenario_id, epoch=1, video_path=f"/videos/{CLIP}", settings={"video": {"stride": 1}})
+    async with open_kubernetes(Config().replace(**fleet), "node-a", told) as spawner:
+        await spawner.start(work)
+        yield spawner, told
 
 
 def process_in_pod(scene: Scene, epoch: int) -> psutil.Process:
@@ -130,10 +137,7 @@ async def stored_something(cluster: Cluster, scene: Scene) -> None:
 async def test_a_frozen_runner_is_ended_by_its_probe(
     cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
 ) -> None:
-    told = Told()
-    config = Config().replace(**fleet)
-    async with open_kubernetes(config, "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
+    async with started(scene, fleet) as (_, told):
 
         async def is_heard() -> bool:
             pod = await cluster.pod(job_name(scene.scenario_id, 1))
@@ -148,10 +152,7 @@ async def test_a_frozen_runner_is_ended_by_its_probe(
 
 async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     fake.gate.set()
-    told = Told()
-    config = Config().replace(**fleet)
-    async with open_kubernetes(config, "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
+    async with started(scene, fleet) as (_, told):
         ended = await told.first()
     assert (ended.told, ended.failure) == ("exit code 0", None), logs(cluster)
     await scene.check_rows(60)
@@ -162,10 +163,7 @@ async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fle
 async def test_a_pod_whose_process_is_killed_is_told_of(
     cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
 ) -> None:
-    told = Told()
-    config = Config().replace(**fleet)
-    async with open_kubernetes(config, "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
+    async with started(scene, fleet) as (_, told):
         await stored_something(cluster, scene)
         process_in_pod(scene, 1).kill()
         ended = await told.first()
@@ -174,20 +172,15 @@ async def test_a_pod_whose_process_is_killed_is_told_of(
 
 
 async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
-    told = Told()
     fleet["kubernetes"] |= {"memory_limit": "16Mi"}
-    async with open_kubernetes(Config().replace(**fleet), "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
+    async with started(scene, fleet) as (_, told):
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
 
 
 async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
-    told = Told()
-    config = Config().replace(**fleet)
-    async with open_kubernetes(config, "node-a", told) as spawner:
-        await spawner.start(work_of(scene))
+    async with started(scene, fleet) as (spawner, told):
         await stored_something(cluster, scene)
         # The gate stays closed: the runner, which hears of it a moment later, must not have come to its end by then.
         await spawner.stop(scene.scenario_id, 1)
