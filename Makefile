@@ -27,7 +27,7 @@ run: $(VENV)/.runner
 	$(VENV)/bin/trio-runner run runner.toml
 
 system: $(VENV)/.runner
-	$(VENV)/bin/python tests/system.py $(SYSTEM_ARGS)
+	$(VENV)/bin/python -m tests.campaign.system $(SYSTEM_ARGS)
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -40,10 +40,10 @@ lock: $(VENV)/.uv
 	    --output-file requirements-runtime.lock
 
 campaign: $(VENV)/.dev
-	$(VENV)/bin/python tests/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(CAMPAIGN_ARGS)
+	$(VENV)/bin/python -m tests.campaign --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(CAMPAIGN_ARGS)
 
 model:
-	bash tests/check_model.sh
+	bash tests/campaign/check_model.sh
 
 $(VENV)/.runner: requirements.lock pyproject.toml $(VENV)/.uv
 	$(INSTALL) --require-hashes --requirements requirements.lock

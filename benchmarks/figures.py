@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import clips  # noqa: E402 - the tests' clips are made by the tests' own script
+sys.path.insert(0, str(ROOT))
+from tests.support import clips  # noqa: E402 - the tests' clips are made by the tests' own script
 
 COMMAND = [sys.executable, "-m", "trio_runner"]
 

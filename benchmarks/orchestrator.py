@@ -27,24 +27,25 @@ import trio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import clips  # noqa: E402 - the tests' clips, service and servers
-from campaign_world import Host  # noqa: E402
-from fake_inference import Fake, once, open_fake  # noqa: E402
-from harness import Ledger, Servers, as_toml, command, environment, until  # noqa: E402
-
-from trio_runner import aio, retry  # noqa: E402
-from trio_runner.backlog import Backlog  # noqa: E402
-from trio_runner.config import load_config  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.campaign.world import Host  # noqa: E402
+from tests.support import clips  # noqa: E402 - the tests' clips, service and servers
+from tests.support.fake_inference import Fake, once, open_fake  # noqa: E402
+from tests.support.harness import Ledger, Servers, as_toml, command, environment, until  # noqa: E402
+from trio_runner.base import aio  # noqa: E402
+from trio_runner.config.load import load_config  # noqa: E402
 from trio_runner.config.settings import parse_settings  # noqa: E402
-from trio_runner.model import ErrorCode, Failure, Progress  # noqa: E402
-from trio_runner.store import Attempt, open_store  # noqa: E402
+from trio_runner.database.backlog import Backlog  # noqa: E402
+from trio_runner.database.store import Attempt, open_store  # noqa: E402
+from trio_runner.errors import ErrorCode  # noqa: E402
+from trio_runner.kafka import retry_event as retry  # noqa: E402
+from trio_runner.model import Failure, Progress  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from typing import Any
 
-    from trio_runner.config import Config
+    from trio_runner.config.load import Config
 
 PATIENCE_SECONDS = 1500.0
 

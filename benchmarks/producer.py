@@ -1,7 +1,7 @@
 """Is an idempotent producer worth its while for one record? Cold start, a broker that freezes, what is there twice.
 
     python benchmarks/producer.py                 against the embedded broker
-    python benchmarks/producer.py DIRECTORY       against Apache Kafka, too: `tests/apache_kafka.sh start DIRECTORY`
+    python benchmarks/producer.py DIRECTORY       against Apache Kafka, too: `tests/support/apache_kafka.sh start DIRECTORY`
 
 Prints, with and without idempotence: how long start, send and stop take on a topic that exists; and with the broker
 stopped by SIGSTOP between start and send, whether `send_and_wait` and `stop` end by themselves within WATCH_SECONDS,
@@ -31,7 +31,7 @@ REQUEST_SECONDS = 5.0
 
 
 def make_producer(brokers: str, *, idempotent: bool) -> AIOKafkaProducer:
-    """As `trio_runner.kafka` makes it, but for idempotence."""
+    """As `trio_runner.kafka.connection` makes it, but for idempotence."""
     return AIOKafkaProducer(
         bootstrap_servers=brokers,
         acks="all",

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_runner import aio
-from trio_runner.addresses import open_addresses
-from trio_runner.backlog import Backlog
-from trio_runner.config import Config
+from trio_runner.base import aio
+from trio_runner.config.load import Config
+from trio_runner.database.backlog import Backlog
+from trio_runner.database.store import Attempt, Store, open_store
+from trio_runner.embedded.addresses import open_addresses
 from trio_runner.embedded.hosting import Service
 from trio_runner.model import Claim, FrameResult
 from trio_runner.orchestrator.policy import StartBudget
-from trio_runner.store import Attempt, Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -4,7 +4,7 @@
 
 Starts the embedded database and broker and a fake inference service, then a real `trio-runner orchestrate`: with child
 processes; under a systemd of this script's own (needs root), as the shipped unit; with Jobs, on the cluster of
-`tests/kubernetes.sh start DIRECTORY --node` (`set -a; . DIRECTORY/kubernetes.env`). Times are wall-clock of this
+`tests/deployment/kubernetes.sh start DIRECTORY --node` (`set -a; . DIRECTORY/kubernetes.env`). Times are wall-clock of this
 machine: compare them within one run. Part of each is the backoff after an attempt that stored something, random up to a
 second, 0.2 s for an answer, and a wait for a place, since others are due. Needs the development dependencies.
 """
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import psutil
 import trio
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import clips  # the tests' clips, cluster and service manager
-import cluster as cluster_of_tests
-import service_manager
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from orchestrator import Bench, opened, percentiles
-from orchestrator_unit import NAME
+
+from tests.support import clips, service_manager
+from tests.support import cluster as cluster_of_tests
+from tests.support.orchestrator_unit import NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

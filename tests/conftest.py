@@ -23,11 +23,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import clips
 import hypothesis
 import pytest
 import trio
-from harness import (
+
+from tests.support import clips
+from tests.support.harness import (
     PATIENCE_SECONDS,
     Cli,
     Ledger,
@@ -39,7 +40,7 @@ from harness import (
     environment,
     from_toml,
 )
-from scene import Scene
+from tests.support.scene import Scene
 
 # No example is too slow on a busy machine.
 hypothesis.settings.register_profile("trio_runner", deadline=None)

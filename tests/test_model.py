@@ -3,9 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from trio_runner.model import (
+from trio_runner.errors import (
     ClaimRefusedError,
-    Detection,
     ErrorClass,
     ErrorCode,
     RunnerError,
@@ -13,6 +12,7 @@ from trio_runner.model import (
     Stage,
     SupersededError,
 )
+from trio_runner.model import Detection
 
 
 def test_every_code_is_its_own_string_with_one_stage_and_one_class() -> None:

@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trio_runner.config import Config, ConfigError, load_config
-    from trio_runner.model import ClaimRefusedError, RunnerError
-    from trio_runner.runner import Runner, RunnerDead
+    from trio_runner.config.errors import ConfigError
+    from trio_runner.config.load import Config, load_config
+    from trio_runner.errors import ClaimRefusedError, RunnerError
+    from trio_runner.runner.runner import Runner, RunnerDead
 
 __all__ = [
     "ClaimRefusedError",
@@ -23,9 +24,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "config": ("Config", "ConfigError", "load_config"),
-    "model": ("ClaimRefusedError", "RunnerError"),
-    "runner": ("Runner", "RunnerDead"),
+    "config.errors": ("ConfigError",),
+    "config.load": ("Config", "load_config"),
+    "errors": ("ClaimRefusedError", "RunnerError"),
+    "runner.runner": ("Runner", "RunnerDead"),
 }
 
 

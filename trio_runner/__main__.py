@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

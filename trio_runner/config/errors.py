@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trio_runner.model import ErrorCode
+from trio_runner.errors import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,7 @@ import argparse
 import json
 import signal
 
-from trio_runner.leash import tie_to_parent
+from trio_runner.base.leash import tie_to_parent
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_runner.base.files import write_private
 from trio_runner.embedded.child import ServerError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class DataDirectory:
     @contextlib.asynccontextmanager
     async def published(self, servers: dict[str, Any], on_wait: Callable[[str], None]) -> AsyncIterator[None]:
         """Let other processes attach; on leaving, wait until the last of them is gone, unless cancelled."""
-        write_private(self._servers, json.dumps(servers))
+        write_private(self._servers, json.dumps(servers).encode())
         async with contextlib.AsyncExitStack() as leaving:
             users = leaving.enter_context(self._open("users"))
             leaving.callback(self._servers.unlink, missing_ok=True)
@@ -143,19 +144,6 @@ def is_hosted(path: Path) -> bool:
             return not _locked(lock.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file for this user's eyes only, which is there either whole or not at all."""
-    partial = path.with_name(f"{path.name}.new")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.rename(path)
 
 
 async def _lock(descriptor: int, kind: int) -> None:

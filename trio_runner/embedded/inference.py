@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tied", action="store_true", help="die when the parent process dies")
     options = parser.parse_args(arguments)
     if options.tied:
-        from trio_runner.leash import tie_to_parent
+        from trio_runner.base.leash import tie_to_parent
 
         tie_to_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

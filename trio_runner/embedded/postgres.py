@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_runner import leash
+from trio_runner.base import leash
+from trio_runner.base.files import write_private
 from trio_runner.embedded.child import Child, ServerError, find_package, run_to_end, serve
-from trio_runner.embedded.data_directory import write_private
 
 if TYPE_CHECKING:
     import subprocess
@@ -147,7 +147,7 @@ def _make_directory(new: Path) -> None:
 
 def _password(file: Path) -> str:
     if not file.exists():
-        write_private(file, secrets.token_urlsafe(24))
+        write_private(file, secrets.token_urlsafe(24).encode())
     return file.read_text(encoding="utf-8").strip()
 
 

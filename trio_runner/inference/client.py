@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 import httpx
 import trio
 
-from trio_runner.credentials import read_secret, tls_context
-from trio_runner.inference import predict
-from trio_runner.inference.protocol import BadAnswerError, WireProtocol
-from trio_runner.model import ErrorCode, FrameResult, RunnerError
-from trio_runner.tls import causes, tls_problem
+from trio_runner.config.credentials import read_secret, tls_context
+from trio_runner.config.tls import causes, tls_problem
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.inference.answer import BadAnswerError, WireProtocol
+from trio_runner.inference.protocols import predict
+from trio_runner.model import FrameResult
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from trio_runner.config import InferenceSection
+    from trio_runner.config.sections import InferenceSection
     from trio_runner.model import Frame
 
 PROTOCOLS: Final = MappingProxyType({"predict": cast("WireProtocol", predict)})

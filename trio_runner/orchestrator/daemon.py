@@ -13,35 +13,36 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
-from trio_runner import aio
-from trio_runner.addresses import open_addresses
-from trio_runner.backlog import Backlog, Counts
-from trio_runner.death import tell_ledger
-from trio_runner.inbox import open_inbox
-from trio_runner.model import ClaimRefusedError, RunnerError
-from trio_runner.orchestrator.commands import StartCommand, decode_command
+from trio_runner.base import aio
+from trio_runner.base.notify import Notifier
+from trio_runner.base.stopping import until_signal
+from trio_runner.database.backlog import Backlog, Counts
+from trio_runner.database.schema import ORCHESTRATOR_VERBS
+from trio_runner.database.store import Store, open_store
+from trio_runner.embedded.addresses import open_addresses
+from trio_runner.errors import ClaimRefusedError, RunnerError
+from trio_runner.failure.report import tell_ledger
+from trio_runner.failure.spool import spool_of
+from trio_runner.failure.unreported import record_expired, report_ended, tell_untold
+from trio_runner.kafka.command import StartCommand, decode_command
+from trio_runner.kafka.inbox import open_inbox
+from trio_runner.kafka.record import BadEventError
+from trio_runner.kafka.retry_event import event_of
 from trio_runner.orchestrator.dead_letters import publish_given_up, publish_refused
 from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed_starts, breaker_code, delay_seconds
-from trio_runner.orchestrator.runner_config import load_template
-from trio_runner.orchestrator.spawners import open_spawner
-from trio_runner.orchestrator.spawning import SpawnRefusedError
-from trio_runner.reporting import record_expired, report_ended, tell_untold
-from trio_runner.retry import BadEventError
-from trio_runner.schema import ORCHESTRATOR_VERBS
-from trio_runner.spool import spool_of
-from trio_runner.stopping import until_signal
-from trio_runner.store import Store, open_store
-from trio_runner.systemd import Notifier
+from trio_runner.orchestrator.spawners.choice import open_spawner
+from trio_runner.orchestrator.spawners.runner_config import load_template
+from trio_runner.orchestrator.spawners.spawner import SpawnRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from trio_runner.backlog import Work
-    from trio_runner.config import Config
-    from trio_runner.events import Record
+    from trio_runner.config.load import Config
+    from trio_runner.database.backlog import Work
+    from trio_runner.kafka.record import Record
+    from trio_runner.kafka.retry_event import RetryEvent
     from trio_runner.model import Failure
-    from trio_runner.orchestrator.spawning import Ended, Spawner
-    from trio_runner.retry import RetryEvent
+    from trio_runner.orchestrator.spawners.spawner import Ended, Spawner
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class Orchestrator:
                 for record in records:
                     try:
                         if record.topic == config.kafka.retry_topic:
-                            deaths.append(record.event())
+                            deaths.append(event_of(record))
                         else:
                             await self._obey(store, record)
                     except (BadEventError, ClaimRefusedError) as error:
@@ -194,7 +195,7 @@ class Orchestrator:
 
     async def _take_note(self, store: Store, events: Sequence[RetryEvent]) -> None:
         """The ledger knows of nearly every death first; where its runner could not reach it, it hears of it now."""
-        news = await Backlog(store).take_note(events)
+        news = await Backlog(store).take_note([event.claim for event in events])
         for event in events:
             if (event.scenario_id, event.epoch) not in news:
                 continue

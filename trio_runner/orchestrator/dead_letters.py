@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trio_runner import kafka
+from trio_runner.kafka import connection as kafka
 
 if TYPE_CHECKING:
-    from trio_runner.backlog import GivenUp
-    from trio_runner.config import Config
-    from trio_runner.events import Record
+    from trio_runner.config.load import Config
+    from trio_runner.database.backlog import GivenUp
+    from trio_runner.kafka.record import Record
 
 GIVEN_UP: Final = "trio-runner.given-up.v1"
 REFUSED: Final = "trio-runner.refused.v1"

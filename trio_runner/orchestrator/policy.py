@@ -6,12 +6,12 @@ from collections import Counter
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
-from trio_runner.model import ErrorCode, Stage
+from trio_runner.errors import ErrorCode, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trio_runner.backlog import RecentAttempt
+    from trio_runner.database.backlog import RecentAttempt
 
 BREAKER_WINDOW: Final = 20
 """How many of the last attempts the breaker judges by."""

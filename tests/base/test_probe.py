@@ -1,0 +1,87 @@
+"""The probe for containers, as a process, against what a runner or orchestrator sends."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PATIENCE_SECONDS
+from trio_runner.base.notify import Notifier
+
+
+@contextmanager
+def saying(path: Path, *words: str) -> Iterator[None]:
+    """A process that tells of itself again and again, whether anybody listens or not."""
+    notifier, over = Notifier({"NOTIFY_SOCKET": str(path)}), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(0.02):
+            for word in words:
+                notifier._send(word)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def asked(path: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "trio_runner.base.probe"],
+        env={"NOTIFY_SOCKET": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_one_that_makes_progress_is_heard_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with saying(path, "STATUS=frame 1 of 20", "WATCHDOG=1"):
+        assert [asked(str(path)) for _ in range(2)] == [(0, ""), (0, "")]
+    assert not path.exists()
+
+
+def test_one_that_only_says_how_far_it_is_is_not_well(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with saying(path, "READY=1", "STATUS=WATCHDOG=1 of 20"):
+        code, said = asked(str(path))
+    assert (code, "no sign of life" in said) == (1, True)
+    assert not path.exists()
+
+
+def test_what_a_killed_probe_left_is_no_hindrance(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
+        left.bind(str(path))
+    with saying(path, "WATCHDOG=1"):
+        assert asked(str(path)) == (0, "")
+
+
+def test_a_service_manager_that_listens_keeps_its_socket(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        code, said = asked(str(path))
+        assert (code, "in use" in said) == (1, True)
+        Notifier({"NOTIFY_SOCKET": str(path)}).ready()
+        assert manager.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize("value", ["", "@abstract", "/no/such/directory/notify"])
+def test_a_socket_that_cannot_be_is_said(value: str) -> None:
+    code, said = asked(value)
+    assert code == 1
+    assert "NOTIFY_SOCKET" in said or "No such file" in said

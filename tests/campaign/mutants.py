@@ -1,0 +1,154 @@
+"""The program broken on purpose, one guard at a time: a campaign that finds nothing then has no teeth."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A patch: of the schema, function by function as (name, what it says, what it says instead), or of the code."""
+
+    caught_by: tuple[str, ...]
+    """What it must violate; that something else goes wrong proves nothing."""
+    faults: tuple[str, ...]
+    """What the broken guard is for: with these alone it is soon needed."""
+    sql: tuple[tuple[str, str, str], ...] = ()
+    python: str = ""
+
+    def schema_patch(self) -> str:
+        """The changed functions as SQL."""
+        changed: dict[str, str] = {}
+        for name, old, new in self.sql:
+            text = changed.get(name) or _function(name)
+            assert old in text, f"{name}() does not say {old!r} any more"
+            changed[name] = text.replace(old, new)
+        return "\n".join(changed.values())
+
+
+def _function(name: str) -> str:
+    """The last definition of that function in the schema files, so that it replaces what is there."""
+    directory = resources.files("trio_runner").joinpath("database/sql")
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in sorted(directory.iterdir(), key=lambda path: path.name)
+        if path.name.endswith(".sql")
+    )
+    pattern = rf"^CREATE (?:OR REPLACE )?FUNCTION {name}\(.*?^END \$\$;"
+    definition = re.findall(pattern, text, re.MULTILINE | re.DOTALL)[-1]
+    definition = re.sub(r"\ACREATE (OR REPLACE )?", "CREATE OR REPLACE ", definition)
+    return f"{definition}\nALTER FUNCTION {name} SECURITY DEFINER SET search_path = trio_runner, pg_temp;"
+
+
+def _mute(reporter: str) -> str:
+    """Whoever reports so says that Kafka has it, and has not told it."""
+    return (
+        "from trio_runner.failure import report as death\n"
+        "publish = death._publish\n"
+        "async def mute(config, event):\n"
+        f"    return True if event.reporter == '{reporter}' else await publish(config, event)\n"
+        "death._publish = mute"
+    )
+
+
+MUTANTS = {
+    "store without the fence": Mutant(
+        caught_by=("I5",),
+        faults=("store in transit",),
+        sql=(
+            (
+                "store",
+                "id = p_id AND epoch = p_epoch AND instance_id = p_instance AND next_frame",
+                "id = p_id AND next_frame",
+            ),
+        ),
+    ),
+    "fail without the epoch check": Mutant(
+        caught_by=("I4", "report"),
+        faults=("kill", "term", "old news"),
+        sql=(("fail", " OR s.epoch <> p_epoch OR s.instance_id IS DISTINCT FROM p_instance\n", "\n"),),
+    ),
+    "claim gives a taken epoch": Mutant(
+        caught_by=("I3",),
+        faults=("double start",),
+        sql=(
+            ("claim", "(p_epoch <> s.epoch OR s.instance_id IS NOT NULL)", "p_epoch <> s.epoch"),
+            ("claim", "ELSIF s.instance_id IS NOT NULL THEN", "ELSIF false THEN"),
+            ("claim", "p_host, s.next_frame);", "p_host, s.next_frame) ON CONFLICT DO NOTHING;"),
+        ),
+    ),
+    "writer without the ordered window": Mutant(
+        caught_by=("I1", "I2", "I7", "liveness"),
+        faults=("kill", "term"),
+        python="from trio_runner.pipeline.writer import Reorder\nReorder.add = lambda self, result: [result]",
+    ),
+    "spool that forgets": Mutant(
+        caught_by=("I9",),
+        faults=("kafka on the way out",),
+        python=(
+            "from trio_runner.failure.spool import Spool\n"
+            "async def put(self, record):\n    return self.directory / f'{record.id}.json'\n"
+            "Spool.put = put"
+        ),
+    ),
+    "a superseded runner publishes": Mutant(
+        caught_by=("superseded",),
+        faults=("pause",),
+        python=(
+            "from trio_runner.failure import report as death\n"
+            "record = death._Obituary.record\n"
+            "async def forced(self):\n    await record(self)\n    return True\n"
+            "death._Obituary.record = forced"
+        ),
+    ),
+    "resume a frame too late": Mutant(
+        caught_by=("I1", "liveness"),
+        faults=("kill", "term"),
+        python=(
+            "from trio_runner.video.child import Video\n"
+            "start = Video.start\n"
+            "Video.start = lambda self, first: start(self, first + (first > 0))"
+        ),
+    ),
+    "resume from the beginning": Mutant(
+        caught_by=("resume", "liveness"),
+        faults=("kill", "term"),
+        python=(
+            "from trio_runner.video.child import Video\nstart = Video.start\nVideo.start = lambda self, first: start(self, 0)"
+        ),
+    ),
+    "answers of the frame before": Mutant(
+        caught_by=("I8",),
+        faults=("kill", "term"),
+        python=(
+            "import dataclasses\n"
+            "from trio_runner.inference.client import InferenceClient\n"
+            "infer, last = InferenceClient.infer, []\n"
+            "async def late(self, frame):\n"
+            "    result = await infer(self, frame)\n    last.append(result)\n"
+            "    return dataclasses.replace(result, detections=last[-2].detections) if len(last) == 30 else result\n"
+            "InferenceClient.infer = late"
+        ),
+    ),
+    "report-death does nothing": Mutant(
+        caught_by=("report",),
+        faults=("kill",),
+        python=(
+            "from trio_runner.failure import unreported as reporting\n"
+            "async def nothing(*_):\n    return []\n"
+            "reporting.report_dead_processes = nothing"
+        ),
+    ),
+    "a reaper says nothing to Kafka": Mutant(
+        caught_by=("I9",),
+        faults=("kill",),
+        python=_mute("reaper"),
+    ),
+    "report-death says nothing to Kafka": Mutant(
+        caught_by=("I9",),
+        faults=("kill",),
+        python=_mute("stop-post"),
+    ),
+}

@@ -1,0 +1,675 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import tomli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.harness import REPOSITORY
+from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.lines import key_lines
+from trio_runner.config.load import Config, load_config, parse_config
+from trio_runner.config.sections import EMBEDDED
+from trio_runner.errors import ErrorCode
+
+BASE = Path("/somewhere")
+KEYS = {
+    section.name: [key.encode_name for key in msgspec.structs.fields(section.type)]
+    for section in msgspec.structs.fields(Config)
+}
+ALL_KEYS = [(section, key) for section, keys in KEYS.items() for key in keys]
+
+
+def refused(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, base_dir=BASE, environ={})
+    return caught.value
+
+
+def the_problem(text: str) -> Problem:
+    (problem,) = refused(text).problems
+    return problem
+
+
+def problems(text: str) -> list[tuple[str, int | None]]:
+    return [(problem.key, problem.line) for problem in refused(text).problems]
+
+
+# runner.toml, the reference
+
+
+def test_reference_config_says_what_the_defaults_are() -> None:
+    written = tomli.loads((REPOSITORY / "runner.toml").read_text())
+    assert written == msgspec.to_builtins(Config())
+
+
+def test_reference_config_lists_every_section_in_order_and_every_key() -> None:
+    written = tomli.loads((REPOSITORY / "runner.toml").read_text())
+    assert list(written) == list(KEYS)
+    # Not in the structs' order: what all peers have in common is first there, and stands beside its like in the file.
+    assert {section: sorted(keys) for section, keys in written.items()} == {
+        section: sorted(keys) for section, keys in KEYS.items()
+    }
+
+
+def test_reference_config_loads_with_paths_beside_it() -> None:
+    config = load_config(REPOSITORY / "runner.toml")
+    assert config.video.path == str(REPOSITORY / "test_videos/test_video.mp4")
+    assert config.runner.data_dir == str(REPOSITORY / ".trio-runner")
+    assert config.database.password_file == ""
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    assert parse_config("", base_dir=Path()).inference == Config().inference
+
+
+# what is refused, and how
+
+
+@pytest.mark.parametrize(("section", "key"), ALL_KEYS)
+def test_every_key_refuses_a_value_of_another_type_and_says_where(section: str, key: str) -> None:
+    problem = the_problem(f"# one\n\n[{section}]\n{key} = []\n")
+    assert (problem.key, problem.line, problem.found) == (f"{section}.{key}", 4, "an array")
+    assert problem.allowed
+    assert str(problem) == f"line 4: {section}.{key}: bad value, found an array; allowed: {problem.allowed}"
+
+
+@pytest.mark.parametrize(("section", "key"), ALL_KEYS)
+def test_a_misspelt_key_is_met_with_the_right_one(section: str, key: str) -> None:
+    # Doubling the last letter stays nearer to the key than to any other.
+    problem = the_problem(f"[{section}]\n{key}{key[-1]} = 1\n")
+    assert (problem.key, problem.line, problem.nearest) == (f"{section}.{key}{key[-1]}", 2, key)
+    assert str(problem).endswith(f": unknown key; did you mean '{key}'?")
+
+
+@pytest.mark.parametrize("written", ["Stride", "STRIDE", "strid", "stirde"])
+def test_a_key_in_other_letters_is_met_with_the_right_one(written: str) -> None:
+    assert the_problem(f"[video]\n{written} = 1\n").nearest == "stride"
+
+
+def test_a_misspelt_section_is_met_with_the_right_one() -> None:
+    problem = the_problem("[runner]\n\n[infrence]\nurl = 'http://h'\n")
+    assert str(problem) == "line 3: infrence: unknown section; did you mean 'inference'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[log]\nzzz = 1\n", "line 2: log.zzz: unknown key; allowed: level, format"),
+        ("[zzz]\n", "allowed: [runner], [log], [scenario], [video], [inference], [pipeline], [database], [kafka]"),
+        ("[kafka]\nstride = 1\n", "line 2: kafka.stride: unknown key; known in [video]"),
+        ("stride = 1\n", "line 1: stride: unknown key; known in [video]"),
+        ("strid = 1\n", "line 1: strid: unknown key; did you mean 'stride'?; known in [video]"),
+        ("[log]\nin_flihgt = 1\n", "log.in_flihgt: unknown key; did you mean 'in_flight'?; known in [inference]"),
+        ("[runner]\nca_file = 1\n", "unknown key; known in [inference], [database], [kafka]"),
+        ("[runner.video]\npath = 1\n", "line 1: runner.video: unknown key; [video] is a section of its own"),
+        ("runner = 1\n", "line 1: runner: bad value, found 1; allowed: the table [runner]"),
+        ("[[runner]]\nid = 'a'\n", "line 1: runner: bad value, found an array; allowed: the table [runner]"),
+        ('[video]\n"str\u0456de" = 1\n', "line 2: video.\"str\\u0456de\": unknown key; did you mean 'stride'?"),
+        ("[log]\nlevel = 'loud'\n", 'found "loud"; allowed: "debug" | "info" | "warning" | "error"'),
+        ("[video]\nstride = 0\n", "found 0; allowed: an integer from 1 to 2147483647"),
+        ("[video]\nlimit_fps = 0\n", "found 0; allowed: a number above 0, at most 1000"),
+        ("[video]\nstride = true\n", "found true; allowed: an integer"),
+        ("[video]\nmax_fps = nan\n", "found nan; allowed: a number from 0 to 1000"),
+        ("[database]\ncreate_schema = 1979-05-27\n", "found a date or time; allowed: true or false"),
+        ("[runner]\nid = 'a b'\n", 'found "a b"; allowed: 1 to 200 letters, digits or any of . _ : @ -'),
+        ("[scenario]\nid = 0x" + "f" * 5000, "found a huge integer; allowed: an integer from 1 to 9223372036854775807"),
+    ],
+)
+def test_what_was_found_and_what_is_allowed_is_said(text: str, said: str) -> None:
+    assert said in str(refused(text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runner.id", '""'),
+        ("runner.id", '"a b"'),
+        ("runner.id", '"runner\\n"'),
+        ("runner.drain_seconds", "0"),
+        ("runner.drain_seconds", "nan"),
+        ("runner.drain_seconds", "inf"),
+        ("log.level", '"loud"'),
+        ("scenario.id", "0"),
+        ("scenario.id", "9223372036854775808"),
+        ("scenario.id", "true"),
+        ("scenario.id", "1.5"),
+        ("scenario.epoch", "-1"),
+        ("scenario.epoch", "9223372036854775808"),
+        ("scenario.max_failures", "0"),
+        ("scenario.max_failures", "2147483648"),
+        ("scenario.on_complete", '"init_startup"'),
+        ("video.path", '""'),
+        ("video.path", '"a\\u0000b"'),
+        ("video.stride", "0"),
+        ("video.start_seconds", "-0.1"),
+        ("video.start_seconds", "inf"),
+        ("video.start_seconds", "nan"),
+        ("video.max_fps", "nan"),
+        ("video.jpeg_quality", "101"),
+        ("video.limit_memory_mib", "99999999999999999"),
+        ("inference.url", '""'),
+        ("inference.url", '"localhost:8001"'),
+        ("inference.url", '"ftp://h"'),
+        ("inference.url", '"http://"'),
+        ("inference.url", '"http://h:0"'),
+        ("inference.url", '"http://h:99999"'),
+        ("inference.url", '"http://h:port"'),
+        ("inference.url", '"http://[::1"'),
+        ("inference.url", '"http://two words"'),
+        ("inference.url", '"http://h?key=1"'),
+        ("inference.url", '"http://h/#part"'),
+        ("inference.path", '"predict"'),
+        ("inference.path", '"/a b"'),
+        ("inference.path", '"/predict?x=1"'),
+        ("inference.path", '"/predict\\n"'),
+        ("inference.in_flight", "0"),
+        ("inference.in_flight", "257"),
+        ("pipeline.max_buffered_bytes", "1"),
+        ("database.url", '"mysql://h/db"'),
+        ("database.url", '"postgresql://h:99999/db"'),
+        ("database.url", '"postgresql://a,b/db"'),
+        ("database.url", '"postgresql://a@b@h/db"'),
+        ("database.url", '"postgresql://h/db#part"'),
+        ("database.url", '"postgresql://h/db?port=x"'),
+        ("database.url", '"postgresql://h/db?words"'),
+        ("database.password_file", '"a\\u0000b"'),
+        ("database.batch_frames", "1001"),
+        ("database.lease_seconds", "0.5"),
+        ("kafka.brokers", '""'),
+        ("kafka.brokers", '"host"'),
+        ("kafka.brokers", '"host:9092,"'),
+        ("kafka.brokers", '"host:9092, other:9092"'),
+        ("kafka.brokers", '"host:99999"'),
+        ("kafka.brokers", '"host:0"'),
+        ("kafka.username", '"a\\u0000b"'),
+        ("kafka.retry_topic", '"a/b"'),
+        ("kafka.retry_topic", '"retry\\n"'),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_key_and_line(key: str, value: str) -> None:
+    section, name = key.split(".")
+    problem = the_problem(f"[{section}]\n{name} = {value}\n")
+    assert (problem.key, problem.line) == (key, 2)
+    assert problem.allowed or problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("inference.url", "https://gpu.example.org/v1"),
+        ("inference.url", "http://[::1]:8001"),
+        ("database.url", "postgresql:///local_database"),
+        ("database.url", "postgres://user@h:5432/db"),
+        ("database.url", "postgresql:///db?host=/run/postgresql&port=5433&user=me"),
+        ("database.url", "postgresql://me@%2Frun%2Fpostgresql/db"),
+        ("kafka.brokers", "a:9092,b.example.org:9093,[::1]:9094"),
+        ("kafka.brokers", EMBEDDED),
+        ("runner.id", "runner_1.eu-west@host:7"),
+    ],
+)
+def test_values_that_work_are_taken(key: str, value: str) -> None:
+    section, name = key.split(".")
+    config = parse_config(f'[{section}]\n{name} = "{value}"\n', base_dir=BASE)
+    assert getattr(getattr(config, section), name) == value
+
+
+def test_two_ways_of_sampling_at_once_are_refused() -> None:
+    assert problems("[video]\nstride = 2\nmax_fps = 5\n") == [("video.max_fps", 3)]
+
+
+def test_a_batch_larger_than_the_buffer_is_refused() -> None:
+    text = "[database]\nbatch_frames = 100\n[pipeline]\nmax_buffered_frames = 99\n"
+    assert problems(text) == [("database.batch_frames", 2)]
+    # Where the key itself is not written, the other one is to blame.
+    assert problems("[pipeline]\nmax_buffered_frames = 5\n") == [("database.batch_frames", 2)]
+
+
+# all at once
+
+
+def test_every_mistake_is_named_in_the_order_of_the_lines() -> None:
+    error = refused("[video]\nstrid = 1\nmax_fps = -1\n[vdieo]\n[kafka]\nstride = 2\n[log]\nlevel = 'loud'\n")
+    assert error.code is ErrorCode.CONFIG_INVALID
+    assert [problem.line for problem in error.problems] == [2, 3, 4, 6, 8]
+    assert str(error).splitlines() == [str(problem) for problem in error.problems]
+    report = error.report("runner.toml").splitlines()
+    assert report[0] == "runner.toml:2: video.strid: unknown key; did you mean 'stride'?"
+    assert report[-1] == "runner.toml: config_invalid: 5 errors, nothing was started"
+    assert len(report) == 6
+
+
+def test_a_report_of_one_mistake_without_a_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(scenario={"id": 0})
+    assert caught.value.report("a.toml").splitlines() == [
+        "a.toml: scenario.id: bad value, found 0; allowed: an integer from 1 to 9223372036854775807",
+        "a.toml: config_invalid: 1 error, nothing was started",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[kafka]\nsecurity_protocol = 'SASL_SLL'\nusername = 'u'\npassword_file = 'p'\n",
+        "[kafka]\nsecurity_protocl = 'SASL_SSL'\nusername = 'u'\npassword_file = 'p'\n",
+        "[kafka]\nbrokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\npassword = 'p'\n",
+        "[video]\nsecurity_protocol = 'SSL'\n[kafka]\nca_file = 'ca'\n",
+        "[database]\nurl = 'postgresql://u@h/d'\nsslmode = 'require'\npassword_file = 'p'\nallow_plaintext_pw = true\n",
+        "[inference]\nurl = 'http://h'\ntoken_file = 't'\nallow_plaintext = true\n",
+        "[pipelin]\nmax_buffered_frames = 999\n[database]\nbatch_frames = 100\n",
+        "[inference]\nurl = 'htp://h'\ntoken_file = 't'\nca_file = 'c'\n",
+    ],
+)
+def test_a_mistake_is_not_blamed_on_its_neighbours(text: str) -> None:
+    assert len(refused(text).problems) == 1
+
+
+# secrets over connections that are not encrypted, and what has to go together
+
+DATABASE = "[database]\nurl = 'postgresql://u@h/d'\n"
+KAFKA = "[kafka]\nbrokers = 'h:9092'\n"
+INFERENCE = "[inference]\nurl = 'http://h:1'\n"
+SECURE = "[inference]\nurl = 'https://h:1'\n"
+SASL = "username = 'u'\npassword_file = 'p'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "remedy"),
+    [
+        (
+            DATABASE + "password_file = 'p'\nsslmode = 'disable'\n",
+            [("database.sslmode", 4)],
+            "allow_plaintext_password",
+        ),
+        (DATABASE + "password_file = 'p'\nsslmode = 'require'\n", [("database.sslmode", 4)], "verify-full"),
+        (DATABASE + "sslmode = 'verify-ca'\n", [("database.sslmode", 3)], "database.ca_file"),
+        (DATABASE + "sslmode = 'require'\nca_file = 'c'\n", [("database.ca_file", 4)], "verify-full"),
+        (
+            DATABASE + "sslmode = 'disable'\nca_file = 'c'\ncertificate_file = 'c'\nkey_file = 'k'\n",
+            [("database.ca_file", 4), ("database.certificate_file", 5), ("database.key_file", 6)],
+            "remove this",
+        ),
+        (DATABASE + "key_file = 'k'\n", [("database.key_file", 3)], "database.certificate_file"),
+        ("[database]\nurl = 'postgresql:///d'\nca_file = 'c'\n", [("database.ca_file", 3)], "remove it"),
+        ("[database]\nca_file = 'c'\n", [("database.ca_file", 2)], "remove it"),
+        ("[database]\npassword_file = 'p'\n", [("database.password_file", 2)], "remove it"),
+        (INFERENCE + "token_file = 't'\n", [("inference.url", 2)], "inference.allow_plaintext_token"),
+        (INFERENCE + "ca_file = 'c'\n", [("inference.ca_file", 3)], "https://"),
+        (SECURE + "key_file = 'k'\n", [("inference.key_file", 3)], "inference.certificate_file"),
+        ("[inference]\ntoken_file = 't'\n", [("inference.token_file", 2)], "remove it"),
+        ("[inference]\ncertificate_file = 't'\n", [("inference.certificate_file", 2)], "remove it"),
+        (
+            KAFKA + "security_protocol = 'SASL_PLAINTEXT'\n" + SASL,
+            [("kafka.security_protocol", 3)],
+            "kafka.allow_plaintext_password",
+        ),
+        (
+            KAFKA + "security_protocol = 'SASL_SSL'\n",
+            [("kafka.username", 3), ("kafka.password_file", 3)],
+            "SASL_SSL needs it",
+        ),
+        (KAFKA + SASL, [("kafka.username", 3), ("kafka.password_file", 4)], "SASL_SSL"),
+        (KAFKA + "security_protocol = 'SSL'\nusername = 'u'\n", [("kafka.username", 4)], "SASL_SSL"),
+        (KAFKA + "ca_file = 'c'\n", [("kafka.ca_file", 3)], "to SSL,"),
+        (KAFKA + "security_protocol = 'SSL'\nkey_file = 'k'\n", [("kafka.key_file", 4)], "kafka.certificate_file"),
+        ("[kafka]\nsecurity_protocol = 'SSL'\nca_file = 'c'\n", [("kafka.security_protocol", 2)], "remove it"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(text: str, expected: list[tuple[str, int]], remedy: str) -> None:
+    assert problems(text) == expected
+    assert all(remedy in problem.remedy for problem in refused(text).problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DATABASE + "password_file = 'p'\n",
+        DATABASE + "password_file = 'p'\nsslmode = 'verify-ca'\nca_file = 'c'\n",
+        DATABASE + "password_file = 'p'\nsslmode = 'require'\nallow_plaintext_password = true\n",
+        DATABASE + "password_file = 'p'\nsslmode = 'disable'\nallow_plaintext_password = true\n",
+        DATABASE + "sslmode = 'require'\ncertificate_file = 'c'\nkey_file = 'k'\n",
+        DATABASE + "sslmode = 'disable'\n",
+        "[database]\nurl = 'postgresql:///d'\nsslmode = 'disable'\npassword_file = 'p'\n",
+        "[database]\nurl = 'postgresql:///d?host=/run/postgresql'\nsslmode = 'disable'\npassword_file = 'p'\n",
+        "[database]\nurl = 'postgresql://u@%2Frun/d'\nsslmode = 'require'\npassword_file = 'p'\n",
+        INFERENCE + "token_file = 't'\nallow_plaintext_token = true\n",
+        SECURE + "token_file = 't'\nca_file = 'c'\ncertificate_file = 'c'\nkey_file = 'k'\n",
+        KAFKA + "security_protocol = 'SASL_SSL'\n" + SASL,
+        KAFKA + "security_protocol = 'SASL_SSL'\nca_file = 'c'\ncertificate_file = 'b'\n" + SASL,
+        KAFKA + "security_protocol = 'SASL_PLAINTEXT'\nallow_plaintext_password = true\n" + SASL,
+        KAFKA + "security_protocol = 'SSL'\n",
+    ],
+)
+def test_what_goes_together_is_taken(text: str) -> None:
+    assert parse_config(text, base_dir=BASE)
+
+
+def test_a_socket_must_be_named_as_one_to_go_without_tls() -> None:
+    for url in (
+        "postgresql:///d?host=h",
+        "postgresql://:5432/d?host=h",
+        "postgresql://[::1]/d",
+        "postgresql://h/d?host=/run",
+    ):
+        text = f"[database]\nurl = '{url}'\nsslmode = 'disable'\npassword_file = 'p'\n"
+        assert problems(text) == [("database.sslmode", 3)]
+    # A port alone is none of a network.
+    assert problems("[database]\nurl = 'postgresql://:5432/d'\nca_file = 'c'\n") == [("database.ca_file", 3)]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "key"),
+    [
+        ("sslmode=disable", "database.sslmode"),
+        ("password=c4n4ryc4n4ry", "database.password_file"),
+        ("%70assword=c4n4ryc4n4ry", "database.password_file"),
+        ("passfile=/p", "database.password_file"),
+        ("sslrootcert=/c", "database.ca_file"),
+        ("sslcert=/c", "database.certificate_file"),
+        ("sslkey=/k", "database.key_file"),
+        ("service=c4n4ryc4n4ry", "dbname"),
+        ("c4n4ryc4n4ry=1", "dbname"),
+        ("target_session_attrs=any", "dbname"),
+    ],
+)
+def test_what_an_address_would_say_twice_is_refused_with_the_key_that_says_it(parameter: str, key: str) -> None:
+    problem = the_problem(f"[database]\nurl = 'postgresql://u@h/d?user=u&{parameter}'\n")
+    assert (problem.key, problem.line) == ("database.url", 2)
+    assert key in str(problem)
+    assert CANARY not in str(problem)
+
+
+# secrets
+
+CANARY = "c4n4ryc4n4ry"
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("database.url", f"postgresql://user:{CANARY}@h:5432/db"),
+        ("database.url", f"postgresql://user@h:5432/db?password={CANARY}"),
+        ("inference.url", f"http://user:{CANARY}@h:8001"),
+        ("inference.url", f"http://{CANARY}@h:8001"),
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(key: str, url: str) -> None:
+    section, name = key.split(".")
+    error = refused(f'[{section}]\n{name} = "{url}"\n')
+    assert [problem.key for problem in error.problems] == [key]
+    assert CANARY not in str(error)
+    assert CANARY not in repr(error)
+
+
+@given(
+    st.sampled_from(["mysql", "postgresql", "http", "ftp", ""]),
+    st.sampled_from(["database.url", "inference.url"]),
+    st.text(alphabet=":/?#[]@ab1", max_size=8),
+)
+def test_whatever_else_is_wrong_with_an_address_the_password_stays_in_the_file(scheme: str, key: str, odd: str) -> None:
+    section, name = key.split(".")
+    text = f'[{section}]\n{name} = "{scheme}://user:{CANARY}@{odd}h"\n'
+    error = refused(text)
+    assert [problem.key for problem in error.problems] == [key]
+    assert CANARY not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "remedy"),
+    [
+        ("database", "password", "name that in password_file"),
+        ("kafka", "sasl_password", "name that in password_file"),
+        ("inference", "token", "name that in token_file"),
+        ("inference", "auth_token", "name that in token_file"),
+        ("runner", "secret", "password_file of [database] or [kafka]"),
+    ],
+)
+def test_a_secret_in_a_key_of_its_own_belongs_into_a_file(section: str, key: str, remedy: str) -> None:
+    error = refused(f'[{section}]\n{key} = "{CANARY}"\n')
+    assert f"line 2: {section}.{key}: unknown key; write it into a file" in str(error)
+    assert remedy in str(error)
+    assert CANARY not in repr(error.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[database]\nallow_plaintext_password = '{CANARY}'\n",
+        f"[kafka]\nbrokers = 'user:{CANARY}@h:9092'\n",
+        f"[kafka]\nretry_topic = 'password={CANARY}'\n",
+        f"[runner]\nid = 'x://user:{CANARY}@h'\n",
+        f"[inference]\nurl = 'htp://h?key={CANARY}'\n",
+        f"[database]\nurl = 'postgresql://u:{CANARY}@h:99999/d'\n",
+        f"[database.password]\nvalue = '{CANARY}'\n",
+        f"database = 'postgresql://u:{CANARY}@h/d'\n",
+        f"password = '{CANARY}'\n",
+        f"[kafka]\npassword = '{CANARY}'\npassword = '{CANARY}'\n",
+        f"[kafka]\npassword = '{CANARY}\n",
+    ],
+)
+def test_what_may_be_a_secret_is_not_repeated(text: str) -> None:
+    error = refused(text)
+    assert CANARY not in error.report("a.toml")
+    assert CANARY not in repr(error.problems)
+    assert error.__cause__ is None or CANARY not in repr(error.__cause__)
+
+
+# $CREDENTIALS_DIRECTORY
+
+FILE_KEYS = [(section, key) for section, key in ALL_KEYS if key.endswith("_file")]
+
+
+@pytest.mark.parametrize(("section", "key"), FILE_KEYS)
+@pytest.mark.parametrize("variable", ["$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"])
+def test_a_file_may_lie_where_systemd_puts_credentials(section: str, key: str, variable: str) -> None:
+    rest = {
+        "inference": "url = 'https://h'\n",
+        "database": "url = 'postgresql://u@h/d'\n",
+        "kafka": "brokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\n",
+    }[section]
+    others = {"kafka": {"password_file"}}.get(section, set()) | ({"certificate_file"} if key == "key_file" else set())
+    rest += "".join(f"{other} = 'x'\n" for other in others - {key})
+    text = f"[{section}]\n{rest}{key} = '{variable}/name'\n"
+    config = parse_config(text, base_dir=BASE, environ={"CREDENTIALS_DIRECTORY": "/run/credentials/x"})
+    assert getattr(getattr(config, section), key) == "/run/credentials/x/name"
+    for environ in ({}, {"CREDENTIALS_DIRECTORY": ""}):
+        with pytest.raises(
+            ConfigError, match=rf"{section}\.{key}: \$CREDENTIALS_DIRECTORY is not set.*LoadCredential="
+        ):
+            parse_config(text, base_dir=BASE, environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("database", "password_file", "$HOME/x"),
+        ("database", "password_file", "~/x"),
+        ("database", "password_file", "$CREDENTIALS_DIRECTORYx/y"),
+        ("database", "password_file", "a/$CREDENTIALS_DIRECTORY/y"),
+        ("video", "path", "$CREDENTIALS_DIRECTORY/x"),
+        ("kafka", "spool_dir", "$CREDENTIALS_DIRECTORY/x"),
+    ],
+)
+def test_no_other_variable_and_no_other_key_is_expanded(section: str, key: str, value: str) -> None:
+    url = "url = 'postgresql://u@h/d'\n" if section == "database" else ""
+    environ = {"HOME": "/h", "CREDENTIALS_DIRECTORY": "/c"}
+    config = parse_config(f"[{section}]\n{url}{key} = '{value}'\n", base_dir=BASE, environ=environ)
+    assert getattr(getattr(config, section), key) == str(BASE / value)
+
+
+def test_the_environment_of_the_process_is_what_a_file_is_loaded_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.toml").write_text(f"{DATABASE}password_file = '$CREDENTIALS_DIRECTORY/p'\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/c")
+    assert load_config(tmp_path / "x.toml").database.password_file == "/run/c/p"
+
+
+# TOML itself
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("[runner]\nid = \n", 2), ("[runner]\n[runner]\n", 2), ("x", 1), ("\n\n\x00", 3), ("a = 1\r", 1)],
+)
+def test_bad_toml_names_its_line(text: str, line: int) -> None:
+    problem = the_problem(text)
+    assert problem.line == line
+    assert "not valid TOML" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "first"),
+    [
+        ("[video]\nstride = 1\npath = 'a'\nstride = 2\n", "video.stride", 4, 2),
+        ('[video]\nstride = 1\npath = """\na\n"""\n\'stride\' = 2\n', "video.stride", 6, 2),
+        ("[video]\n[log]\n[video]\n", "video", 3, 1),
+        ("video.stride = 1\n[video]\n", "video", 2, 1),
+        ("video = 1\n[video]\n", "video", 2, 1),
+        ("[video]\nstride = 1\nstride.x = 2\n", "video.stride", 3, 2),
+        ("[video]\na.b.c = 1\na.b.c = 2\n", "video.a.b.c", 3, 2),
+        ("video = {}\nvideo.x = 1\n", "video", 2, 1),
+    ],
+)
+def test_what_is_written_twice_is_named_with_both_lines(text: str, key: str, line: int, first: int) -> None:
+    problem = the_problem(text)
+    assert (problem.key, problem.line) == (key, line)
+    assert f"written twice, first on line {first}" in str(problem)
+
+
+def test_nesting_beyond_the_parsers_depth_is_an_ordinary_error() -> None:
+    assert "nested too deeply" in str(refused("x = " + "[" * 20_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[scenario]\nid = " + "9" * 5_000,
+        "[video]\nlimit_fps = 1" + "0" * 400,
+        "[video]\nlimit_fps = 1e999",
+        "[runner]\nid = 1979-05-27T07:32:00Z",
+        "[runner]\nid = '''" + "x" * 100_000 + "'''",
+        '"a`b" = 1',
+        '"" = 1',
+        '[video]\n"x - at `$.y" = 1',
+        '"x - at `$.y.z" = 1',
+        "a.b.c.d = 1",
+        "[[runner]]\nid = 'x'",
+        "runner = [{id = 'x'}]",
+    ],
+    ids=lambda text: repr(text[:30]),
+)
+def test_odd_toml_is_a_config_error(text: str) -> None:
+    assert len(str(refused(text))) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[ runner ]\nid = ""', 2),
+        ('["runner"]\n"id" = ""', 2),
+        ('\nrunner.id = ""', 2),
+        ('# [runner]\n# id = 1\n[log]\nlevel = "info"\n[runner]\nid = ""', 6),
+        ('[log] # id\r\nlevel = "info"\r\n\r\n[runner]\r\nid = ""', 5),
+        ('# a line separator\u2028 ends no line of TOML\n[runner]\nid = ""', 3),
+        ('runner = {id = ""}', 1),
+    ],
+)
+def test_lines_are_found_in_every_way_of_writing(text: str, line: int) -> None:
+    assert problems(text) == [("runner.id", line)]
+
+
+def test_a_key_that_is_not_written_has_the_line_of_another_or_none() -> None:
+    assert problems("[log]\n[kafka]\nbrokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\n") == [
+        ("kafka.password_file", 4)
+    ]
+    assert problems("[log]\n[kafka]\nbrokers = ''") == [("kafka.brokers", 3)]
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(kafka={"username": "u"})
+    assert [problem.line for problem in caught.value.problems] == [None]
+
+
+# A text whose lines are known: each entry is what is written and the paths that it writes.
+entries = st.sampled_from(
+    [
+        ("# [x] 'a", []),
+        ("", []),
+        ("{} = 1", [()]),
+        ('\'{}\' = "[x]" # """', [()]),
+        ('{} = """a"""" # "[', [()]),
+        ('"{}" = """\n[x]\n#\\"""\ny = 1\n""""" # """', [()]),
+        ("{} = '''\n{{[\n'''' # '", [()]),
+        ('{} = [ # ]\n  [1, "]",\n\n  2],\n]', [()]),
+        ("{} . 'b.c' = {{ d = 1, e.f = [{{g = 2}}] }}", [(), ("b.c",), ("b.c", "d"), ("b.c", "e"), ("b.c", "e", "f")]),
+        ("[{}] # [", [None]),
+        ('[ {} . "b]" ]', [None, ("b]",)]),
+        ("[[{}]]", [None]),
+    ]
+)
+
+
+@given(st.lists(entries, max_size=12), st.sampled_from(["\n", "\r\n"]))
+def test_every_key_is_found_on_its_line(written: list[tuple[str, list[tuple[str, ...] | None]]], newline: str) -> None:
+    text = ""
+    expected: dict[tuple[str, ...], int] = {}
+    header: tuple[str, ...] = ()
+    for number, (form, paths) in enumerate(written):
+        name, line = f"k{number}", text.count("\n") + 1
+        if None in paths:
+            header = ()
+        for path in paths:
+            expected[(*header, name, *(path or ()))] = line
+        if None in paths:
+            header = (name, *(paths[-1] or ()))
+        text += form.format(name).replace("\n", newline) + newline
+    assert key_lines(text) == expected
+
+
+# files
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*no\.toml: No such file"):
+        load_config(tmp_path / "no.toml")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe[\0r\0")
+    with pytest.raises(ConfigError, match="line 1: not UTF-8"):
+        load_config(tmp_path / "x.toml")
+
+
+def test_relative_paths_start_from_the_file_and_absolute_ones_stay(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f'[video]\npath = "a.mp4"\n{DATABASE}password_file = "/etc/secret"\n')
+    config = load_config(tmp_path / "x.toml")
+    assert config.video.path == str(tmp_path / "a.mp4")
+    assert config.database.password_file == "/etc/secret"
+
+
+# replace
+
+
+def test_replace_changes_single_keys_and_checks_them() -> None:
+    config = Config().replace(scenario={"id": 7}, video={"stride": 3})
+    assert (config.scenario.id, config.video.stride, config.scenario.max_failures) == (7, 3, 5)
+    with pytest.raises(ConfigError, match=r"^scenario\.id: "):
+        Config().replace(scenario={"id": 0})
+    with pytest.raises(ConfigError, match=r"^inference\.url: "):
+        Config().replace(inference={"url": "nonsense"})
+    with pytest.raises(ConfigError, match=r"^vidoe: unknown section; did you mean 'video'\?$"):
+        Config().replace(vidoe={"stride": 1})
+
+
+def test_replace_names_all_mistakes_and_checks_rules() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(scenario={"id": 0}, database={"url": "postgresql://u@h/d?sslmode=disable"}, log={"level": 1})
+    assert {problem.key for problem in caught.value.problems} == {"scenario.id", "database.url", "log.level"}

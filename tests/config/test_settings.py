@@ -1,0 +1,207 @@
+"""Single keys, from a command line or of a scenario: what may be set, and what is said of the rest."""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.support.harness import Cli, WriteConfig
+from trio_runner.config.errors import ConfigError
+from trio_runner.config.load import Config
+from trio_runner.config.settings import OF_A_SCENARIO, check_scenario_settings, parse_settings
+
+ALLOWED = [(section, key) for section, keys in OF_A_SCENARIO.items() for key in keys]
+EVERY = [
+    (section.name, key.name)
+    for section in msgspec.structs.fields(Config)
+    for key in msgspec.structs.fields(type(section.default))
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("video.stride=2", 2),
+        ("video.max_fps=2.5", 2.5),
+        ("video.on_corrupt=skip", "skip"),
+        ('video.on_corrupt="skip"', "skip"),
+        ("video.on_corrupt='skip'", "skip"),
+        ("inference.allow_plaintext_token=true", True),
+        (" video.stride = 2 ", 2),
+        ("video.path=/a=b.mp4", "/a=b.mp4"),
+        ("video.path=", ""),
+        ("video.path=True", "True"),
+        ("video.path=1\nstride = 2", "1\nstride = 2"),
+        ("video.path=1\n[video]\nstride = 2", "1\n[video]\nstride = 2"),
+        ("video.path=" + "[" * 10_000, "[" * 10_000),
+        ("video.stride=" + "9" * 5000, "9" * 5000),
+    ],
+)
+def test_a_setting_is_a_toml_value_or_else_text(given: str, value: Any) -> None:
+    ((_, keys),) = parse_settings([given]).items()
+    ((_, parsed),) = keys.items()
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+def test_settings_are_gathered_by_section_and_the_last_counts() -> None:
+    settings = ["video.stride=2", "database.batch_frames=4", "video.stride=3", "video.max_frames=9"]
+    assert parse_settings(settings) == {"video": {"stride": 3, "max_frames": 9}, "database": {"batch_frames": 4}}
+
+
+@pytest.mark.parametrize("given", ["", "=", "video", "video.stride", "video=2", "stride=2", ".stride=2", "video.=2"])
+def test_what_has_not_the_form_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        parse_settings([given])
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8") | st.sampled_from(string.punctuation + "\n"), max_size=40)))
+def test_any_text_is_settings_or_a_config_error(given: list[str]) -> None:
+    try:
+        sections = parse_settings(given)
+    except ConfigError:
+        return
+    assert all(isinstance(keys, dict) for keys in sections.values())
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), st.integers() | st.booleans() | st.text(string.ascii_letters)))
+def test_what_toml_writes_is_read_as_toml_reads_it(values: dict[str, Any]) -> None:
+    for value in values.values():
+        written = msgspec.toml.encode({"value": value}).decode().strip().removeprefix("value = ")
+        assert parse_settings([f"video.x={written}"]) == {"video": {"x": tomllib.loads(f"v = {written}")["v"]}}
+
+
+# what is a scenario's to set
+
+
+def test_everything_that_a_scenario_may_set_exists() -> None:
+    assert set(ALLOWED) <= set(EVERY)
+
+
+def test_a_scenario_sets_no_address_file_secret_limit_or_identity() -> None:
+    """Whoever may send a message must not say where a token goes, what is read, or how much memory there is."""
+    for section, key in ALLOWED:
+        forbidden = ("_file", "url", "path", "root", "dir", "topic", "brokers", "username", "id", "epoch")
+        assert not key.endswith(forbidden), (section, key)
+        assert not key.startswith(("limit_", "allow_", "ssl", "sasl", "security")), (section, key)
+    assert not OF_A_SCENARIO.keys() & {"kafka", "orchestrator", "runner", "log"}
+
+
+@pytest.mark.parametrize(("section", "key"), sorted(set(EVERY) - set(ALLOWED)))
+def test_everything_else_is_refused_by_its_name(section: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}: not for a scenario to set; allowed: "):
+        check_scenario_settings({section: {key: 1}})
+
+
+@pytest.mark.parametrize("section", ["self", "kafka", "orchestrator", "no such section", "", "\x00", "\x1b[31m"])
+def test_a_section_without_a_key_is_refused_too(section: str) -> None:
+    with pytest.raises(ConfigError, match="not for a scenario to set") as caught:
+        check_scenario_settings({section: {}})
+    assert str(caught.value).isprintable()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*OF_A_SCENARIO, "self", "kafka"]) | st.text(max_size=10),
+        st.dictionaries(st.sampled_from([key for _, key in EVERY]) | st.text(max_size=10), st.integers()),
+    )
+)
+@example({"video": {}})
+@example({"self": {}})
+def test_settings_pass_only_with_every_key_on_the_list(settings: dict[str, dict[str, int]]) -> None:
+    pairs = {(section, key) for section, keys in settings.items() for key in keys}
+    expected = settings.keys() <= OF_A_SCENARIO.keys() and pairs <= set(ALLOWED)
+    try:
+        check_scenario_settings(settings)
+        passed = True
+    except ConfigError:
+        passed = False
+    assert passed == expected
+
+
+def test_a_config_can_be_asked_to_change_what_no_config_has() -> None:
+    with pytest.raises(ConfigError, match="self: unknown section"):
+        Config().replace(self={})
+
+
+# topics
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"orchestrator": {"command_topic": "runner.retry"}}, r"orchestrator\.command_topic"),
+        ({"orchestrator": {"dead_letter_topic": "runner.retry"}}, r"orchestrator\.dead_letter_topic"),
+        ({"orchestrator": {"dead_letter_topic": "x", "command_topic": "x"}}, r"orchestrator\.dead_letter_topic"),
+        ({"kafka": {"retry_topic": "runner.dead-letter"}}, r"orchestrator\.dead_letter_topic"),
+    ],
+)
+def test_what_is_put_aside_must_not_come_back(sections: dict[str, dict[str, Any]], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: the same topic as"):
+        Config().replace(**sections)
+
+
+# the command line
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("video.stride=0", "video.stride"),
+        ("video.stride=two", "video.stride"),
+        ("video.stride=" + "9" * 5000, "video.stride"),
+        ("video.strid=2", "video.strid"),
+        ("self.x=1", "self"),
+        ("nonsense", "nonsense: not of the form section.key=value"),
+        ("database.batch_frames=1000", "database.batch_frames: larger than pipeline.max_buffered_frames"),
+    ],
+)
+@pytest.mark.parametrize("verb", [("run",), ("submit", "--video", "a.mp4")], ids=lambda verb: verb[0])
+async def test_a_bad_value_is_named_and_nothing_is_started(
+    cli: Cli, write_config: WriteConfig, verb: tuple[str, ...], setting: str, named: str
+) -> None:
+    done = await cli(*verb, write_config(), "--set", setting)
+    assert done.code == 78, done.err
+    assert named in done.err
+    assert "nothing was started" in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "inference.url=http://169.254.169.254",
+        "inference.token_file=/etc/passwd",
+        "database.url=postgresql://evil/x",
+        "video.root=/",
+        "video.limit_memory_mib=99999",
+        "scenario.id=9",
+        "kafka.brokers=evil:9092",
+        "runner.data_dir=/",
+    ],
+)
+async def test_what_is_not_a_scenarios_cannot_be_submitted(cli: Cli, write_config: WriteConfig, setting: str) -> None:
+    done = await cli("submit", write_config(), "--video", "a.mp4", "--set", setting)
+    assert done.code == 78
+    assert f"{setting.partition('=')[0]}: not for a scenario to set" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--video", "a.mp4", "--id", "-5"), "scenario.id"),
+        (("--video", "a.mp4", "--id", str(2**63)), "scenario.id"),
+        (("--video", "a" * 5000), "video.path"),
+    ],
+)
+async def test_an_id_or_a_path_that_cannot_be_is_named(
+    cli: Cli, write_config: WriteConfig, arguments: tuple[str, ...], named: str
+) -> None:
+    done = await cli("submit", write_config(), *arguments)
+    assert done.code == 78, done.err
+    assert named in done.err

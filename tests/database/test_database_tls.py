@@ -1,0 +1,435 @@
+"""TLS to PostgreSQL, on a real one: what each `sslmode` accepts, what is refused by which name, what has no say."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.database.test_postgres import backend, proxy_to, refusal
+from tests.support.certificates import Authority
+from tests.support.database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, programs_with_tls, serving_database
+from tests.support.fake_inference import Fake, open_fake
+from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers
+from tests.support.proxy import Breakdown
+from tests.support.scene import Scene
+from trio_runner.base import aio
+from trio_runner.config.sections import DatabaseSection
+from trio_runner.database.store import open_store
+from trio_runner.errors import ErrorCode
+
+# asyncpg closes a TLS connection whose login was refused politely: where the loop ends before the server has hung up,
+# the transport is left to the garbage collector, which warns.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <(function _SelectorTransport.__del__|socket.socket fd=)"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Let those be collected here, and not in the next module, which does not expect them."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    programs = programs_with_tls()
+    if programs is None:
+        pytest.skip(
+            "no PostgreSQL with TLS here (the wheel's has none); on Debian and Ubuntu: apt-get install postgresql"
+        )
+    directory = tmp_path_factory.mktemp("database")
+    with serving_database(directory, programs, Authority(directory / "authority")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that nobody trusts."""
+    return Authority(tmp_path_factory.mktemp("stranger"))
+
+
+def authority_of(server: DatabaseServer) -> Authority:
+    assert server.authority
+    return server.authority
+
+
+def section_of(keys: dict[str, Any]) -> DatabaseSection:
+    return DatabaseSection(**keys)
+
+
+async def is_encrypted(section: dict[str, Any]) -> bool:
+    """Connect by these keys and ask the server."""
+    async with aio.open_loop(), open_store(section_of(section), application_name="x") as store:
+        (row,) = await store.fetch_all("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    return bool(row["ssl"])
+
+
+# what is accepted
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
+async def test_what_is_right_is_accepted(server: DatabaseServer, sslmode: str) -> None:
+    assert await is_encrypted(server.section(sslmode=sslmode))
+
+
+async def test_verify_ca_accepts_a_wrong_name(server: DatabaseServer) -> None:
+    assert await is_encrypted(server.section(host="127.0.0.1", sslmode="verify-ca"))
+
+
+async def test_require_accepts_whoever_it_is(server: DatabaseServer, stranger: Authority) -> None:
+    assert await is_encrypted(server.section(host="127.0.0.1", sslmode="require", ca_file=str(stranger.ca_file)))
+    assert await is_encrypted(server.section(host="127.0.0.1", sslmode="require", ca_file=""))
+
+
+async def test_a_certificate_of_ones_own_takes_the_place_of_a_password(server: DatabaseServer) -> None:
+    mine = authority_of(server).issue("runner")
+    apart = {"certificate_file": str(mine.chain_file), "key_file": str(mine.key_file)}
+    for files in (apart, {"certificate_file": str(mine.both_file)}):
+        assert await is_encrypted(server.section(database=CERTIFIED, password_file="", **files))
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+@pytest.mark.parametrize("trusted", ["stranger", "system"])
+async def test_an_unknown_authority_is_refused(
+    server: DatabaseServer, stranger: Authority, sslmode: str, trusted: str
+) -> None:
+    ca_file = str(stranger.ca_file) if trusted == "stranger" else ""
+    error = await refusal(section_of(server.section(sslmode=sslmode, ca_file=ca_file)))
+    assert error.code is ErrorCode.STORE_TLS
+    assert f"localhost:{server.port}" in error.message
+    assert "database.ca_file" in error.message
+
+
+async def test_a_wrong_name_is_refused(server: DatabaseServer) -> None:
+    error = await refusal(section_of(server.section(host="127.0.0.1")))
+    assert error.code is ErrorCode.STORE_TLS
+    assert "not valid for '127.0.0.1'" in error.message
+    assert "database.url" in error.message
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+async def test_an_expired_certificate_is_refused(server: DatabaseServer, sslmode: str) -> None:
+    server.present(authority_of(server).issue("localhost", expired=True))
+    try:
+        error = await refusal(section_of(server.section(sslmode=sslmode)))
+    finally:
+        server.present(authority_of(server).issue("localhost"))
+    assert error.code is ErrorCode.STORE_TLS
+    assert "expired" in error.message
+
+
+async def test_a_missing_certificate_of_ones_own_is_refused(server: DatabaseServer) -> None:
+    error = await refusal(section_of(server.section(database=CERTIFIED)))
+    assert error.code is ErrorCode.STORE_TLS
+    assert "valid client certificate" in error.message
+    assert "database.certificate_file" in error.message
+
+
+async def test_a_certificate_of_ones_own_from_an_unknown_authority_is_refused(
+    server: DatabaseServer, stranger: Authority
+) -> None:
+    foreign = stranger.issue("runner")
+    section = server.section(database=CERTIFIED, certificate_file=str(foreign.both_file))
+    error = await refusal(section_of(section))
+    assert error.code is ErrorCode.STORE_TLS
+    # The server says "unknown ca", which does not always arrive.
+    assert "database.certificate_file" in error.message
+
+
+async def test_a_server_that_wants_tls_refuses_to_do_without(server: DatabaseServer) -> None:
+    error = await refusal(section_of(server.section(sslmode="disable", allow_plaintext_password=True)))
+    assert error.code is ErrorCode.STORE_AUTH
+    assert "no encryption" in error.message
+    assert "database.sslmode" in error.message
+
+
+async def test_a_wrong_password_is_no_matter_of_tls(server: DatabaseServer, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("c4n4ryc4n4ry")
+    error = await refusal(section_of(server.section(password_file=str(tmp_path / "password"))))
+    assert error.code is ErrorCode.STORE_AUTH
+    assert "database.password_file" in error.message
+    assert "c4n4ry" not in repr((error, error.__cause__, error.__context__))
+
+
+# peers that are up to something
+
+
+@asynccontextmanager
+async def saying(words: bytes, *, closes: bool = False) -> AsyncIterator[tuple[int, bytearray]]:
+    """A port where the request for TLS is answered with `words`, and what is heard there after it."""
+    heard = bytearray()
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            assert len(await stream.receive_some(8)) == 8
+            await stream.send_all(words)
+            if closes:
+                return
+            try:
+                async for chunk in stream:
+                    heard.extend(chunk)
+            except trio.BrokenResourceError:
+                return
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1], heard
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
+@pytest.mark.parametrize("words", [b"N", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_to_who_speaks_no_tls_not_a_byte_is_said_without(sslmode: str, words: bytes, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("c4n4ry")
+    async with saying(words) as (port, heard):
+        error = await refusal(
+            section_of(
+                {
+                    "url": f"postgresql://me@127.0.0.1:{port}/x",
+                    "sslmode": sslmode,
+                    "password_file": str(tmp_path / "password"),
+                }
+            )
+        )
+    assert error.code is ErrorCode.STORE_TLS
+    assert "speaks no TLS" in error.message
+    assert "database.sslmode" in error.message
+    assert heard == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "closes", "code"),
+    [
+        (b"S", False, ErrorCode.STORE_UNREACHABLE),
+        (b"S", True, ErrorCode.STORE_UNREACHABLE),
+        (b"", False, ErrorCode.STORE_UNREACHABLE),
+        (b"", True, ErrorCode.STORE_UNREACHABLE),
+        (b"EFATAL", False, ErrorCode.STORE_UNREACHABLE),
+    ],
+    ids=["hangs in the handshake", "hangs up in it", "says nothing", "hangs up at once", "an error before TLS"],
+)
+async def test_who_does_not_get_through_the_handshake_is_unreachable_in_time(
+    words: bytes, code: ErrorCode, *, closes: bool
+) -> None:
+    async with saying(words, closes=closes) as (port, _):
+        url = f"postgresql://me@127.0.0.1:{port}/x"
+        error = await refusal(DatabaseSection(url=url, sslmode="require", connect_timeout_seconds=0.3))
+    assert error.code is code
+    assert f"127.0.0.1:{port}" in error.message
+
+
+async def test_leaving_a_frozen_server_is_bounded_through_tls_too(server: DatabaseServer) -> None:
+    section = section_of(server.section(sslmode="verify-ca"))
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            aio.open_loop(),
+            proxy_to(section) as (proxy, through_proxy),
+            open_store(through_proxy, application_name="x") as store,
+        ):
+            await backend(store)
+            proxy.break_down(Breakdown.FREEZE)
+
+
+# what has no say in it
+
+
+async def test_no_variable_and_no_file_of_the_home_directory_lets_a_password_in(
+    server: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", OWNER_PASSWORD)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (".pgpass", "passfile"):
+        (tmp_path / name).write_text(f"*:*:*:*:{OWNER_PASSWORD}\n")
+        (tmp_path / name).chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "passfile"))
+    for variable in ("PGPASSWORD", "PGPASSFILE", "NONE"):
+        error = await refusal(section_of(server.section(password_file="")))
+        assert error.code is ErrorCode.STORE_AUTH
+        monkeypatch.delenv(variable, raising=False)
+
+
+async def test_no_variable_and_no_file_of_the_home_directory_lets_an_authority_or_a_certificate_in(
+    server: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = authority_of(server)
+    mine = authority.issue("runner")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".postgresql").mkdir()
+    for name, source in (("root.crt", authority.ca_file), ("postgresql.crt", mine.both_file)):
+        (tmp_path / ".postgresql" / name).write_text(source.read_text())
+    for name, value in (("ROOTCERT", authority.ca_file), ("CERT", mine.chain_file), ("KEY", mine.key_file)):
+        monkeypatch.setenv(f"PGSSL{name}", str(value))
+    error = await refusal(section_of(server.section(ca_file="")))
+    assert error.code is ErrorCode.STORE_TLS
+    error = await refusal(section_of(server.section(database=CERTIFIED)))
+    assert error.code is ErrorCode.STORE_TLS
+    assert "valid client certificate" in error.message
+
+
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "nonsense"])
+async def test_no_variable_changes_the_mode(
+    server: DatabaseServer, stranger: Authority, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", mode)
+    assert await is_encrypted(server.section())
+    error = await refusal(section_of(server.section(ca_file=str(stranger.ca_file))))
+    assert error.code is ErrorCode.STORE_TLS
+    async with saying(b"N") as (port, heard):
+        error = await refusal(DatabaseSection(url=f"postgresql://me@127.0.0.1:{port}/x", sslmode="require"))
+    assert error.code is ErrorCode.STORE_TLS
+    assert heard == b""
+
+
+async def test_no_variable_leads_elsewhere(
+    server: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "services").write_text("[mine]\nhost=nowhere.invalid\nuser=nobody\ndbname=none\npassword=wrong\n")
+    for name, value in {
+        "PGHOST": "nowhere.invalid",
+        "PGPORT": "1",
+        "PGUSER": "nobody",
+        "PGDATABASE": "none",
+        "PGSERVICE": "mine",
+        "PGSERVICEFILE": str(tmp_path / "services"),
+        "PGSSLNEGOTIATION": "direct",
+        "PGTARGETSESSIONATTRS": "standby",
+        "PGGSSLIB": "nonsense",
+        "PGSSLMINPROTOCOLVERSION": "nonsense",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert await is_encrypted(server.section())
+
+
+async def test_a_socket_needs_no_tls_whatever_the_mode(server: DatabaseServer, tmp_path: Path) -> None:
+    """The server's socket is the superuser's; what is behind it is the same."""
+    section = {"url": f"postgresql://postgres@/postgres?host={server.socket_directory}&port={server.port}"}
+    for sslmode in ("verify-full", "disable"):
+        # No certificate is even read.
+        nowhere = str(tmp_path / "no such file")
+        assert not await is_encrypted(section | {"sslmode": sslmode, "ca_file": nowhere})
+
+
+# the process
+
+
+@pytest.fixture
+def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Scene:
+    """As everywhere, but its ledger is in the database with TLS."""
+    mine = server.servers(servers)
+    return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
+
+
+class Heard(trio.abc.Stream):
+    """A stream that keeps what came in by it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.bytes = bytearray()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        chunk = await self._stream.receive_some(max_bytes)
+        self.bytes += chunk
+        return chunk
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@asynccontextmanager
+async def authorised_fake(authority: Authority) -> AsyncIterator[tuple[Fake, list[Heard]]]:
+    """The fake service over TLS, which wants a client's certificate; with all that was said to it."""
+    tls = authority.issue("localhost").server_context(client_ca=authority.ca_file)
+    said: list[Heard] = []
+
+    async def handle(stream: trio.SocketStream) -> None:
+        secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        said.append(Heard(secured))
+        await fake.serve(said[-1])
+
+    async with open_fake() as fake, trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        fake.url = f"https://localhost:{listeners[0].socket.getsockname()[1]}"
+        yield fake, said
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_whole_run_over_tls_with_a_token(
+    scene: Scene, server: DatabaseServer, clip: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("c4n4ry.token-~+/=\n")
+    authority = authority_of(server)
+    mine = authority.issue("runner")
+    async with authorised_fake(authority) as (fake, said):
+        config = scene.write_config(
+            video={"path": str(clip)},
+            database=server.section(),
+            inference={
+                "url": fake.url,
+                "ca_file": str(authority.ca_file),
+                "certificate_file": str(mine.chain_file),
+                "key_file": str(mine.key_file),
+                "token_file": "token",
+            },
+            log={"level": "debug"},
+        )
+        done = await scene.run_to_the_end(config)
+    assert done.code == 0, done.err
+    await scene.check_rows(60)
+    await scene.ledger.check_invariants(scene.scenario_id)
+    requests = b"".join(heard.bytes for heard in said).lower()
+    assert requests.count(b"post /predict http/1.1\r\n") == 60
+    assert requests.count(b"\r\nauthorization: bearer c4n4ry.token-~+/=\r\n") == 60
+    assert "c4n4ry" not in done.out + done.err
+
+
+async def test_a_run_dies_of_a_database_that_it_does_not_trust(
+    scene: Scene, server: DatabaseServer, stranger: Authority, clip: Path
+) -> None:
+    async with open_fake() as fake:
+        config = scene.write_config(
+            video={"path": str(clip)},
+            database=server.section(ca_file=str(stranger.ca_file)),
+            inference={"url": fake.url},
+        )
+        done = await scene.run_to_the_end(config)
+    assert done.code == 75, done.err
+    assert fake.numbers == []
+    event = await scene.the_event()
+    assert (event.body["epoch"], event.body["error"]["code"]) == (0, "store_tls")
+    assert "database.ca_file" in event.body["error"]["message"]
+    scene.check_secrets(done.out, done.err, event.raw.decode())
+
+
+async def test_a_run_dies_of_a_service_that_it_does_not_trust(
+    scene: Scene, server: DatabaseServer, stranger: Authority, clip: Path
+) -> None:
+    async with open_fake(tls=stranger.issue("127.0.0.1").server_context()) as fake:
+        config = scene.write_config(
+            video={"path": str(clip)},
+            database=server.section(),
+            inference={"url": fake.url, "ca_file": str(authority_of(server).ca_file)},
+        )
+        done = await scene.run_to_the_end(config)
+    assert done.code == 75, done.err
+    assert fake.numbers == []
+    body = await scene.check_death(done, "inference_tls", named=fake.url)
+    assert "inference.ca_file" in body["error"]["message"]

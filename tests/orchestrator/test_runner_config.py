@@ -1,0 +1,69 @@
+"""What a row says reaches a runner's config only where it is a scenario's to say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_runner.config.errors import ConfigError
+from trio_runner.config.load import Config, parse_config
+from trio_runner.database.backlog import Work
+from trio_runner.orchestrator.spawners.kubernetes_job import job
+from trio_runner.orchestrator.spawners.runner_config import as_toml, load_template, runner_config
+
+
+def work(settings: dict[str, dict[str, Any]] | None = None, video_path: str = "/srv/videos/7.mp4") -> Work:
+    return Work(scenario_id=7, epoch=3, video_path=video_path, settings=settings or {})
+
+
+def test_a_runner_is_given_the_fleets_config_its_own_keys_and_the_scenarios() -> None:
+    template = Config().replace(video={"jpeg_quality": 80}, runner={"data_dir": "/var/lib/fleet"})
+    given = work({"video": {"stride": 2}, "scenario": {"max_failures": 3}})
+    made = runner_config(template, given, data_dir=Path("/run/7"), node="node_1")
+    assert (made.scenario.id, made.scenario.epoch, made.runner.id) == (7, 3, "node_1-7")
+    assert (made.video.path, made.video.stride, made.video.jpeg_quality) == ("/srv/videos/7.mp4", 2, 80)
+    assert (made.kafka.required, made.kafka.spool_dir) == (False, "/var/lib/fleet/spool")
+    again = parse_config(as_toml(made), base_dir=Path("/"))
+    assert again == made
+    # One that had to wait is asked for again.
+    assert runner_config(template, given, data_dir=Path("/run/7"), node="node_1") == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"settings": {"inference": {"url": "http://elsewhere"}}}, "inference.url"),
+        ({"settings": {"database": {"password_file": "/etc/shadow"}}}, "database.password_file"),
+        ({"settings": {"video": {"stride": None}}}, "video.stride"),
+        ({"settings": {"video": {"stride": math.inf}}}, "video.stride"),
+        ({"video_path": "/srv//videos/./7.mp4"}, "video.path"),
+        ({"video_path": "videos/7.mp4"}, "video.path"),
+    ],
+)
+def test_what_is_not_a_scenarios_to_say_is_refused_by_its_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        runner_config(Config(), work(**changes), data_dir=Path("/run/7"), node="node_1")
+    with pytest.raises(ConfigError, match=named):
+        job(Config().kubernetes, "node_1", work(**changes))
+
+
+def test_a_long_nodes_name_leaves_room_for_the_scenarios_id() -> None:
+    made = runner_config(Config(), work(), data_dir=Path("/run/7"), node="n" * 200)
+    assert made.runner.id == "n" * 198 + "-7"
+
+
+def test_a_spool_that_the_fleet_names_is_its_runners() -> None:
+    template = Config().replace(kafka={"spool_dir": "/var/spool/fleet"})
+    assert runner_config(template, work(), data_dir=Path("/run/7"), node="here").kafka.spool_dir == "/var/spool/fleet"
+
+
+@pytest.mark.parametrize("missing", ["database.url", "kafka.brokers", "inference.url"])
+def test_runners_bring_no_servers_of_their_own(tmp_path: Path, missing: str) -> None:
+    addresses = {"database.url": "postgresql://h/d", "kafka.brokers": "h:9092", "inference.url": "https://i"}
+    path = tmp_path / "runner.toml"
+    path.write_text("".join(f'{key} = "{address}"\n' for key, address in addresses.items() if key != missing))
+    with pytest.raises(ConfigError, match=f"{missing}: runners of a fleet share their servers"):
+        load_template(Config().replace(orchestrator={"runner_config": str(path)}))

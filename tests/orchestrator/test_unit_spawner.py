@@ -1,0 +1,263 @@
+"""What the systemd spawner makes of what a manager says and of the configs it finds; a real one is asked elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+import tomli
+import trio
+
+from tests.support.harness import PATIENCE_SECONDS
+from trio_runner.config.errors import ConfigError
+from trio_runner.config.load import Config, load_config
+from trio_runner.database.backlog import Work
+from trio_runner.errors import ErrorCode
+from trio_runner.orchestrator.spawners.runner_config import as_toml, load_template, runner_config
+from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
+from trio_runner.orchestrator.spawners.units import WRITTEN_BY, UnitSpawner, _how_it_ended, open_units
+
+ADDRESSES = """\
+[inference]
+url = "https://i"
+[database]
+url = "postgresql://u@h/d"
+password_file = "$CREDENTIALS_DIRECTORY/password"
+[kafka]
+brokers = "h:9092"
+"""
+
+
+def work(epoch: int = 1, scenario_id: int = 7) -> Work:
+    return Work(scenario_id=scenario_id, epoch=epoch, video_path="/srv/videos/7.mp4", settings={})
+
+
+def config_in(directory: Path) -> Config:
+    (directory / "runner.toml").write_text(f'[runner]\ndata_dir = "/var/lib/trio-runner"\n{ADDRESSES}')
+    return Config().replace(
+        orchestrator={"spawner": "systemd", "runner_config": str(directory / "runner.toml"), "poll_seconds": 0.05},
+        systemd={"config_dir": str(directory)},
+    )
+
+
+# what a unit is given
+
+
+def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/the-orchestrators")
+    template = load_template(config_in(tmp_path))
+    config = runner_config(template, work(), data_dir=Path("/var/lib/trio-runner/7"), node="here")
+    tables = tomli.loads(as_toml(config))
+    assert tables["database"]["password_file"] == "$CREDENTIALS_DIRECTORY/password"
+    assert tables["runner"]["data_dir"] == "/var/lib/trio-runner/7"
+    assert tables["kafka"]["spool_dir"] == "/var/lib/trio-runner/spool"
+    assert not {"orchestrator", "systemd", "kubernetes"} & tables.keys()
+    (tmp_path / "7.toml").write_text(as_toml(config))
+    read = load_config(tmp_path / "7.toml", {"CREDENTIALS_DIRECTORY": "/run/credentials/the-units"})
+    assert read.database.password_file == "/run/credentials/the-units/password"
+    assert (read.scenario.id, read.scenario.epoch, read.video.path) == (7, 1, "/srv/videos/7.mp4")
+
+
+def test_units_want_a_config_of_their_own() -> None:
+    with pytest.raises(ConfigError, match=r"orchestrator\.runner_config"):
+        load_template(Config().replace(orchestrator={"spawner": "systemd"}))
+
+
+# how one has ended
+
+
+@pytest.mark.parametrize(
+    ("result", "how", "status", "code"),
+    [
+        ("success", "1", "0", None),
+        ("exit-code", "1", "75", None),
+        ("exit-code", "1", "79", None),
+        ("exit-code", "1", "78", ErrorCode.INTERNAL),
+        ("exit-code", "1", "203", ErrorCode.INTERNAL),
+        ("signal", "2", "9", ErrorCode.RUNNER_KILLED),
+        ("signal", "2", "15", ErrorCode.INTERRUPTED),
+        ("watchdog", "3", "6", ErrorCode.RUNNER_HUNG),
+        ("oom-kill", "2", "9", ErrorCode.RUNNER_OUT_OF_MEMORY),
+        ("success", "0", "0", ErrorCode.RUNNER_KILLED),
+    ],
+)
+def test_what_nobody_may_have_told_is_a_failure(result: str, how: str, status: str, code: ErrorCode | None) -> None:
+    seen = {"Result": result, "ExecMainCode": how, "ExecMainStatus": status}
+    failure, _ = _how_it_ended("trio-runner@7.service", seen)
+    assert (failure and failure.code) == code
+    assert failure is None or "journalctl --unit=trio-runner@7.service" in failure.message
+
+
+def test_a_unit_that_was_forgotten_before_it_was_looked_at_may_not_have_been_reported() -> None:
+    failure, told = _how_it_ended("trio-runner@7.service", {})
+    assert failure is not None
+    assert (failure.code, told) == (ErrorCode.RUNNER_KILLED, "gone")
+
+
+# a manager that says what the test wants
+
+
+class Manager:
+    """In the place of `systemctl`."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self.calls: list[tuple[str, ...]] = []
+        self.asked = 0
+        self.refusal: tuple[int, str] | None = None
+
+    async def run_process(self, command: Sequence[str], **_options: object) -> subprocess.CompletedProcess[bytes]:
+        await trio.lowlevel.checkpoint()
+        verb, *rest = command[4:]
+        if self.refusal is not None:
+            code, text = self.refusal
+            return subprocess.CompletedProcess(command, code, b"", text.encode())
+        if verb == "show":
+            self.asked += 1
+            shown = "\n".join(f"Id={unit}\nActiveState={state}\n" for unit, state in self.states.items())
+            return subprocess.CompletedProcess(command, 0, shown.encode(), b"")
+        self.calls.append((verb, rest[-1]))
+        if verb == "start":
+            self.states[rest[-1]] = "activating"
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
+    manager = Manager()
+    monkeypatch.setattr(trio, "run_process", manager.run_process)
+    return manager
+
+
+UNIT = "trio-runner@7.service"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Of an end is told in a task of its own: what else follows from it may come before or after."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is asked here has no event
+            await trio.sleep(0.01)
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.glob("*.toml"))
+
+
+def spawner_in(directory: Path, ends: list[Ended]) -> tuple[Config, Config, Callable[[Ended], Awaitable[None]]]:
+    async def on_ended(ended: Ended) -> None:
+        await trio.lowlevel.checkpoint()
+        ends.append(ended)
+
+    config = config_in(directory)
+    return config, load_template(config), on_ended
+
+
+async def test_an_attempt_is_started_once_and_the_next_one_when_it_has_left(tmp_path: Path, manager: Manager) -> None:
+    ends: list[Ended] = []
+    config, template, on_ended = spawner_in(tmp_path, ends)
+    async with open_units(config, template, "here", on_ended) as spawner:
+        await spawner.start(work())
+        await spawner.start(work())
+        await spawner.start(work(epoch=2))
+        assert manager.calls == [("start", UNIT)]
+        manager.states.clear()
+        await until(lambda: bool(ends) and len(manager.calls) > 1)
+        assert manager.calls == [("start", UNIT)] * 2
+        assert load_config(tmp_path / "7.toml", None).scenario.epoch == 2
+        assert ends[0].epoch == 1
+        await spawner.stop(7, 1)
+        for _ in range(2):
+            await spawner.stop(7, 2)
+        assert manager.calls[2:] == [("stop", UNIT)]
+        manager.states[UNIT] = "failed"
+        await until(lambda: len(ends) == 2 and not (tmp_path / "7.toml").exists())
+
+
+async def test_one_whose_start_has_yet_to_come_has_not_ended_and_asked_for_twice_it_comes_once(
+    tmp_path: Path, manager: Manager
+) -> None:
+    ends: list[Ended] = []
+    config, template, on_ended = spawner_in(tmp_path, ends)
+    async with open_units(config, template, "here", on_ended) as spawner:
+        for _ in range(2):
+            await spawner.start(work())
+        # The job of an earlier attempt's end comes first.
+        manager.states[UNIT] = "inactive\nJob=3"
+        asked = manager.asked
+        await until(lambda: manager.asked >= asked + 3)
+        assert ends == []
+        manager.states.clear()
+        await until(lambda: bool(ends))
+    assert manager.calls == [("start", UNIT)]
+
+
+async def test_what_was_stopped_is_not_followed_by_what_waited(tmp_path: Path, manager: Manager) -> None:
+    ends: list[Ended] = []
+    config, template, on_ended = spawner_in(tmp_path, ends)
+    async with open_units(config, template, "here", on_ended) as spawner:
+        await spawner.start(work())
+        await spawner.start(work(epoch=2))
+        await spawner.stop(7, 2)
+        manager.states.clear()
+        await until(lambda: bool(ends) and not (tmp_path / "7.toml").exists())
+    assert manager.calls == [("start", UNIT)]
+
+
+async def test_only_what_an_orchestrator_wrote_is_found_again(tmp_path: Path, manager: Manager) -> None:
+    text = "[scenario]\nepoch = 3\n"
+    for name, content in {
+        "7.toml": f"{WRITTEN_BY}\n{text}",
+        "8.toml": text,
+        "9.toml": f"{WRITTEN_BY}\n{text}",
+        "10.toml": f"{WRITTEN_BY}\nfrom another version\n",
+        "1x.toml": f"{WRITTEN_BY}\n{text}",
+    }.items():
+        (tmp_path / name).write_text(content)
+    manager.states = {f"trio-runner@{number}.service": "active" for number in (7, 8, 10)}
+    ends: list[Ended] = []
+    config, template, on_ended = spawner_in(tmp_path, ends)
+    async with open_units(config, template, "here", on_ended) as spawner:
+        await spawner.start(work(epoch=3))
+        await spawner.stop(8, 3)
+        with pytest.raises(SpawnRefusedError, match="written by hand"):
+            await spawner.start(work(scenario_id=8))
+        await spawner.stop(7, 3)
+        assert manager.calls == [("stop", UNIT)]
+        manager.states.clear()
+        await until(lambda: len(ends) == 2 and len(names_in(tmp_path)) == 3)
+    # Which attempt the last one is cannot be read: nothing is said of it.
+    assert {(ended.scenario_id, ended.epoch, ended.failure is None) for ended in ends} == {(7, 3, False), (10, 0, True)}
+    assert names_in(tmp_path) == ["1x.toml", "8.toml", "runner.toml"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "remedy"),
+    [
+        (4, "Access denied", "polkit"),
+        (1, "Interactive authentication required.", "polkit"),
+        (5, "Unit trio-runner@7.service not found.", r"systemd\.unit"),
+        (1, "Failed to connect to bus: No medium found", r"systemd\.manager"),
+        (1, "Unit has a bad unit file setting.", "bad unit file setting"),
+    ],
+)
+async def test_a_refusal_says_why_and_what_to_do(
+    tmp_path: Path, manager: Manager, code: int, text: str, remedy: str
+) -> None:
+    config, template, on_ended = spawner_in(tmp_path, [])
+    async with trio.open_nursery() as nursery:
+        spawner = UnitSpawner(config, template, "here", nursery, on_ended)
+        await spawner.stop(7, 1)
+        manager.refusal = code, text
+        with pytest.raises(SpawnRefusedError, match=remedy):
+            await spawner.start(work())
+    assert not (tmp_path / "7.toml").exists()
+
+
+async def test_a_directory_that_is_not_there_is_named_with_its_key(tmp_path: Path, manager: Manager) -> None:
+    config, template, on_ended = spawner_in(tmp_path, [])
+    elsewhere = config.replace(systemd={"config_dir": str(tmp_path / "none")})
+    async with open_units(elsewhere, template, "here", on_ended) as spawner:
+        with pytest.raises(SpawnRefusedError, match=r"none: No such file.*systemd\.config_dir"):
+            await spawner.start(work())

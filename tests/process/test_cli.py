@@ -1,0 +1,333 @@
+"""The command line: each verb as a real process, its output and its exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import httpx
+import pytest
+
+import trio_runner
+from tests.support import clips
+from tests.support.fake_inference import Fault, at_frame, open_fake
+from tests.support.harness import (
+    PATIENCE_SECONDS,
+    REPOSITORY,
+    Cli,
+    Ledger,
+    Servers,
+    WriteConfig,
+    command,
+    free_port,
+    until,
+)
+from tests.support.scene import SMALL_WINDOW
+
+VERBS = ["run", "validate", "check", "init-db", "show", "events", "flush-spool"]
+VERBS += ["report-death", "reap", "embedded", "orchestrate", "submit", "stop", "retry", "status", "serve-inference"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+async def test_help(cli: Cli, verb: str) -> None:
+    done = await cli(*filter(None, [verb]), "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"usage: trio-runner {verb}".rstrip())
+    if not verb:
+        assert [line.split()[0] for line in done.out.splitlines() if re.match(r" {4}\w", line)] == VERBS
+    if verb in ("", "run"):
+        assert all(f"\n  {code} " in done.out for code in (0, 64, 65, 74, 75, 78, 79)), "exit codes are explained"
+
+
+async def test_version(cli: Cli) -> None:
+    done = await cli("--version")
+    assert (done.code, done.out) == (0, f"trio-runner {trio_runner.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["walk"], ["run"], ["run", "a.toml", "--scenario", "one"], ["show", "a.toml", "--yaml"]],
+    ids=" ".join,
+)
+async def test_wrong_usage(cli: Cli, arguments: list[str]) -> None:
+    done = await cli(*arguments)
+    assert (done.code, done.out) == (64, "")
+    assert "usage: trio-runner" in done.err
+
+
+async def test_the_installed_program_is_the_same(cli: Cli) -> None:
+    program = Path(sys.executable).with_name("trio-runner")
+    if not program.exists():
+        pytest.skip("the package is not installed, only imported")
+    async with cli.started("--version", program=[str(program)]) as running:
+        done = await running.wait()
+    assert (done.code, done.out) == (0, f"trio-runner {trio_runner.__version__}\n")
+
+
+async def test_a_valid_config(cli: Cli) -> None:
+    done = await cli("validate", REPOSITORY / "runner.toml")
+    assert (done.code, done.err) == (0, "")
+    assert "valid" in done.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[video]\nstrid = 2\n", ["video.strid", ":2:", "unknown key", "stride"]),
+        ("[vidio]\npath = 'a'\n", ["vidio", ":1:", "unknown section", "video"]),
+        ("\n[inference]\nin_flight = 0\n", ["inference.in_flight", ":3:", "1"]),
+        ("[scenario]\nid = 'seven'\n", ["scenario.id", ":2:", "seven"]),
+        ("[database]\nurl = 'postgresql://u:canary@h/d'\n", ["database.url", ":2:", "password_file"]),
+        ("[video]\nstride = 2\nmax_fps = 5.0\n", ["video.max_fps", ":3:", "one"]),
+        ("[video\n", ["TOML", ":1:"]),
+    ],
+    ids=["unknown key", "unknown table", "out of range", "wrong type", "secret", "conflict", "syntax"],
+)
+@pytest.mark.parametrize("verb", ["validate", "run"])
+async def test_a_bad_config_is_refused_with_key_line_and_remedy(
+    cli: Cli, tmp_path: Path, verb: str, text: str, said: list[str]
+) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    done = await cli(verb, "bad.toml")
+    assert (done.code, done.out) == (78, "")
+    assert re.match(r"bad\.toml:\d+: ", done.err)
+    assert "config_invalid" in done.err
+    assert all(word in done.err for word in said), done.err
+    assert "canary" not in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / ".trio-runner").exists(), "nothing was started"
+
+
+async def test_a_missing_config(cli: Cli) -> None:
+    done = await cli("run", "nowhere.toml")
+    assert done.code == 78
+    assert "nowhere.toml" in done.err
+
+
+async def test_a_bad_override_is_refused_too(cli: Cli, write_config: WriteConfig) -> None:
+    done = await cli("run", write_config(), "--inference-url", "ftp://nowhere")
+    assert done.code == 78
+    assert "inference.url" in done.err
+
+
+@asynccontextmanager
+async def new_database(servers: Servers, ledger: Ledger, name: str) -> AsyncIterator[Servers]:
+    """An empty database beside the session's own."""
+    await ledger.query(f"CREATE DATABASE {name}")
+    try:
+        yield dataclasses.replace(
+            servers, database_url=urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
+        )
+    finally:
+        await ledger.query(f"DROP DATABASE {name} WITH (FORCE)")  # noqa: ASYNC102 - each query is bounded
+
+
+async def test_the_schema_is_made_once(
+    cli: Cli, write_config: WriteConfig, servers: Servers, ledger: Ledger, scenario_id: int, clip: Path
+) -> None:
+    async with new_database(servers, ledger, f"tests_{scenario_id}") as empty, open_fake() as fake:
+        config = write_config(
+            database={"url": empty.database_url, "create_schema": False},
+            video={"path": str(clip)},
+            inference={"url": fake.url},
+        )
+        for verb in ("show", "run"):
+            early = await cli(verb, config)
+            assert early.code not in (0, 1), early.out
+            assert "init-db" in early.out + early.err
+        first, second = await cli("init-db", config), await cli("init-db", config)
+        assert (first.code, second.code) == (0, 0), first.err + second.err
+        assert "applied 0001_tables.sql" in first.out
+        assert "applied" not in second.out
+        done = await cli("run", config)
+        assert done.code == 0, done.err
+        assert (await Ledger(empty).existing(scenario_id))["outcome"] == "completed"
+
+
+async def test_overrides_on_the_command_line(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, tmp_path: Path
+) -> None:
+    clips.pixel_coded(tmp_path / "other.mp4", frames=3)
+    config = write_config(
+        scenario={"id": 1}, video={"path": "nowhere.mp4"}, inference={"url": "http://nowhere.invalid"}
+    )
+    async with open_fake() as fake:
+        done = await cli(
+            *("run", config, "--scenario", str(scenario_id), "--video", "other.mp4", "--inference-url", fake.url)
+        )
+    assert done.code == 0, done.err
+    scenario = await ledger.existing(scenario_id)
+    assert (scenario["frames_stored"], scenario["video_path"]) == (3, str(tmp_path / "other.mp4"))
+
+
+async def test_show(cli: Cli, write_config: WriteConfig, scenario_id: int, clip: Path) -> None:
+    async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
+        config = write_config("runner.toml", video={"path": str(clip)}, inference={"url": fake.url}, **SMALL_WINDOW)
+        assert (await cli("run", config)).code == 75
+
+    everything = await cli("show", config)
+    assert (everything.code, everything.err) == (0, "")
+    (line,) = (line for line in everything.out.splitlines() if str(scenario_id) in line)
+    assert "init_startup" in line
+    assert "inference_unavailable" in line
+
+    listed = await cli("show", config, "--json")
+    (row,) = (row for row in json.loads(listed.out) if row["id"] == scenario_id)
+    assert (row["status"], row["failures"], row["last_error"]["code"]) == ("init_startup", 0, "inference_unavailable")
+
+    one = await cli("show", config, str(scenario_id))
+    assert one.code == 0
+    assert all(word in one.out for word in ("runner_under_test", "failures:   0 of 5", "inference_unavailable", "500"))
+
+    one_json = json.loads((await cli("show", config, str(scenario_id), "--json")).out)
+    (attempt,) = one_json["attempts"]
+    assert (attempt["outcome"], attempt["error"]["code"]) == ("failed", "inference_unavailable")
+    assert sum(label["frames"] for label in one_json["found"]) == one_json["frames_stored"]
+
+
+async def test_show_an_unknown_scenario(cli: Cli, write_config: WriteConfig, scenario_id: int) -> None:
+    assert (await cli("init-db", write_config())).code == 0
+    done = await cli("show", write_config(), str(scenario_id))
+    assert done.code == 1
+    assert f"there is no scenario {scenario_id}" in done.out + done.err
+    as_json = await cli("show", write_config(), str(scenario_id), "--json")
+    assert as_json.code == 1
+    assert as_json.out in ("", "null\n"), "what is read by a program stays JSON"
+
+
+async def test_show_without_a_database(cli: Cli, write_config: WriteConfig) -> None:
+    port = free_port()
+    config = write_config(database={"url": f"postgresql://u@127.0.0.1:{port}/d"})
+    for verb in ("show", "init-db"):
+        done = await cli(verb, config)
+        assert done.code not in (0, 1)
+        assert f"127.0.0.1:{port}" in done.err
+        assert "Traceback" not in done.err
+
+
+async def test_events(cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, clip: Path) -> None:
+    config = write_config(video={"path": str(clip)}, inference={"url": f"http://127.0.0.1:{free_port()}"})
+    none = await cli("events", config, "--json")
+    assert (none.code, none.out) == (0, ""), none.err
+    for _ in range(2):
+        assert (await cli("run", config)).code == 75
+
+    lines = (await cli("events", config)).out.splitlines()
+    assert len(lines) == 2
+    assert all(f"scenario {scenario_id}" in line and "inference_unreachable" in line for line in lines)
+
+    events = [json.loads(line) for line in (await cli("events", config, "--json")).out.splitlines()]
+    recorded = {str(row["event_id"]): row["epoch"] for row in await ledger.retry_events(scenario_id)}
+    assert {event["headers"]["ce_id"]: event["body"]["epoch"] for event in events} == recorded
+    assert sorted(recorded.values()) == [1, 2]
+
+
+async def test_events_are_followed_until_ctrl_c(cli: Cli, write_config: WriteConfig, clip: Path) -> None:
+    config = write_config(video={"path": str(clip)}, inference={"url": f"http://127.0.0.1:{free_port()}"})
+
+    async with cli.started("events", config, "--json", "--follow") as follower:
+        for expected in (1, 2):
+            assert (await cli("run", config)).code == 75
+
+            async def seen(count: int = expected) -> bool:
+                return len(follower.out().splitlines()) == count
+
+            await until(seen, described=f"{expected} events")
+        follower.send_signal(signal.SIGINT)
+        done = await follower.wait()
+    assert done.code in (0, 130)
+    assert "Traceback" not in done.err
+    assert [json.loads(line)["body"]["epoch"] for line in done.out.splitlines()] == [1, 2]
+
+
+async def test_events_without_a_broker(cli: Cli, write_config: WriteConfig) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    done = await cli("events", write_config(kafka={"brokers": address}))
+    assert done.code not in (0, 1)
+    assert address in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_events_from_the_ledger_when_the_embedded_broker_is_gone(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, clip: Path
+) -> None:
+    config = write_config(
+        video={"path": str(clip)},
+        inference={"url": f"http://127.0.0.1:{free_port()}"},
+        kafka={"brokers": "embedded"},
+    )
+    assert (await cli("run", config)).code == 75
+    done = await cli("events", config)
+    assert done.code == 0, done.err
+    assert "the embedded broker is not running" in done.err
+    assert any(f"scenario {scenario_id}" in line for line in done.out.splitlines())
+    as_json = await cli("events", config, "--json")
+    events = [json.loads(line) for line in as_json.out.splitlines()]
+    (event,) = (event for event in events if event["body"].get("scenario_id") == scenario_id)
+    (recorded,) = await ledger.retry_events(scenario_id)
+    assert event["headers"]["ce_id"] == str(recorded["event_id"])
+
+
+async def test_the_printed_addresses_are_a_config(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "host.toml").touch()
+    video = REPOSITORY / "test_videos" / "test_video.mp4"
+    async with cli.started("embedded", "host.toml") as host:
+
+        async def printed() -> str:
+            return host.out() if "# until Ctrl-C" in host.out() else ""
+
+        text = await until(printed, described="addresses")
+        (tmp_path / "pasted.toml").write_text(f"{text}\n[video]\npath = '{video}'\nmax_frames = 5\n")
+        assert "embedded" not in (tmp_path / "pasted.toml").read_text().replace("# embedded", "")
+        assert (await cli("validate", "pasted.toml")).code == 0
+        done = await cli("run", "pasted.toml")
+        assert done.code == 0, done.err
+        # The same scenario, seen by a process that attaches to the host by its data directory.
+        attached = await cli("show", "host.toml", "1", "--json")
+        assert json.loads(attached.out)["frames_stored"] == 5
+        host.send_signal(signal.SIGINT)
+        assert (await host.wait()).code == 0
+        assert host.family() == []
+
+
+async def test_embedded_with_nothing_to_host(cli: Cli, write_config: WriteConfig) -> None:
+    done = await cli("embedded", write_config())
+    assert done.code == 0
+    assert "nothing to host" in done.out
+
+
+async def test_serve_inference(cli: Cli) -> None:
+    async with cli.started("serve-inference", "--listen", "127.0.0.1:0") as running:
+
+        async def listening() -> str:
+            return running.out() if running.out().endswith("\n") else ""
+
+        port = json.loads(await until(listening, described="a port"))["port"]
+        jpeg = cv2.imencode(".jpg", clips.paint(1, (320, 240)))[1].tobytes()
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
+            answer = await client.post(f"http://127.0.0.1:{port}/predict", files={"frame": jpeg})
+        assert answer.status_code == 200
+        assert isinstance(answer.json()["predictions"], list)
+        running.send_signal(signal.SIGINT)
+        assert (await running.wait()).code == 0
+
+
+async def test_on_a_terminal_a_bar_is_drawn(cli: Cli, write_config: WriteConfig, clip: Path) -> None:
+    in_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    async with open_fake(delay=lambda _: 0.05) as fake:
+        config = write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        program = [sys.executable, "-c", in_terminal, *command()]
+        async with cli.started("run", config, program=program) as running:
+            done = await running.wait()
+    assert done.code == 0, done.out
+    assert "60/60" in done.out
+    assert "completed" in done.out
+    assert "Traceback" not in done.out

@@ -1,0 +1,137 @@
+"""The ways in which the decoder child can be no use, on the real process: named, told to everybody, and got over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.fake_inference import open_fake
+from tests.support.harness import command
+from tests.support.hostile_videos import larger_than_declared
+from tests.support.scene import Scene, held_run
+
+pytestmark = pytest.mark.slow
+
+
+def program(patch: str) -> list[str]:
+    """The real program, with something changed before it starts."""
+    return [command()[0], "-c", f"import sys\nfrom trio_runner.cli.main import main\n{patch}\nsys.exit(main())"]
+
+
+def interpreter(directory: Path, script: str, mode: int = 0o755) -> list[str]:
+    """The program, whose children are run by a script instead of Python."""
+    path = directory / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(mode)
+    return program(f"sys.executable = {str(path)!r}")
+
+
+def starved(limit: str, value: int) -> list[str]:
+    """The program, which is over a resource limit of its own when it starts a child."""
+    # Root is above the limit on processes, so it is another user for as long as that takes.
+    return program(f"""
+import os, resource, subprocess
+
+class Starved(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        soft, hard = resource.getrlimit(resource.{limit})
+        users = os.getresuid()
+        resource.setrlimit(resource.{limit}, ({value}, hard))
+        if users[1] == 0:
+            os.setresuid(54321, 54321, 0)
+        try:
+            super().__init__(*arguments, **options)
+        finally:
+            os.setresuid(*users)
+            resource.setrlimit(resource.{limit}, (soft, hard))
+
+subprocess.Popen = Starved
+""")
+
+
+OLD_FFMPEG = f"""
+exec {sys.executable} -c '
+import runpy
+from trio_runner.video.decoder import ffmpeg
+ffmpeg.LIBAVCODEC = (99, 0, 0)
+runpy.run_module("trio_runner.video.decoder", run_name="__main__")
+' "$5"
+"""
+
+WAYS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "Python is gone": (
+        lambda directory: program(f"sys.executable = {str(directory / 'gone')!r}"),
+        "cannot be started with",
+    ),
+    "nobody knows where Python is": (lambda _: program("sys.executable = None"), "cannot be started with no Python"),
+    "Python may not be run": (partial(interpreter, script="", mode=0o644), "Permission denied"),
+    "too many open files": (lambda _: starved("RLIMIT_NOFILE", 3), "Too many open files"),
+    "too many processes": (lambda _: starved("RLIMIT_NPROC", 0), "Resource temporarily unavailable"),
+    "the package is gone": (
+        partial(interpreter, script=f"exec {sys.executable} -I -S -m trio_runner.video.decoder"),
+        "No module named 'trio_runner'",
+    ),
+    "what it sends is text": (
+        partial(interpreter, script="echo Hello; echo this is no record; exec sleep 1000"),
+        "no record",
+    ),
+    "it says nothing and ends well": (partial(interpreter, script="exit 0"), "exit code 0"),
+    "it closes its pipe and lives on": (partial(interpreter, script="exec sleep 1000 >&2"), "lived on"),
+    "FFmpeg is too old": (partial(interpreter, script=OLD_FFMPEG), "99.0.0 is needed"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> None:
+    make, said = WAYS[way]
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        # A child that cannot even be started is found out before the database is asked for its schema.
+        assert (await scene.cli("init-db", config)).code == 0
+        async with scene.cli.started("run", config, program=make(scene.directory)) as running:
+            done = await running.wait()
+            assert running.family() == [], "a child outlived the runner"
+    assert done.code == 75, done.err
+    assert fake.numbers == []
+    await scene.check_death(done, "decoder_failed", named=said)
+    await scene.check_resume(frames=60, video={"path": str(clip)})
+
+
+async def test_a_video_that_does_not_fit_into_memory(scene: Scene, clip: Path, tmp_path: Path) -> None:
+    path = larger_than_declared(tmp_path, size=(8192, 8192), since=0)
+    limits = {"limit_width": 8192, "limit_height": 8192, "limit_memory_mib": 256}
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(path), **limits}, inference={"url": fake.url})
+        done = await scene.run_to_the_end(config)
+    assert done.code == 75, done.err
+    await scene.check_death(done, "decoder_failed", named="video.limit_memory_mib = 256")
+    await trio.Path(path).write_bytes(await trio.Path(clip).read_bytes())
+    await scene.check_resume(frames=60, video={"path": str(path)})
+
+
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGSEGV, "decoder_killed"),
+    (signal.SIGKILL, "decoder_killed"),
+    (signal.SIGSTOP, "decoder_stalled"),
+])  # fmt: skip
+async def test_a_decoder_that_ends_or_stands_still_at_work(
+    scene: Scene, big_clip: Path, number: signal.Signals, code: str
+) -> None:
+    async with held_run(scene, big_clip, video={"frame_timeout_seconds": 3.0}) as held:
+        decoder = held.running.decoder()
+        assert decoder is not None
+        os.kill(decoder.pid, number)
+        held.fake.gate.set()
+        done = await held.running.wait()
+        assert held.running.family() == []
+    assert done.code == 75, done.err
+    body = await scene.check_death(done, code, named=str(big_clip))
+    assert code == "decoder_stalled" or number.name in body["error"]["message"]
+    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})

@@ -1,0 +1,705 @@
+"""The orchestrator as a real process on real PostgreSQL and Kafka: nothing is lost, nothing doubled, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import trio
+
+from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.fake_inference import Fake, Fault, once, open_fake
+from tests.support.fleet import Fleet, open_fleet, prepare
+from tests.support.harness import Cli, Running, Servers, free_port, open_service_manager, until
+from trio_runner.errors import ErrorCode
+from trio_runner.kafka import retry_event as retry
+from trio_runner.model import Claim, Failure, Progress
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
+        trio.run(prepare, started)
+        yield started
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    async with open_fake() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fleet(server: DatabaseServer, servers: Servers, cli: Cli, tmp_path: Path, fake: Fake) -> AsyncIterator[Fleet]:
+    async with open_fleet(server, servers, cli, tmp_path, fake.url) as opened:
+        yield opened
+
+
+async def test_what_is_submitted_is_completed(fleet: Fleet, clip: Path) -> None:
+    asked = await fleet.cli("submit", fleet.config("dba"), "--video", clip, "--set", "video.stride=2")
+    given = int(asked.out.split()[1])
+    async with fleet.orchestrator() as running:
+        assert await fleet.ended([given]) == {given: "completed"}
+        running.send_signal(signal.SIGTERM)
+        done = await running.wait()
+    assert done.code == 0, done.err
+    assert fleet.runners() == []
+    assert [row["frame_index"] for row in await fleet.ledger.predictions(given)] == list(range(0, 60, 2))
+    (attempt,) = await fleet.ledger.attempts(given)
+    assert (attempt["runner_id"], attempt["outcome"]) == (f"node_1-{given}", "completed")
+    assert not list((fleet.directory / "node_1.data" / "runners").iterdir())
+    started = [line for line in done.log() if line["event"] == "started"]
+    assert [(line["scenario_id"], line["epoch"], line["why"]) for line in started] == [(given, 1, "submitted")]
+
+
+async def held(fleet: Fleet, fake: Fake, scenario_id: int, frames: int = 4) -> psutil.Process:
+    """Wait until some frames are stored and the service keeps the next answers; returns the runner."""
+    await fleet.has("id = $1 AND next_frame >= $2 AND instance_id IS NOT NULL", scenario_id, frames)
+    return await fleet.runner(scenario_id)
+
+
+def hold(fake: Fake, number: int = 6) -> None:
+    """Keep the answers from this frame on until the gate opens."""
+    fake.held = lambda each: each >= number
+
+
+# commands on Kafka
+
+
+async def test_commands_start_and_stop_and_a_repeated_one_changes_nothing(fleet: Fleet, fake: Fake, clip: Path) -> None:
+    hold(fake)
+    await fleet.command("start", 7, "first", video_path=str(clip), settings={"scenario": {"max_failures": 3}})
+    async with fleet.orchestrator():
+        await held(fleet, fake, 7)
+        assert (await fleet.ledger.existing(7))["max_failures"] == 3
+        await fleet.command("stop", 7, "second")
+        await fleet.has("id = 7 AND status = 'inactive'")
+        await fleet.no_runners()
+        (attempt,) = await fleet.ledger.attempts(7)
+        assert attempt["outcome"] == "interrupted"
+        assert (await fleet.ledger.existing(7))["outcome"] is None
+        await fleet.command("start", 7, "first", video_path=str(clip))
+        await fleet.command("start", 8, "third", video_path=str(clip))
+        await fleet.has("id = 8 AND instance_id IS NOT NULL")
+        # The one before it on the topic was obeyed once and is not again.
+        assert (await fleet.ledger.existing(7))["status"] == "inactive"
+        fake.gate.set()
+        await fleet.command("start", 7, "fourth", video_path=str(clip), settings={"scenario": {"max_failures": 3}})
+        await fleet.completed([7, 8])
+    assert await fleet.messages(fleet.dead_letter_topic) == []
+
+
+def start_headers(command_id: str) -> list[tuple[str, bytes]]:
+    return [("ce_id", command_id.encode()), ("ce_type", b"trio-runner.start.v1")]
+
+
+async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_again(fleet: Fleet, clip: Path) -> None:
+    hostile: list[dict[str, Any]] = [{"self": {}}, {"inference": {"url": "http://evil"}}, {"video": {"stride": 0}}]
+    evil = [
+        json.dumps({"scenario_id": 7, "video_path": str(clip), "settings": settings}).encode() for settings in hostile
+    ]
+    evil += [b"\xff\xfe", b"{}", b"[" * 10_000, b"x" * 100_000]
+    records: list[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]] = [
+        (fleet.command_topic, b"7", value, start_headers(f"c{n}")) for n, value in enumerate(evil)
+    ]
+    records += [
+        (fleet.command_topic, b"7", None, []),
+        (fleet.command_topic, b"9", b'{"scenario_id": 9}', [("ce_id", b"s"), ("ce_type", b"trio-runner.stop.v1")]),
+        (fleet.retry_topic, b"7", b"no event", []),
+        (fleet.retry_topic, b"7", evil[0], start_headers("x")),
+    ]
+    await fleet.send(*records)
+    await fleet.command("start", 8, video_path=str(clip))
+    async with fleet.orchestrator() as running:
+        await fleet.completed([8])
+
+        async def committed() -> bool:
+            return not await fleet.lag(fleet.command_topic) + await fleet.lag(fleet.retry_topic)
+
+        await until(committed, described="all offsets committed")
+        asides = await fleet.messages(fleet.dead_letter_topic)
+        running.send_signal(signal.SIGTERM)
+        done = await running.wait()
+    assert done.code == 0
+    assert await fleet.rows([7, 9]) == []
+    assert {each.headers["ce_type"] for each in asides} == {"trio-runner.refused.v1"}
+    assert len(asides) == len(records)
+    told = {aside.headers["refused-at"].rpartition("/")[0].rpartition("/")[0]: aside for aside in asides}
+    assert told.keys() == {fleet.command_topic, fleet.retry_topic}
+    reasons = " ".join(aside.headers["refused-because"] for aside in asides)
+    for because in ("self: not for", "inference.url: not for", "video.stride: bad value", "does not exist", "bytes"):
+        assert because in reasons
+    assert b"\xff\xfe" in [aside.value for aside in asides]
+    async with fleet.orchestrator():
+        await fleet.command("start", 10, video_path=str(clip))
+        await fleet.completed([10])
+    assert len(await fleet.messages(fleet.dead_letter_topic)) == len(records)
+
+
+# deaths
+
+
+async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    # Were it left to the lease, this test would wait for an hour.
+    async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
+        (await held(fleet, fake, given)).kill()
+        await fleet.has("id = $1 AND epoch = 2", given)
+        fake.gate.set()
+        await fleet.completed([given])
+    (death,) = await fleet.ledger.retry_events(given)
+    assert (death["reporter"], death["body"]["error"]["code"]) == ("stop-post", "runner_killed")
+    assert death["told_at"] is not None
+    first, second = await fleet.ledger.attempts(given)
+    assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", first["end_frame"])
+    assert first["end_frame"] >= 4
+
+
+async def test_one_that_a_nameless_signal_ends_does_not_take_the_orchestrator_along(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator():
+        (await held(fleet, fake, given)).send_signal(signal.SIGRTMIN + 5)
+        await fleet.has("id = $1 AND epoch = 2", given)
+        fake.gate.set()
+        await fleet.completed([given])
+
+
+async def test_a_poison_scenario_has_max_failures_attempts_and_one_dead_letter(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    fake.plan = lambda _, painted: Fault.STATUS_500 if painted == 0 else None
+    await fleet.submit(clip, 7, "scenario.max_failures=3")
+    async with fleet.orchestrator("node_1"), fleet.orchestrator("node_2"):
+        assert await fleet.ended([7]) == {7: "failed"}
+        await fleet.has("id = 7 AND dead_letter_due IS NULL")
+        row = await fleet.ledger.existing(7)
+        assert (row["status"], row["failures"], row["epoch"]) == ("inactive", 3, 4)
+        assert len(await fleet.ledger.attempts(7)) == 3
+        (letter,) = await fleet.messages(fleet.dead_letter_topic)
+        body = json.loads(letter.value)
+        assert (letter.key, letter.headers["ce_type"]) == (b"7", "trio-runner.given-up.v1")
+        assert (letter.headers["ce_epoch"], body["epoch"], body["failures"]) == ("3", 3, 3)
+        assert body["error"]["code"] == "inference_unavailable"
+        # By hand, once the service is well.
+        fake.plan = lambda *_: None
+        done = await fleet.cli("retry", fleet.config("dba"), "7")
+        assert done.code == 0
+        await fleet.completed([7])
+    assert len(await fleet.messages(fleet.dead_letter_topic)) == 1
+
+
+async def test_a_scenario_that_always_makes_progress_finishes(fleet: Fleet, fake: Fake, clip: Path) -> None:
+    # Further from where an attempt begins than the window is wide: it is asked about once something is stored.
+    fake.plan = once(*range(9, 60, 10))
+    given = await fleet.submit(clip, 0, "scenario.max_failures=1", "inference.in_flight=1")
+    async with fleet.orchestrator():
+        await fleet.completed([given])
+    assert len(await fleet.ledger.attempts(given)) == 7
+
+
+async def test_a_permanent_error_is_the_last(fleet: Fleet) -> None:
+    given = await fleet.submit(fleet.directory / "no-such-video.mp4")
+    async with fleet.orchestrator():
+        assert await fleet.ended([given]) == {given: "failed"}
+        await fleet.has("id = $1 AND dead_letter_due IS NULL", given)
+    assert len(await fleet.ledger.attempts(given)) == 1
+    (letter,) = await fleet.messages(fleet.dead_letter_topic)
+    assert json.loads(letter.value)["error"]["code"] == "video_missing"
+
+
+async def test_a_runner_that_cannot_use_its_config_is_recorded_as_such(fleet: Fleet, clip: Path) -> None:
+    """As after an update under way: what the orchestrator has made is no config for the runner."""
+    given = await fleet.submit(clip)
+    # A settings key that a later version knows, and what its table says is not what this one can read.
+    await fleet.ledger.query("UPDATE scenarios SET settings = $2 WHERE id = $1", given, {"video": {"strides": 2}})
+    async with fleet.orchestrator():
+        assert await fleet.ended([given]) == {given: "failed"}
+    row = await fleet.ledger.existing(given)
+    assert row["last_error"]["code"] == "config_invalid"
+    assert "video.strides" in row["last_error"]["message"]
+    (death,) = await fleet.ledger.retry_events(given)
+    assert death["reporter"] == "orchestrator"
+
+
+EXIT_78 = """\
+import sys
+from trio_runner.orchestrator import process
+as_toml = process.as_toml
+process.as_toml = lambda config: as_toml(config) + "[surprise]\\n"
+from trio_runner.cli import main
+sys.exit(main())
+"""
+
+
+async def test_exit_code_78_is_recorded_by_the_orchestrator(fleet: Fleet, clip: Path) -> None:
+    given = await fleet.submit(clip)
+    wrapper = fleet.directory / "surprise.py"
+    wrapper.write_text(EXIT_78)
+    async with fleet.cli.started("orchestrate", fleet.config(), program=[sys.executable, str(wrapper)]):
+        assert await fleet.ended([given]) == {given: "failed"}
+    row = await fleet.ledger.existing(given)
+    assert (row["last_error"]["code"], row["epoch"]) == ("config_invalid", 2)
+    assert len(await fleet.ledger.attempts(given)) == 1
+
+
+# stopping
+
+
+async def test_stop_drains_and_submit_goes_on(fleet: Fleet, fake: Fake, clip: Path) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator():
+        await held(fleet, fake, given)
+        done = await fleet.cli("stop", fleet.config("dba"), str(given))
+        assert done.code == 0
+        await fleet.has("id = $1 AND status = 'inactive'", given)
+        row = await fleet.ledger.existing(given)
+        assert (row["outcome"], row["epoch"], row["failures"]) == (None, 2, 0)
+        assert row["next_frame"] >= 4
+        fake.gate.set()
+        assert await fleet.submit(clip, given) == given
+        await fleet.completed([given])
+    assert len(await fleet.ledger.attempts(given)) == 2
+
+
+async def test_an_orchestrator_that_is_told_to_leave_lets_its_runners_drain(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(2)]
+    async with fleet.orchestrator() as running:
+        for each in ids:
+            await held(fleet, fake, each)
+        running.send_signal(signal.SIGTERM)
+        done = await running.wait()
+        assert done.code == 0, done.err
+        assert fleet.runners() == []
+    for row in await fleet.rows(ids):
+        assert (row["status"], row["instance_id"], row["failures"], row["epoch"]) == ("init_startup", None, 0, 2)
+    fake.gate.set()
+    async with fleet.orchestrator():
+        await fleet.completed(ids)
+
+
+async def test_one_that_is_told_to_leave_before_it_had_begun_holds_nothing_up(fleet: Fleet, clip: Path) -> None:
+    given = await fleet.submit(clip)
+    patient = {"start_timeout_seconds": 3600.0}
+    async with fleet.orchestrator(orchestrator=patient) as running:
+        await fleet.runner(given)
+        running.send_signal(signal.SIGTERM)
+        assert (await running.wait()).code == 0
+    async with fleet.orchestrator(orchestrator=patient):
+        await fleet.completed([given])
+
+
+BUG = """\
+import sys
+from pathlib import Path
+from trio_runner.backlog import Backlog
+from trio_runner.cli import main
+
+shutdowns = Backlog.shutdowns
+
+async def broken(self):
+    assert not Path(__file__).with_suffix(".now").exists(), "a bug"
+    return await shutdowns(self)
+
+Backlog.shutdowns = broken
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("why", ["told to leave", "a bug"])
+async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
+    fleet: Fleet, fake: Fake, clip: Path, why: str
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    wrapper = fleet.directory / "bug.py"
+    wrapper.write_text(BUG)
+    # Who is not gone by then is killed, also where it is the machine that stood still.
+    config = fleet.config(database={"lease_seconds": 3600.0}, orchestrator={"stop_timeout_seconds": 600.0})
+    async with open_service_manager() as manager:
+        variables = manager.variables | {"WATCHDOG_USEC": "300000"}
+        program = [sys.executable, str(wrapper)]
+        async with fleet.cli.started("orchestrate", config, program=program, variables=variables) as running:
+            runner = await held(fleet, fake, given)
+            runner.suspend()
+            if why == "a bug":
+                wrapper.with_suffix(".now").touch()
+            else:
+                running.send_signal(signal.SIGTERM)
+
+            async def asked() -> bool:
+                """SIGTERM waits until it goes on (proc_pid_status(5))."""
+                status = await trio.Path(f"/proc/{runner.pid}/status").read_text()
+                (pending,) = re.findall(r"ShdPnd:\t(\w+)", status)
+                return bool(int(pending, 16) & 1 << signal.SIGTERM - 1)
+
+            await until(asked, described="its runner is asked to leave")
+            so_far = manager.told.count("WATCHDOG=1")
+
+            async def fed() -> bool:
+                return manager.told.count("WATCHDOG=1") >= so_far + 2
+
+            await until(fed, described="the watchdog is fed")
+            assert "STOPPING=1" not in manager.told
+            runner.resume()
+            fake.gate.set()
+            done = await running.wait()
+            await manager.heard("STOPPING=1")
+    assert (done.code == 0) == (why == "told to leave"), done.err
+    assert ("a bug" in done.err) == (why == "a bug")
+    (attempt,) = await fleet.ledger.attempts(given)
+    assert attempt["outcome"] == "interrupted"
+
+
+# dying orchestrators
+
+
+async def test_runners_of_a_killed_orchestrator_drain_and_the_next_one_goes_on(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(2)]
+    async with fleet.orchestrator(database={"lease_seconds": 3600.0}) as running:
+        for each in ids:
+            await held(fleet, fake, each)
+        os.kill(running.pid, signal.SIGKILL)
+        await fleet.no_runners()
+    for each in ids:
+        (death,) = await fleet.ledger.retry_events(each)
+        assert (death["reporter"], death["body"]["error"]["code"]) == ("runner", "interrupted")
+    fake.gate.set()
+    async with fleet.orchestrator():
+        await fleet.completed(ids)
+
+
+async def test_what_was_killed_together_with_its_orchestrator_is_reported_by_the_next(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(2)]
+    patient = {"lease_seconds": 3600.0}
+    async with fleet.orchestrator(database=patient) as running:
+        runners = [await held(fleet, fake, each) for each in ids]
+        os.kill(running.pid, signal.SIGSTOP)
+        for runner in runners:
+            runner.kill()
+        os.kill(running.pid, signal.SIGKILL)
+    assert [row["epoch"] for row in await fleet.rows(ids)] == [1, 1]
+    fake.gate.set()
+    async with fleet.orchestrator(database=patient):
+        await fleet.completed(ids)
+    for each in ids:
+        (death,) = await fleet.ledger.retry_events(each)
+        assert (death["reporter"], death["body"]["error"]["code"]) == ("stop-post", "runner_killed")
+
+
+DAEMON = "trio_runner.orchestrator"
+STEPS = {
+    "what is due is taken, nothing started": "trio_runner.database.backlog:Backlog:due:after:wanted",
+    "a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:after:",
+    "before a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:before:",
+    "a command is obeyed, its offset not committed": "trio_runner.database.backlog:Backlog:obey:after:",
+    "offsets are committed": "trio_runner.kafka.inbox:Inbox:commit:after:",
+    "before a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:before:",
+    "a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:after:",
+    "a runner has ended": f"{DAEMON}.daemon:Orchestrator:on_ended:before:",
+    "an event is read": f"{DAEMON}.daemon:Orchestrator:_take_note:before:",
+    "an event is noted": f"{DAEMON}.daemon:Orchestrator:_take_note:after:",
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
+    fleet: Fleet, fake: Fake, clip: Path, step: str
+) -> None:
+    fake.plan = once(20, 40)
+    for each in (7, 8):
+        if "command" in step or "offset" in step:
+            await fleet.command("start", each, video_path=str(clip))
+        else:
+            await fleet.submit(clip, each)
+    reported = "end is reported" in step
+    if reported:
+        hold(fake)
+    async with fleet.orchestrator(dying=STEPS[step]) as running:
+        if reported:
+            # One that reports itself leaves nothing to be reported; what is held keeps it from that until it is killed.
+            (await fleet.runner(7)).kill()
+            fake.gate.set()
+
+        async def dead() -> bool:
+            await fleet.hurry()
+            return running.exited()
+
+        await until(dead, described=f"killed when {step}")
+        assert (await running.wait()).code == -signal.SIGKILL
+    async with fleet.orchestrator(orchestrator={"start_timeout_seconds": 8.0}):
+        await fleet.completed([7, 8])
+    assert await fleet.messages(fleet.dead_letter_topic) == []
+
+
+# peers that are away
+
+
+async def test_an_orchestrator_without_kafka_finishes_everything_by_the_ledger(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    fake.plan = once(20)
+    given = await fleet.submit(clip)
+    missing = await fleet.submit(fleet.directory / "missing.mp4")
+    nowhere = {
+        "brokers": f"127.0.0.1:{free_port()}",
+        "connect_timeout_seconds": 0.5,
+        "publish_timeout_seconds": 0.5,
+    }
+    async with fleet.orchestrator(kafka=nowhere):
+        assert await fleet.ended([given, missing]) == {given: "completed", missing: "failed"}
+    assert len(await fleet.ledger.attempts(given)) == 2
+    await fleet.ledger.check_invariants(given)
+    # That it was given up is told by the next that has Kafka, once the turn of the one that tried is over.
+    await fleet.ledger.query("UPDATE scenarios SET dead_letter_due = now() WHERE dead_letter_due IS NOT NULL")
+    async with fleet.orchestrator():
+        await fleet.has("id = $1 AND dead_letter_due IS NULL", missing)
+    assert len(await fleet.messages(fleet.dead_letter_topic)) == 1
+
+
+async def test_a_database_that_drops_its_connections_is_waited_for(
+    fleet: Fleet, fake: Fake, clip: Path, server: DatabaseServer
+) -> None:
+    hold(fake)
+    first = await fleet.submit(clip)
+    async with fleet.orchestrator() as running:
+        await held(fleet, fake, first)
+        await server.as_superuser(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'trio-runner orchestrate'"
+        )
+        fake.gate.set()
+        second = await fleet.submit(clip)
+        await fleet.completed([first, second])
+        assert not running.exited()
+
+
+# forged events
+
+
+async def forged(fleet: Fleet, scenario_id: int, **changes: Any) -> None:
+    """A retry event of the right shape about the attempt that is under way."""
+    row = await fleet.ledger.existing(scenario_id)
+    claim = Claim(
+        scenario_id=scenario_id,
+        epoch=row["epoch"],
+        instance_id=changes.get("instance_id", str(row["instance_id"])),
+        next_frame=0,
+        frames_stored=0,
+    )
+    failure = Failure(code=ErrorCode.INFERENCE_TIMEOUT, type="X", message="forged")
+    event = retry.build_event(failure, claim=claim, runner_id="r", progress=Progress(), reporter="runner")
+    await fleet.send((fleet.retry_topic, str(scenario_id).encode(), msgspec.json.encode(event), retry.headers(event)))
+
+
+async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right_is_recorded(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    # Kafka takes its time with a new topic; the lease is not to be what tells.
+    async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
+        runner = await held(fleet, fake, given)
+        await forged(fleet, given, instance_id=str(uuid.uuid4()))
+
+        async def read() -> bool:
+            return not await fleet.lag(fleet.retry_topic)
+
+        await until(read, described="the event is read")
+        row = await fleet.ledger.existing(given)
+        assert (row["epoch"], str(row["status"])) == (1, "active")
+        assert runner.is_running()
+        # As from a runner that could not reach the ledger.
+        runner.suspend()
+        await forged(fleet, given)
+        await fleet.has("id = $1 AND epoch = 2", given)
+
+        async def told() -> bool:
+            (death,) = await fleet.ledger.retry_events(given)
+            assert death["body"]["error"]["message"] == "forged"
+            return death["told_at"] is not None
+
+        # That comes after the death, in a statement of its own.
+        await until(told, described="it counts as told")
+        # It may have made room for the next by now.
+        with suppress(psutil.NoSuchProcess):
+            runner.resume()
+        fake.gate.set()
+        await fleet.completed([given])
+    assert await fleet.messages(fleet.dead_letter_topic) == []
+
+
+# how many
+
+
+async def test_there_are_no_more_runners_than_allowed_and_one_node_more_takes_the_rest(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(4)]
+    at_most = {"max_runners": 2}
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(fleet.orchestrator("node_1", orchestrator=at_most))
+        for each in ids[:2]:
+            await fleet.has("id = $1 AND next_frame >= 4", each)
+
+        async def running() -> int:
+            (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM scenarios WHERE next_frame > 0")
+            return int(row["n"])
+
+        assert await running() == len(fleet.runners()) == 2
+        await stack.enter_async_context(fleet.orchestrator("node_2", orchestrator=at_most))
+        for each in ids[2:]:
+            await fleet.has("id = $1 AND next_frame >= 4", each)
+        nodes = [row["node"] for row in await fleet.rows(ids)]
+        assert nodes == ["node_1", "node_1", "node_2", "node_2"]
+        fake.gate.set()
+        await fleet.completed(ids)
+    await check_each_ran_once(fleet, ids)
+
+
+async def check_each_ran_once(fleet: Fleet, ids: list[int]) -> None:
+    attempts = await fleet.ledger.query("SELECT scenario_id, outcome, error FROM attempts ORDER BY scenario_id, epoch")
+    assert [tuple(attempt.values()) for attempt in attempts] == [(each, "completed", None) for each in ids]
+
+
+async def test_a_second_one_on_a_data_directory_waits_until_the_first_has_left(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    ids = [await fleet.submit(clip) for _ in range(2)]
+    async with fleet.orchestrator("node_1", orchestrator={"max_runners": 1}) as first:
+        await fleet.has("node = 'node_1' AND next_frame >= 4")
+        async with fleet.orchestrator("node_2", runner={"data_dir": "node_1.data"}) as second:
+
+            async def waits() -> bool:
+                return "another orchestrator's runners live there" in second.err()
+
+            await until(waits, described="the second waits")
+            assert [row["node"] for row in await fleet.rows(ids) if row["node"]] == ["node_1"]
+            first.send_signal(signal.SIGTERM)
+            assert (await first.wait()).code == 0
+            fake.gate.set()
+            await fleet.completed(ids)
+
+
+async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it_is_back(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    fake.plan = lambda *_: Fault.STATUS_500
+    ids = list(range(1, 31))
+    await fleet.insert(clip, ids, {"video": {"max_frames": 4}})
+    async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 8}) as running:
+        await until(lambda: said(running, "the breaker is open"), described="the breaker is open")
+        await fleet.has("epoch > 1")
+        (row,) = await fleet.ledger.query(
+            "SELECT count(*) AS n FROM scenarios WHERE epoch > 1 OR instance_id IS NOT NULL"
+        )
+        fake.plan = lambda *_: None
+        await until(lambda: said(running, "the breaker is closed"), described="the breaker is closed")
+        await fleet.completed(ids, frames=4)
+    attempts = await fleet.ledger.query("SELECT extract(epoch FROM started_at)::float8 AS at FROM attempts ORDER BY 1")
+    moments = [attempt["at"] for attempt in attempts]
+    # The ledger has claims and not starts: a busy machine may bunch them, but not more than a few together.
+    for first in range(len(moments)):
+        in_five_seconds = sum(moments[first] <= moment < moments[first] + 5 for moment in moments)
+        assert in_five_seconds <= 3 * (5 + 1) + 8
+    assert row["n"] <= 8 + 10
+
+
+async def said(running: Running, event: str) -> bool:
+    return event in running.err()
+
+
+async def test_two_orchestrators_run_every_scenario_once(fleet: Fleet, clip: Path) -> None:
+    ids = list(range(1, 9))
+    for each in ids:
+        await fleet.command("start", each, video_path=str(clip), settings={"video": {"max_frames": 10}})
+    async with fleet.orchestrator("node_1"), fleet.orchestrator("node_2"):
+        await fleet.completed(ids, frames=10)
+    await check_each_ran_once(fleet, ids)
+
+
+# secrets
+
+
+async def test_what_a_runner_is_given_is_its_users_alone_and_holds_no_secret(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator():
+        runner = await held(fleet, fake, given)
+        place = fleet.directory / "node_1.data" / "runners" / str(given)
+        assert stat.S_IMODE((place / "runner.toml").stat().st_mode) == 0o600
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        password = fleet.servers.password
+        given_to_it = [*runner.cmdline(), *runner.environ().values(), (place / "runner.toml").read_text()]
+        for child in runner.children(recursive=True):
+            # The decoder of a video that is read is gone.
+            with suppress(psutil.NoSuchProcess):
+                given_to_it += [*child.cmdline(), *child.environ().values()]
+        assert not any(password in text for text in given_to_it)
+        fake.gate.set()
+        await fleet.completed([given])
+
+
+async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
+    fleet: Fleet, fake: Fake, clip: Path
+) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator(database={"lease_seconds": 1.0}, orchestrator={"reap_seconds": 0.5}):
+        await held(fleet, fake, given)
+        # So short a lease may have ended before: on a busy machine this is not the first.
+        row = await fleet.has("id = $1 AND instance_id IS NOT NULL", given)
+        frozen = await fleet.runner(given)
+        frozen.suspend()
+        await fleet.has("id = $1 AND epoch > $2", given, row["epoch"])
+        fake.gate.set()
+        await fleet.completed([given])
+    assert not frozen.is_running()
+    await fleet.ledger.check_invariants(given)
+
+
+@pytest.mark.parametrize("settings", [{"inference": {"url": "http://127.0.0.1:1"}}, {"video": {"stride": None}}])
+async def test_a_row_that_says_what_it_may_not_is_given_up_and_ends_nobody(
+    fleet: Fleet, fake: Fake, clip: Path, settings: dict[str, Any]
+) -> None:
+    fake.gate.set()
+    await fleet.ledger.query(
+        "INSERT INTO scenarios (id, video_path, settings) VALUES (901, $1, $2)", str(clip), settings
+    )
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator():
+        assert await fleet.ended([901, given]) == {901: "failed", given: "completed"}
+    (death,) = await fleet.ledger.retry_events(901)
+    assert death["body"]["error"]["code"] == "config_invalid"

@@ -1,0 +1,162 @@
+"""Passwords, tokens and certificates: read from files within a deadline, and nowhere kept."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from trio_runner.base.files import read_small_file
+from trio_runner.base.logs import conceal
+from trio_runner.base.redact import MIN_SECRET_CHARACTERS
+from trio_runner.errors import ErrorCode, RunnerError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from trio_runner.config.load import Config
+    from trio_runner.config.sections import PeerSection
+
+T = TypeVar("T")
+
+READ_SECONDS: Final = 2.0
+MAX_SECRET_BYTES: Final = 4096
+MAX_PEM_BYTES: Final = 4 * 2**20
+"""Twenty times the bundle of all public authorities."""
+
+logger = logging.getLogger(__name__)
+
+
+async def read_secret(path: str, key: str) -> str:
+    """The text of the file at `path`, without the line's end; `key` is the config key that names it.
+
+    From now on no log line shows it.
+
+    Raises:
+        RunnerError: `credential_unreadable`.
+    """
+    secret, _ = await _read(_secret_in, path, key=key, path=path)
+    conceal(frozenset({secret}))
+    return secret
+
+
+async def tls_context(section: PeerSection, name: str) -> ssl.SSLContext:
+    """A client's context that checks certificate and host name, with the section's authority and own certificate.
+
+    Whether a certificate has expired is not looked at here: the peer says so, and the handshake fails by name.
+
+    Args:
+        section: Whose `ca_file`, `certificate_file` and `key_file` count.
+        name: The section's name, for messages.
+
+    Raises:
+        RunnerError: `credential_unreadable`, naming the file.
+    """
+    # Not `create_default_context`: that one writes session keys into the file which SSLKEYLOGFILE names.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if section.ca_file:
+        await _read(_load_authorities, context, section.ca_file, key=f"{name}.ca_file", path=section.ca_file)
+    else:
+        await _read(context.load_default_certs, key=f"{name}.ca_file", path="(not set: the system's authorities)")
+    if section.certificate_file:
+        certificate, path = f"{name}.certificate_file", section.certificate_file
+        # Into a context of its own: OpenSSL does not say whether certificate or key is damaged.
+        await _read(_load_authorities, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, key=certificate, path=path)
+        key, key_path = (f"{name}.key_file", section.key_file) if section.key_file else (certificate, path)
+        await _read(_load_chain, context, path, section.key_file, key=key, path=key_path)
+    return context
+
+
+async def secrets_of(config: Config) -> frozenset[str]:
+    """What must not appear in anything that is said; a secret that cannot be read cannot leak.
+
+    Private keys are not among them: they are handed to OpenSSL by their path, and no text ever holds one. Warns of
+    files that others can read, and of secrets too short to be masked: they may be right all the same.
+    """
+    found = set()
+    for key, path in (
+        ("inference.token_file", config.inference.token_file),
+        ("database.password_file", config.database.password_file),
+        ("kafka.password_file", config.kafka.password_file),
+    ):
+        with suppress(RunnerError):
+            if path:
+                secret, state = await _read(_secret_in, path, key=key, path=path)
+                found.add(secret)
+                _warn_if_open(key, path, state)
+                if len(secret) < MIN_SECRET_CHARACTERS:
+                    problem = "%s holds fewer than %d characters, which is too short to be masked"
+                    logger.warning(problem, key, MIN_SECRET_CHARACTERS)
+    for name, section in (("inference", config.inference), ("database", config.database), ("kafka", config.kafka)):
+        with suppress(RunnerError):
+            if path := section.key_file:
+                _, state = await _read(_pem_in, path, key=f"{name}.key_file", path=path)
+                _warn_if_open(f"{name}.key_file", path, state)
+    return frozenset(found)
+
+
+def _warn_if_open(key: str, path: str, state: os.stat_result) -> None:
+    # The rule of libpq for private keys. Root's may be read by a group: systemd gives a service its credentials by an
+    # ACL, and that shows as the group's bits.
+    if state.st_mode & (0o037 if state.st_uid == 0 else 0o077):
+        logger.warning("%s %s can be read by others (mode %04o); chmod 600 it", key, path, state.st_mode & 0o7777)
+
+
+async def _read(function: Callable[..., T], *args: object, key: str, path: str) -> T:
+    """In a thread that a deadline leaves behind: a file may lie on storage that does not answer."""
+    try:
+        with trio.fail_after(READ_SECONDS):
+            return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True)
+    except (OSError, ValueError, trio.TooSlowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnicodeDecodeError):
+            why = "it is not UTF-8 text"
+        elif isinstance(error, trio.TooSlowError):
+            why = "it could not be read in time"
+        # Not chained: a decoder's error holds what it could not decode.
+        raise RunnerError(ErrorCode.CREDENTIAL_UNREADABLE, f"cannot use {key} {path}: {why}") from None
+
+
+def _secret_in(path: str) -> tuple[str, os.stat_result]:
+    data, state = read_small_file(path, max_bytes=MAX_SECRET_BYTES)
+    secret = data.decode("utf-8-sig").rstrip("\r\n")
+    if not secret:
+        raise OSError(errno.EINVAL, "it is empty")
+    if re.search(r"[\x00-\x1f\x7f]", secret):
+        raise OSError(errno.EINVAL, "it holds more than one line, or control characters")
+    return secret, state
+
+
+def _pem_in(path: str) -> tuple[bytes, os.stat_result]:
+    # OpenSSL itself would wait at a FIFO for ever.
+    return read_small_file(path, max_bytes=MAX_PEM_BYTES)
+
+
+def _load_authorities(context: ssl.SSLContext, ca_file: str) -> None:
+    _pem_in(ca_file)
+    try:
+        context.load_verify_locations(ca_file)
+    except ssl.SSLError:
+        raise OSError(errno.EINVAL, "it holds no usable certificate in PEM form") from None
+
+
+def _load_chain(context: ssl.SSLContext, certificate_file: str, key_file: str) -> None:
+    pem, _ = _pem_in(key_file or certificate_file)
+    if b"PRIVATE KEY-----" not in pem:
+        or_else = "" if key_file else ", and no key_file is set"
+        raise OSError(errno.EINVAL, f"it holds no private key in PEM form{or_else}")
+    if b"ENCRYPTED" in pem:
+        raise OSError(errno.EINVAL, "its key is encrypted, and nobody is asked for a passphrase; store it without one")
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(certificate_file, key_file or None, password=lambda: "")
+    except ssl.SSLError as error:
+        mismatch = error.reason == "KEY_VALUES_MISMATCH"
+        why = f"its key does not belong to {certificate_file}" if mismatch else "OpenSSL finds no usable key in it"
+        raise OSError(errno.EINVAL, why) from None

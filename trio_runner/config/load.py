@@ -1,0 +1,205 @@
+"""TOML into one frozen object; whatever is wrong with it is found at once and named by key and line, with a remedy."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import tomli
+
+from trio_runner.base.files import read_small_file
+from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.keys import check_tables, is_credential
+from trio_runner.config.lines import broken_line, key_lines, written_twice
+from trio_runner.config.rules import (
+    database_rules,
+    inference_rules,
+    kafka_rules,
+    kubernetes_rules,
+    topic_rules,
+    video_rules,
+)
+from trio_runner.config.sections import (
+    EMBEDDED,
+    OPTIONAL_PATHS,
+    DatabaseSection,
+    InferenceSection,
+    KafkaSection,
+    KubernetesSection,
+    LogSection,
+    OrchestratorSection,
+    PeerSection,
+    PipelineSection,
+    RunnerSection,
+    ScenarioSection,
+    Section,
+    SystemdSection,
+    VideoSection,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = [
+    "EMBEDDED",
+    "Config",
+    "ConfigError",
+    "DatabaseSection",
+    "InferenceSection",
+    "KafkaSection",
+    "KubernetesSection",
+    "LogSection",
+    "OrchestratorSection",
+    "PeerSection",
+    "PipelineSection",
+    "RunnerSection",
+    "ScenarioSection",
+    "SystemdSection",
+    "VideoSection",
+    "load_config",
+    "parse_config",
+]
+
+MAX_CONFIG_BYTES: Final = 2**16
+"""Ten times the reference config."""
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """Everything a runner is told, in one frozen object."""
+
+    runner: RunnerSection = RunnerSection()
+    log: LogSection = LogSection()
+    scenario: ScenarioSection = ScenarioSection()
+    video: VideoSection = VideoSection()
+    inference: InferenceSection = InferenceSection()
+    pipeline: PipelineSection = PipelineSection()
+    database: DatabaseSection = DatabaseSection()
+    kafka: KafkaSection = KafkaSection()
+    orchestrator: OrchestratorSection = OrchestratorSection()
+    systemd: SystemdSection = SystemdSection()
+    kubernetes: KubernetesSection = KubernetesSection()
+
+    def replace(self, /, **sections: dict[str, Any]) -> Config:
+        """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""
+        changed: dict[str, dict[str, Any]] = msgspec.to_builtins(self)
+        for name, keys in sections.items():
+            changed[name] = changed.get(name, {}) | keys
+        return _checked(changed)
+
+    def with_absolute_paths(self, base_dir: Path) -> Config:
+        """A copy whose relative paths start from `base_dir`; `$CREDENTIALS_DIRECTORY/name` stays."""
+        changed: dict[str, dict[str, Any]] = {
+            "runner": {"data_dir": str(base_dir / self.runner.data_dir)},
+            "video": {"path": str(base_dir / self.video.path)},
+        }
+        for name, keys in OPTIONAL_PATHS.items():
+            section = getattr(self, name)
+            changed.setdefault(name, {}).update(
+                {
+                    key: str(base_dir / path)
+                    for key in keys
+                    if (path := getattr(section, key)) and not is_credential(key, path)
+                }
+            )
+        return self.replace(**changed)
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
+    """Read, parse and check the file; relative paths in it start from its own directory.
+
+    With `environ=None` the config is for another process: `$CREDENTIALS_DIRECTORY` stays in it, to be replaced there.
+
+    Raises:
+        ConfigError: the file cannot be read, or everything that is wrong with what it says.
+    """
+    try:
+        data, _ = read_small_file(path, max_bytes=MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _single(f"cannot read {path}: {why}", remedy="name an existing config file") from None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        # Not chained: the decoder's error holds the whole file.
+        raise _single("not UTF-8 text", line=line, remedy="save the file as UTF-8") from None
+    return parse_config(text, base_dir=path.resolve().parent, environ=environ)
+
+
+def parse_config(text: str, *, base_dir: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
+    """Turn TOML text into a checked Config whose paths are absolute.
+
+    `$CREDENTIALS_DIRECTORY/` at the beginning of a `*_file` key is replaced by what `environ` says; nothing else is.
+
+    Raises:
+        ConfigError: everything that is wrong with the text.
+    """
+    tables = _parse(text)
+    try:
+        return _checked(tables, environ).with_absolute_paths(base_dir)
+    except ConfigError as error:
+        lines = key_lines(text)
+        raise ConfigError(replace(problem, line=_line(problem, lines)) for problem in error.problems) from None
+
+
+def _single(problem: str, *, line: int | None = None, path: tuple[str, ...] = (), remedy: str) -> ConfigError:
+    return ConfigError([Problem(problem=problem, path=path, line=line, remedy=remedy)])
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if text.startswith("\N{BYTE ORDER MARK}"):
+        raise _single(
+            "not valid TOML: begins with a byte order mark", line=1, remedy="save the file as UTF-8 without one"
+        )
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        again = written_twice(text, error.lineno) if error.msg.startswith("Cannot ") else None
+        if again is not None:
+            path, first = again
+            problem = f"not valid TOML: written twice, first on line {first}"
+            raise _single(problem, path=path, line=error.lineno, remedy="keep one of the two") from None
+        # What is not closed is missed at the very end only.
+        line = broken_line(text) if error.pos >= len(error.doc) else error.lineno
+        problem = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+        raise _single(problem, line=line, remedy="correct the syntax") from None
+    except RecursionError:
+        remedy = "the config has two levels, no more"
+        raise _single("not valid TOML: nested too deeply", line=broken_line(text), remedy=remedy) from None
+    except ValueError:
+        # Python converts no more than 4300 digits at once.
+        remedy = "write a shorter number"
+        raise _single("not valid TOML: a number is too long", line=broken_line(text), remedy=remedy) from None
+
+
+def _line(problem: Problem, lines: Mapping[tuple[str, ...], int]) -> int | None:
+    """Where the key is written, or else another that the problem is about: one of them is, for all defaults agree."""
+    return next((lines[path] for path in (problem.path, *problem.others) if path in lines), None)
+
+
+def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """Check every key by itself, and then the rules that span keys, where none of these is in doubt itself."""
+    sections, problems = check_tables(
+        tables, {field.name: field.type for field in msgspec.structs.fields(Config)}, environ
+    )
+    config = Config(**sections)
+    doubtful = {path for problem in problems for path in (problem.path, *problem.others)}
+    rules = chain(
+        video_rules(config.video),
+        inference_rules(config.inference),
+        database_rules(config.database, config.pipeline),
+        kafka_rules(config.kafka),
+        topic_rules(config.kafka, config.orchestrator),
+        kubernetes_rules(config.kubernetes),
+    )
+    for problem in rules:
+        involved = (problem.path, *problem.others)
+        if doubtful.isdisjoint({*involved, *(path[:1] for path in involved)}):
+            problems.append(problem)
+    if problems:
+        raise ConfigError(problems)
+    return config

@@ -1,0 +1,205 @@
+"""The connection to PostgreSQL: made of what the config says and of nothing else, its errors by their names."""
+
+from __future__ import annotations
+
+import getpass
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import asyncpg
+import trio
+
+from trio_runner.base import aio
+from trio_runner.config.credentials import read_secret, tls_context
+from trio_runner.config.tls import tls_problem
+from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError, SupersededError
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from trio_runner.config.sections import DatabaseSection
+
+LIBRARY_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    aio.LibraryCancelledError,
+    OSError,
+)
+"""What asyncpg raises; a connection that was cut shows as any but the first."""
+
+SCHEMA: Final = "trio_runner"
+DEFAULT_PORT: Final = 5432
+GRANT: Final = "trio-runner init-db CONFIG --grant ROLE"
+
+_SOCKET_DIRECTORIES: Final = ("/run/postgresql", "/var/run/postgresql")
+"""Where a server's socket may lie; not /tmp, in which anybody could put one and ask for the password."""
+
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server is, and as whom and to what one connects."""
+
+    hosts: tuple[str, ...]
+    """One host, or the directories in which a Unix socket is looked for."""
+    port: int
+    user: str
+    database: str
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether no network lies between."""
+        return self.hosts[0].startswith("/")
+
+    def __str__(self) -> str:
+        if self.is_socket:
+            return f"{self.hosts[0]}/.s.PGSQL.{self.port}"
+        host = f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
+        return f"{host}:{self.port}"
+
+
+def address_of(url: str) -> Address:
+    """What a `postgresql://` address says; what it leaves out is the default, whatever PGHOST and its like say.
+
+    A Unix socket's directory is the host, either quoted (`%2Frun%2Fpostgresql`) or as `?host=/run/postgresql`.
+
+    Raises:
+        RunnerError: `store_unreachable`: a parameter that would count for nothing, as `sslmode`.
+    """
+    parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query))
+    if given.keys() - {"host", "port", "user", "dbname"}:
+        # Not repeated: it may be half of a secret.
+        raise _unusable("its query holds a parameter that is not read; sslmode and its like are keys of [database]")
+    name, _, place = parts.netloc.rpartition("@")
+    # Not `parts.hostname`, which is in lower case: a path is not.
+    named = place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
+    host = named or given.get("host", "")
+    try:
+        user = unquote(name) or given.get("user") or getpass.getuser()
+        port = parts.port or int(given.get("port", DEFAULT_PORT))
+    except (KeyError, OSError, ValueError) as error:
+        raise _unusable('it names no user or port; write "postgresql://user@host:port/database"') from error
+    return Address(
+        hosts=(host,) if host else _SOCKET_DIRECTORIES,
+        port=port,
+        user=user,
+        database=unquote(parts.path[1:]) or given.get("dbname") or user,
+    )
+
+
+def _unusable(why: str) -> RunnerError:
+    return RunnerError(ErrorCode.STORE_UNREACHABLE, f"database.url: {why}")
+
+
+async def connect(config: DatabaseSection, *, application_name: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Connect within `connect_timeout_seconds`.
+
+    Every argument is given, so that asyncpg looks for none in PG* variables, ~/.pgpass, ~/.postgresql or a service
+    file: none of them can bring in another password, or TLS that checks less or is not there.
+
+    Raises:
+        RunnerError: `credential_unreadable`, `store_tls`, `store_auth` or `store_unreachable`, naming the cause.
+    """
+    address = address_of(config.url)
+    password = await read_secret(config.password_file, "database.password_file") if config.password_file else ""
+    tls = False if address.is_socket else await _tls(config)
+    seconds = config.connect_timeout_seconds
+    try:
+        with trio.fail_after(seconds):
+            return await aio.call(
+                asyncpg.connect,
+                host=list(address.hosts),
+                port=address.port,
+                user=address.user,
+                password=password,
+                database=address.database,
+                ssl=tls,
+                direct_tls=False,
+                target_session_attrs="any",
+                krbsrvname="postgres",
+                gsslib="gssapi",
+                timeout=seconds,
+                command_timeout=config.command_timeout_seconds,
+                server_settings={
+                    "search_path": SCHEMA,
+                    "lock_timeout": "5s",
+                    "idle_in_transaction_session_timeout": "15s",
+                    "tcp_keepalives_idle": "30",
+                    "application_name": application_name[:63],
+                    "statement_timeout": str(int(config.command_timeout_seconds * 1000)),
+                },
+            )
+    except (trio.TooSlowError, TimeoutError) as error:
+        code, why = ErrorCode.STORE_UNREACHABLE, f"did not answer within {seconds:g} s; see database.url"
+        raise RunnerError(code, f"PostgreSQL at {address} {why}") from error
+    except (*LIBRARY_ERRORS, ValueError) as error:
+        code, why = _why_not(error, config)
+        raise RunnerError(code, f"PostgreSQL at {address}: {why}") from error
+
+
+async def _tls(config: DatabaseSection) -> ssl.SSLContext | Literal[False]:
+    """What `sslmode` asks for, as PostgreSQL's own clients understand it; never a choice, so never a fall back."""
+    if config.sslmode == "disable":
+        return False
+    context = await tls_context(config, "database")
+    context.check_hostname = config.sslmode == "verify-full"
+    if config.sslmode == "require":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _why_not(error: Exception, config: DatabaseSection) -> tuple[ErrorCode, str]:
+    """The code for a connection that did not come about, and its cause with the remedy."""
+    state = getattr(error, "sqlstate", None) or ""
+    message = str(error) or type(error).__name__
+    if problem := _tls_trouble(error, state, message, config):
+        return ErrorCode.STORE_TLS, problem
+    if state in {"28000", "28P01"}:
+        remedy = "check the user in database.url, database.password_file, database.sslmode and the server's pg_hba.conf"
+        return ErrorCode.STORE_AUTH, f"{message}; {remedy}"
+    if state == _INSUFFICIENT_PRIVILEGE:
+        return ErrorCode.STORE_AUTH, f"{message}; let its owner run: {GRANT}"
+    return ErrorCode.STORE_UNREACHABLE, f"{message}; see database.url"
+
+
+def _tls_trouble(error: Exception, state: str, message: str, config: DatabaseSection) -> str | None:
+    # What asyncpg makes of the server's "N".
+    if isinstance(error, ConnectionError) and "rejected SSL upgrade" in message:
+        remedy = 'switch TLS on there, or set database.sslmode to "disable" where the network can be trusted'
+        return f"it speaks no TLS; {remedy}"
+    if state == "28000" and "certificate" in message:
+        return f"{message}; see database.certificate_file and database.key_file"
+    # With TLS 1.3 a server judges our certificate after the handshake, and its reason may be lost on the way.
+    lost = "it hung up after the TLS handshake: does it want another database.certificate_file?"
+    return tls_problem(error, "database") or (lost if state == "08003" and config.certificate_file else None)
+
+
+def named_error(error: Exception) -> RunnerError:
+    """The named error behind what asyncpg raised later; whatever is no data error means that the connection is lost."""
+    state = getattr(error, "sqlstate", None) or ""
+    message = str(error) or type(error).__name__
+    if state == "RN002":
+        return ScenarioCompletedError(ErrorCode.CLAIM_REFUSED, message)
+    if state in {"RN001", "RN003", "RN004", "RN006"}:
+        return ClaimRefusedError(ErrorCode.CLAIM_REFUSED, message)
+    if state == "RN005":
+        return SupersededError(message)
+    if state in {"3F000", "42P01", "42883"}:
+        code, message = ErrorCode.STORE_SCHEMA, f"{message}; run: trio-runner init-db CONFIG"
+    elif state == _INSUFFICIENT_PRIVILEGE:
+        remedy = f"a runner's rights come from: {GRANT}; for more, log in as the schema's owner"
+        code, message = ErrorCode.STORE_AUTH, f"PostgreSQL: {message}; {remedy}"
+    elif state in {"57014", "55P03"} or isinstance(error, TimeoutError):
+        code, message = ErrorCode.STORE_TIMEOUT, f"PostgreSQL gave up: {message}"
+    elif isinstance(error, asyncpg.DataError):
+        code, message = ErrorCode.STORE_REJECTED, f"a value does not fit its column: {message}"
+    elif not isinstance(error, asyncpg.PostgresError) or not state or state[:2] in {"08", "57"}:
+        code, message = ErrorCode.STORE_LOST, f"the connection to PostgreSQL was lost: {message}"
+    else:
+        code, message = ErrorCode.STORE_REJECTED, f"PostgreSQL refused: {message} (SQLSTATE {state})"
+    return RunnerError(code, message)

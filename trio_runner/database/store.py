@@ -1,0 +1,289 @@
+"""The door to PostgreSQL: whole verbs on one plain asyncpg connection, each with a deadline and named errors."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import trio
+
+from trio_runner.base import aio
+from trio_runner.base.text import printable
+from trio_runner.database import schema
+from trio_runner.database.connection import LIBRARY_ERRORS, connect, named_error
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.model import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    import asyncpg
+
+    from trio_runner.config.sections import DatabaseSection
+    from trio_runner.model import FrameResult
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Who asks for a claim: the scenario, the epoch (0: whichever is free) and the process that would work on it."""
+
+    scenario_id: int
+    epoch: int
+    video_path: str
+    runner_id: str
+    instance_id: str
+    max_failures: int
+    video_identity: str | None = None
+    sampling: str | None = None
+
+
+class Store:
+    """One connection to the ledger; made by `open_store`. Its verbs may be called from several tasks."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], config: DatabaseSection) -> None:
+        """Take the connection over; `open_store` closes it."""
+        self._connection = connection
+        self._config = config
+        # asyncpg refuses a second operation while one is under way; the heartbeat and the writer share this door.
+        self._turn = trio.Lock()
+        self._encoder = msgspec.json.Encoder()
+
+    async def claim(self, attempt: Attempt) -> Claim:
+        """Take the scenario; creates a missing row when no epoch is named.
+
+        Raises:
+            ScenarioCompletedError, ClaimRefusedError, SupersededError: it is not this runner's to take.
+        """
+        row = await self.fetch_one(
+            "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            attempt.scenario_id,
+            printable(attempt.video_path),
+            attempt.epoch,
+            uuid.UUID(attempt.instance_id),
+            attempt.runner_id,
+            socket.gethostname(),
+            self._lease,
+            attempt.max_failures,
+            attempt.video_identity,
+            attempt.sampling,
+        )
+        if row is None:
+            raise RunnerError(ErrorCode.STORE_REJECTED, "claim() gave no row")
+        return Claim(
+            scenario_id=attempt.scenario_id,
+            epoch=row["claimed_epoch"],
+            instance_id=attempt.instance_id,
+            next_frame=row["claimed_next_frame"],
+            frames_stored=row["claimed_frames_stored"],
+            video_identity=row["claimed_identity"],
+            sampling=row["claimed_sampling"],
+        )
+
+    async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
+        """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
+        row = await self.fetch_one("SELECT $1::bigint AS scenario_id, c.* FROM expired_claim($1) c", scenario_id)
+        return (_claim_of(row), row["runner_id"], row["host"]) if row else None
+
+    async def expired_claims(self, limit: int) -> list[tuple[Claim, str, str]]:
+        """The claims of runners that were not heard of until their leases ended, each with runner's id and host."""
+        rows = await self.fetch_all("SELECT * FROM expired_claims($1)", limit)
+        return [(_claim_of(row), row["runner_id"], row["host"]) for row in rows]
+
+    async def attempt_of(self, scenario_id: int, instance_id: str) -> tuple[Claim, bool] | None:
+        """What that process claimed, and whether its end is recorded; None: it never claimed."""
+        row = await self.fetch_one(
+            "SELECT $1::bigint AS scenario_id, $2::uuid AS instance_id, a.* FROM attempt_of($1, $2) a",
+            scenario_id,
+            uuid.UUID(instance_id),
+        )
+        return (_claim_of(row), row["ended"]) if row else None
+
+    async def untold_event(self, scenario_id: int, epoch: int) -> str | None:
+        """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
+        row = await self.fetch_one("SELECT untold_event($1, $2) AS body", scenario_id, epoch)
+        return row["body"] if row else None
+
+    async def told(self, scenario_id: int, epoch: int) -> None:
+        """Note that Kafka has the event of this death."""
+        await self.fetch_one("SELECT told($1, $2)", scenario_id, epoch)
+
+    async def untold(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
+        """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
+        rows = await self.fetch_all("SELECT * FROM untold($1, $2)", timedelta(seconds=age_seconds), limit)
+        return [(row["scenario_id"], row["epoch"]) for row in rows]
+
+    async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
+        """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
+
+        Raises:
+            SupersededError: the claim is another runner's now; nothing was written.
+        """
+        await self.fetch_one(
+            "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            *self._fence(claim),
+            self._lease,
+            expected_frame,
+            [result.index for result in results],
+            [result.pts_seconds for result in results],
+            [self._encoder.encode(result.detections).decode() for result in results],
+            [result.inference_ms for result in results],
+        )
+
+    async def heartbeat(self, claim: Claim) -> None:
+        """Renew the lease; raises SupersededError where the claim is lost."""
+        await self.fetch_one("SELECT heartbeat($1, $2, $3, $4)", *self._fence(claim), self._lease)
+
+    async def finish(self, claim: Claim, total_frames: int, status: str) -> None:
+        """Complete the scenario; refused unless exactly `total_frames` rows are stored."""
+        await self.fetch_one("SELECT finish($1, $2, $3, $4, $5)", *self._fence(claim), total_frames, status)
+
+    async def fail(
+        self,
+        claim: Claim,
+        *,
+        event_id: str,
+        reporter: str,
+        error_class: str,
+        body: bytes,
+        retry_after_seconds: float,
+    ) -> bool:
+        """Record the death and release the claim; False where somebody else's report stands already."""
+        row = await self.fetch_one(
+            "SELECT fail($1, $2, $3, $4, $5, $6, $7, $8) AS recorded",
+            *self._fence(claim),
+            uuid.UUID(event_id),
+            reporter,
+            error_class,
+            body.decode(),
+            timedelta(seconds=retry_after_seconds),
+        )
+        return bool(row and row["recorded"])
+
+    async def is_completed(self, claim: Claim) -> bool:
+        """Whether this very claim completed its scenario: the reply to `finish` may have been lost."""
+        row = await self.fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
+        return bool(row and row["done"])
+
+    async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
+        """All scenarios in the order of their ids, or just the one."""
+        return await self.fetch_all(
+            "SELECT * FROM scenarios WHERE $1::bigint IS NULL OR id = $1 ORDER BY id", scenario_id
+        )
+
+    async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
+        """The attempts of one scenario in order."""
+        return await self.fetch_all("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
+
+    async def first_stored_at(self, scenario_id: int) -> float | None:
+        """When its first prediction was stored, in seconds since 1970."""
+        row = await self.fetch_one(
+            "SELECT extract(epoch FROM min(created_at))::float8 AS at FROM predictions WHERE scenario_id = $1",
+            scenario_id,
+        )
+        return row["at"] if row else None
+
+    async def label_counts(self, scenario_id: int) -> list[dict[str, Any]]:
+        """Label, boxes and frames with at least one such box, most boxes first."""
+        return await self.fetch_all("SELECT * FROM label_counts($1)", scenario_id)
+
+    async def retry_events(self) -> list[dict[str, Any]]:
+        """The ledger's own record of every death, oldest first."""
+        return await self.fetch_all("SELECT * FROM retry_events ORDER BY received_at")
+
+    async def create_schema(self) -> list[str]:
+        """Apply the schema files that this database lacks, in order, in one transaction; returns their names.
+
+        Raises:
+            RunnerError: `store_schema`: something is missing, and this role may not create it.
+        """
+        return await self._run(schema.create, self._connection)
+
+    async def check_rights(self, *, may_create: bool = False, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
+        """Raise RunnerError unless these verbs may be called; a schema that we `may_create` need not be whole yet."""
+        await self._run(schema.check_rights, self._connection, may_create, verbs)
+
+    async def check_schema(self) -> None:
+        """Raise `store_schema` unless every schema file of this version has been applied."""
+        if missing := await self._run(schema.missing, self._connection):
+            raise RunnerError(
+                ErrorCode.STORE_SCHEMA,
+                f"the database lacks {', '.join(missing)}; run: trio-runner init-db CONFIG",
+            )
+
+    async def grant(self, role: str, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
+        """Let `role` call these verbs, and do nothing else.
+
+        Raises:
+            RunnerError: `store_auth`: there is no such role, or this one may not grant that.
+        """
+        await self._run(schema.grant, self._connection, role, verbs)
+
+    @property
+    def _lease(self) -> timedelta:
+        return timedelta(seconds=self._config.lease_seconds)
+
+    @staticmethod
+    def _fence(claim: Claim) -> tuple[int, int, uuid.UUID]:
+        return claim.scenario_id, claim.epoch, uuid.UUID(claim.instance_id)
+
+    async def fetch_one(self, sql: str, *args: object) -> Mapping[str, Any] | None:
+        """The first row of one statement, within `command_timeout_seconds`; raises RunnerError."""
+        return await self._run(self._connection.fetchrow, sql, *args)
+
+    async def fetch_all(self, sql: str, *args: object) -> list[dict[str, Any]]:
+        """The rows of one statement, within `command_timeout_seconds`; raises RunnerError."""
+        return [dict(row) for row in await self._run(self._connection.fetch, sql, *args)]
+
+    async def _run(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+        seconds = self._config.command_timeout_seconds
+        async with self._turn:
+            try:
+                with trio.fail_after(seconds):
+                    return await aio.call(function, *args)
+            except trio.TooSlowError as error:
+                raise RunnerError(ErrorCode.STORE_TIMEOUT, f"PostgreSQL did not answer within {seconds:g} s") from error
+            except aio.LibraryCancelledError as error:
+                raise RunnerError(ErrorCode.STORE_LOST, "the connection to PostgreSQL was lost") from error
+            except LIBRARY_ERRORS as error:
+                raise named_error(error) from error
+
+
+@asynccontextmanager
+async def open_store(
+    config: DatabaseSection, *, application_name: str, close_seconds: float = CLOSE_SECONDS
+) -> AsyncIterator[Store]:
+    """Connect within `connect_timeout_seconds`; closed politely after a clean end, cut off after any other.
+
+    `close_seconds` bounds the politeness.
+
+    Raises:
+        RunnerError: `store_unreachable`, `store_tls`, `store_auth` or `credential_unreadable`, naming the cause.
+    """
+    connection = await connect(config, application_name=application_name)
+    clean = False
+    try:
+        yield Store(connection, config)
+        clean = True
+    finally:
+        # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
+        if not (clean and close_seconds and await aio.close(connection.close, seconds=close_seconds)):  # noqa: ASYNC102 - close shields and bounds
+            connection.terminate()
+
+
+def _claim_of(row: Mapping[str, Any]) -> Claim:
+    return Claim(
+        scenario_id=row["scenario_id"],
+        epoch=row["epoch"],
+        instance_id=str(row["instance_id"]),
+        next_frame=row["next_frame"],
+        frames_stored=row["frames_stored"],
+    )

@@ -1,0 +1,235 @@
+"""A directory for retry events that Kafka did not take, with room kept for one more on a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+import msgspec
+import trio
+
+from trio_runner.base.files import read_small_file
+from trio_runner.errors import ErrorCode, RunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trio_runner.config.load import Config
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+RESERVE_BYTES: Final = 48 * 1024
+"""Twice the largest event, since its JSON stands in a JSON string here, and its topic and headers."""
+
+RESERVE_SECONDS: Final = 5.0
+_RECORD_NAME: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.json")
+
+PUT_SECONDS: Final = 3.0
+"""A busy disk may take a second for each of the two syncs."""
+
+
+Reserve: TypeAlias = tuple[int, Path]
+"""An open descriptor of a reserve file, locked, and where it lies."""
+
+
+class SpooledRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record for Kafka, as text that a person can read; sent again it is byte for byte the same."""
+
+    id: str
+    topic: str
+    key: str
+    headers: tuple[tuple[str, str], ...]
+    value: str
+
+
+class Spool:
+    """One process's use of the directory; several runners may share it.
+
+    Every process holds a reserve file of its own, written and synced before the work begins. An event goes into a new
+    file; where the disk has no room (or the process no descriptor) for that, into the reserve, which then gets the
+    event's name. A reserve is owned by a lock, so what a killed process leaves behind serves the next one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Touch nothing yet."""
+        self.directory = directory
+        self._reserve: Reserve | None = None
+
+    async def reserve(self) -> None:
+        """Make the directory and hold a reserve in it; harmless when it is held.
+
+        Raises:
+            RunnerError: `spool_unusable`; a runner that could not keep an event does not start to work.
+        """
+        if self._reserve is None:
+            self._reserve = await self._in_time(self._take_reserve, RESERVE_SECONDS)
+
+    async def put(self, record: SpooledRecord) -> Path:
+        """Keep the record, synced to the disk when this returns; raises RunnerError (`spool_unusable`)."""
+        # The thread has the reserve for itself: one that is left behind may still write when we have closed everything.
+        reserve, self._reserve = self._reserve, None
+        path, self._reserve = await self._in_time(lambda: self._put(record, reserve), PUT_SECONDS)
+        return path
+
+    async def waiting(self) -> list[Path]:
+        """The files of the records that wait, oldest first; raises RunnerError (`spool_unusable`)."""
+        return await self._in_time(lambda: _waiting_in(self.directory), RESERVE_SECONDS)
+
+    async def read(self, path: Path) -> SpooledRecord | None:
+        """The record in `path`; None where it is gone, or no record: then it is called `.bad` from now on."""
+        return await self._in_time(lambda: _read(path), RESERVE_SECONDS)
+
+    async def remove(self, path: Path) -> None:
+        """Forget a record that was delivered; raises RunnerError (`spool_unusable`)."""
+        await self._in_time(lambda: path.unlink(missing_ok=True), RESERVE_SECONDS)
+
+    @contextmanager
+    def flushing(self) -> Iterator[bool]:
+        """Whether this process alone empties the directory now; False: another does, or there is nothing."""
+        try:
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield False
+            return
+        try:
+            ours = True
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                # Another process's turn, or a file system without locks.
+                ours = False
+            yield ours
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Let the reserve go; it stays on the disk for the next process."""
+        if self._reserve is not None:
+            os.close(self._reserve[0])
+            self._reserve = None
+
+    async def _in_time(self, function: Callable[[], T], seconds: float) -> T:
+        try:
+            with trio.fail_after(seconds):
+                return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+        except OSError as error:
+            why = error.strerror or str(error)
+        except trio.TooSlowError:
+            why = f"it did not answer within {seconds:g} s"
+        raise RunnerError(
+            ErrorCode.SPOOL_UNUSABLE,
+            f"{self.directory}: {why}. Correct kafka.spool_dir: a directory on a local disk that it may write to",
+        )
+
+    def _take_reserve(self) -> Reserve:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self.directory / f"{os.urandom(8).hex()}.reserve"
+        for path in [*self.directory.glob("*.reserve"), new]:
+            # What is another user's, or no file at all, is none of ours.
+            with suppress(*() if path == new else (OSError,)):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Its former owner may have renamed it between our open and our lock.
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        # Written, not only allocated: some file systems take new blocks for the first write.
+                        _write_whole(descriptor, bytes(RESERVE_BYTES))
+                        os.fsync(descriptor)
+                        _sync_directory(self.directory)
+                        return descriptor, path
+                except BlockingIOError:
+                    pass
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)
+        raise FileNotFoundError("the reserve file vanished")
+
+    def _put(self, record: SpooledRecord, reserve: Reserve | None) -> tuple[Path, Reserve | None]:
+        content = msgspec.json.encode(record) + b"\n"
+        target = self.directory / f"{record.id}.json"
+        try:
+            self._write_new(target, content)
+        except OSError:
+            if reserve is None or len(content) > RESERVE_BYTES:
+                raise
+            descriptor, path = reserve
+            _write_whole(descriptor, content)
+            os.ftruncate(descriptor, len(content))
+            os.fsync(descriptor)
+            path.rename(target)
+            os.close(descriptor)
+            reserve = None
+        with suppress(OSError):
+            _sync_directory(self.directory)
+        return target, reserve
+
+    def _write_new(self, target: Path, content: bytes) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = target.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def spool_of(config: Config) -> Spool:
+    """The spool that the config names: `kafka.spool_dir`, or `spool` in the data directory."""
+    return Spool(Path(config.kafka.spool_dir or Path(config.runner.data_dir) / "spool"))
+
+
+def _write_whole(descriptor: int, content: bytes) -> None:
+    """Over what the file holds; a disk that fills up on the way takes a part and refuses the next one."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(descriptor, content[written:], written)
+
+
+def _read(path: Path) -> SpooledRecord | None:
+    try:
+        data, _ = read_small_file(path, max_bytes=RESERVE_BYTES)
+        return msgspec.json.decode(data, type=SpooledRecord)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in {errno.EINVAL, errno.EISDIR, errno.EFBIG}:
+            raise
+        logger.error("%s holds no event and is set aside as .bad: %s", path, error)  # noqa: TRY400 - no stack is needed
+        path.rename(path.with_suffix(".bad"))
+        return None
+
+
+def _waiting_in(directory: Path) -> list[Path]:
+    """Not by `glob`, for which a directory that may not be read is empty."""
+    try:
+        return sorted((path for path in directory.iterdir() if _RECORD_NAME.fullmatch(path.name)), key=_age)
+    except FileNotFoundError:
+        return []
+
+
+def _age(path: Path) -> tuple[int, str]:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns, path.name
+    return 0, path.name
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

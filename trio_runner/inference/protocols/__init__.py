@@ -1,0 +1,1 @@
+"""One small pure module for each wire protocol of an inference service."""

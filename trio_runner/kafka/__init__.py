@@ -1,0 +1,1 @@
+"""Kafka: the connection, records that are sent and read, and what they mean."""

@@ -1,0 +1,1 @@
+"""What starts runners: child processes, units of systemd, Jobs of Kubernetes."""

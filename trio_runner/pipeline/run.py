@@ -1,0 +1,134 @@
+"""The nursery that hosts reader, senders and writer, the two channels between them, and the order in which they end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
+
+import trio
+
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.model import Frame, FrameResult
+from trio_runner.pipeline.reader import FrameSource, read_frames
+from trio_runner.pipeline.sender import Inference, send_frames
+from trio_runner.pipeline.window import Window
+from trio_runner.pipeline.writer import Ledger, write_results
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_runner.config.load import Config
+    from trio_runner.model import Claim, End, Progress
+
+Ts = TypeVarTuple("Ts")
+
+STALLED_SECONDS: Final = 45.0
+"""No frame read or stored for so long means stalled, unless the config grants some steps nearly as much."""
+
+STALLED_GRACE_SECONDS: Final = 5.0
+
+
+class LeasedLedger(Ledger, Protocol):
+    """A ledger whose claim must be kept alive."""
+
+    async def heartbeat(self, claim: Claim) -> None:
+        """Renew the lease; raises RunnerError."""
+        ...
+
+
+async def run_pipeline(
+    source: FrameSource,
+    inference: Inference,
+    ledger: LeasedLedger,
+    *,
+    claim: Claim,
+    config: Config,
+    progress: Progress,
+    drain: trio.Event,
+    on_failure: Callable[[], None],
+) -> End:
+    """Take every frame of `source` to the ledger; returns how the video ended.
+
+    One for all: the first task that fails cancels the others, and nothing is restarted here. When `drain` is set the
+    source stops and what is under way is finished, within `drain_seconds`. `on_failure` is called at the first error,
+    before the others are cancelled.
+
+    Raises:
+        RunnerError: why it ended early, in an exception group when a task raised it; `interrupted` after a drain.
+    """
+    window = Window(max_frames=config.pipeline.max_buffered_frames, max_bytes=config.pipeline.max_buffered_bytes)
+    frames_in, frames_out = trio.open_memory_channel[Frame](config.inference.in_flight)
+    # Room for all that the window admits: a sender hands its result over and goes on, whatever the writer does.
+    results_in, results_out = trio.open_memory_channel[FrameResult](config.pipeline.max_buffered_frames)
+    ending: End | RunnerError | None = None
+
+    async def read() -> None:
+        nonlocal ending
+        ending = await read_frames(source, frames_in, window, progress)
+
+    async def watched(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            on_failure()
+            raise
+
+    async with trio.open_nursery() as helpers:
+        async with trio.open_nursery() as tasks:
+            reading = trio.CancelScope()
+            helpers.start_soon(watched, _keep_lease, ledger, claim, config.database.lease_seconds / 3)
+            helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
+            helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds, on_failure)  # noqa: ASYNC111 - helpers end with the tasks
+            tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
+            with frames_out, results_in:
+                for _ in range(config.inference.in_flight):
+                    tasks.start_soon(watched, send_frames, inference, frames_out.clone(), results_in.clone(), window)
+            with reading:
+                await watched(read)
+        helpers.cancel_scope.cancel()
+    if isinstance(ending, RunnerError):
+        raise ending
+    if ending is None or tasks.cancel_scope.cancelled_caught:
+        raise RunnerError(ErrorCode.INTERRUPTED, "asked to stop before the video's end")
+    return ending
+
+
+async def _keep_lease(ledger: LeasedLedger, claim: Claim, seconds: float) -> None:
+    """Every stored batch renews the lease too; this is for a service so slow that none is stored for long."""
+    while True:
+        await trio.sleep(seconds)
+        await ledger.heartbeat(claim)
+
+
+async def _watch_progress(progress: Progress, seconds: float) -> None:
+    """Every step has a deadline of its own; this one is for what nobody thought of."""
+    while trio.current_time() < (limit := progress.last_advance + seconds):  # noqa: ASYNC110 - a clock wakes nobody
+        await trio.sleep_until(limit)
+        # A process that was stopped for a while finds the time up, and its work about to go on.
+        await trio.sleep(STALLED_GRACE_SECONDS)
+    raise RunnerError(
+        ErrorCode.STALLED, f"no frame was read or stored for {seconds:g} s, and no step has run into its own deadline"
+    )
+
+
+def stalled_seconds(config: Config) -> float:
+    """Longer than each deadline inside, so that the step at fault speaks first."""
+    reading = config.video.frame_timeout_seconds
+    # The oldest frame of a batch may wait for an answer to the next one, and the batch for its time.
+    storing = (
+        2 * config.inference.timeout_seconds + config.database.batch_seconds + config.database.command_timeout_seconds
+    )
+    return max(STALLED_SECONDS, 1.5 * reading, 1.25 * storing)
+
+
+async def _drain_when(
+    drain: trio.Event,
+    reading: trio.CancelScope,
+    tasks: trio.CancelScope,
+    grace_seconds: float,
+    on_failure: Callable[[], None],
+) -> None:
+    await drain.wait()
+    reading.cancel()
+    await trio.sleep(grace_seconds)
+    on_failure()
+    tasks.cancel()

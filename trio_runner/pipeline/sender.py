@@ -1,0 +1,37 @@
+"""The sender task: frames off their channel, through the inference service, results onto theirs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import trio
+
+    from trio_runner.model import Frame, FrameResult
+    from trio_runner.pipeline.window import Window
+
+
+class Inference(Protocol):
+    """What answers a frame: the HTTP client, or a fake in tests."""
+
+    async def infer(self, frame: Frame) -> FrameResult:
+        """The frame's detections; bounded in time; raises RunnerError."""
+        ...
+
+
+async def send_frames(
+    inference: Inference,
+    frames: trio.MemoryReceiveChannel[Frame],
+    results: trio.MemorySendChannel[FrameResult],
+    window: Window,
+) -> None:
+    """Ask about one frame at a time until there are no more; several of these run side by side.
+
+    The channels are closed without a checkpoint: at one, an error on its way out would give way to a cancellation, and
+    the reader could find the channel broken before it is cancelled.
+    """
+    with frames, results:
+        async for frame in frames:
+            result = await inference.infer(frame)
+            window.release_bytes(len(frame.jpeg))
+            await results.send(result)

@@ -1,0 +1,1 @@
+"""One runner: the class `Runner`, one attempt at a scenario, and the process around it."""

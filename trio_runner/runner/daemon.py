@@ -1,0 +1,175 @@
+"""The process's composition root: servers, runner, signals, service manager and display around one scenario."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
+
+import trio
+
+from trio_runner.base import aio
+from trio_runner.base.notify import Notifier
+from trio_runner.base.text import printable
+from trio_runner.embedded.addresses import open_addresses
+from trio_runner.errors import ClaimRefusedError
+from trio_runner.failure.marker import Marker, OwnMarker, directory_of
+from trio_runner.pipeline.run import stalled_seconds
+from trio_runner.runner.last_resort import LastResort
+from trio_runner.runner.outcome import Ending, Outcome
+from trio_runner.runner.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_runner.config.load import Config
+
+logger = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+FAILURE_SECONDS: Final = 15.0
+"""What a death may take beside publishing: cancelling 7 (answers and client 4, the decoder 3), the ledger 3, the
+producer's stop 2, the spool 3."""
+
+LAST_RESORT_MARGIN_SECONDS: Final = 4.0
+
+
+class Display(Protocol):
+    """What a person sees of a run."""
+
+    def note(self, text: str) -> None:
+        """One line, now."""
+        ...
+
+    async def watch(self, runner: Runner) -> None:
+        """Show the runner's progress until cancelled."""
+        ...
+
+    async def summarise(self, config: Config, runner: Runner) -> None:
+        """Say how it ended."""
+        ...
+
+
+async def serve(config: Config, display: Display) -> Outcome | None:
+    """Process the configured scenario; the first SIGTERM or SIGINT drains, the second one cancels.
+
+    Returns:
+        How it ended; None when it was told to stop before it had begun.
+
+    Raises:
+        ServerError: an embedded server could not be had, perhaps in an exception group.
+    """
+    notifier = Notifier(os.environ)
+    stopping = trio.CancelScope()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with aio.open_loop(), trio.open_nursery() as helpers:
+            running: list[Runner] = []
+            helpers.start_soon(_obey, signals, running, stopping, notifier)
+            outcome: Outcome | None = None
+            with stopping:
+                async with open_addresses(config, on_wait=display.note) as live:
+                    runner = Runner.from_config(live)
+                    own = await _marked(live, runner)
+                    running.append(runner)
+                    outcome = await _process(live, runner, own, display, notifier)
+                    running.clear()
+                    await _shown(display.summarise, live, runner)
+            helpers.cancel_scope.cancel()
+    return outcome
+
+
+async def _marked(config: Config, runner: Runner) -> OwnMarker:
+    """The marker of the attempt that begins now; told to stop before it does, it leaves none."""
+    about = Marker(
+        scenario_id=config.scenario.id,
+        instance_id=runner.instance_id,
+        epoch=config.scenario.epoch,
+        video_path=printable(config.video.path),
+    )
+    own = OwnMarker(directory_of(config, os.environ), about)
+    try:
+        await own.write()
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await own.remove()
+        raise
+    return own
+
+
+async def _process(
+    config: Config, runner: Runner, own: OwnMarker, display: Display, notifier: Notifier
+) -> Outcome | None:
+    async with trio.open_nursery() as watchers:
+        last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
+        watchers.start_soon(_shown, display.watch, runner)
+        runner.on_failure = last_resort.arm
+        watchers.start_soon(_tell_manager, runner, own, notifier, last_resort, stalled_seconds(config))
+        try:
+            # A refused claim is an outcome like the others, and the display says why.
+            with suppress(ClaimRefusedError):
+                await runner.process_scenario()
+            if _is_reported(runner.outcome):
+                await own.remove()
+        finally:
+            last_resort.disarm()
+            own.close()
+        if runner.outcome is not None and runner.outcome.ending is Ending.ALREADY_COMPLETED:
+            # A service manager takes an end before READY for a failed start, also that of a start with nothing to do.
+            notifier.ready()
+        notifier.stopping()
+        watchers.cancel_scope.cancel()
+    return runner.outcome
+
+
+def _is_reported(outcome: Outcome | None) -> bool:
+    """Whether nobody need report this attempt any more."""
+    return outcome is not None and (
+        outcome.ending not in (Ending.FAILED, Ending.DRAINED) or outcome.event_confirmed or outcome.event_spooled
+    )
+
+
+async def _shown(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+    """What people see is no part of the work: a bug there is logged, and ends nothing."""
+    try:
+        await function(*args)
+    except Exception:
+        logger.exception("the display failed")
+
+
+async def _obey(
+    signals: AsyncIterator[int], running: list[Runner], stopping: trio.CancelScope, notifier: Notifier
+) -> None:
+    drained = False
+    async for _ in signals:
+        notifier.stopping()
+        # Before there is a runner, and once it is done (waiting for others that use our servers), nothing is at stake.
+        if not running:
+            stopping.cancel()
+        elif drained:
+            running[0].abort()
+        else:
+            await running[0].stop()
+            drained = True
+
+
+async def _tell_manager(
+    runner: Runner, own: OwnMarker, notifier: Notifier, last_resort: LastResort, stalled_after: float
+) -> None:
+    """READY once the claim is held and marked, then STATUS every second, and WATCHDOG only while there is progress.
+
+    Once it fails the last resort bounds it, and the watchdog waits for the report.
+    """
+    await runner.claimed.wait()
+    if runner.claim is not None:
+        await own.claimed(runner.claim.epoch)
+    notifier.ready()
+    interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
+    while True:
+        progress = runner.progress
+        if last_resort.armed or trio.current_time() - progress.last_advance < stalled_after:
+            notifier.watchdog()
+        notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
+        await trio.sleep(interval)

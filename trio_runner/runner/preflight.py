@@ -1,0 +1,144 @@
+"""Everything that the work needs, opened and checked before the claim, each within its own deadline."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_runner.config.credentials import secrets_of
+from trio_runner.database.store import Store, open_store
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.failure.failure import flatten
+from trio_runner.failure.report import flush
+from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.kafka import retry_event as retry
+from trio_runner.video.child import Video, spawn_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_runner.config.load import Config
+    from trio_runner.failure.spool import Spool
+    from trio_runner.model import Failure
+
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_doors(
+    config: Config, spool: Spool, *, on_passed: Callable[[], None] = lambda: None
+) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
+    """The three doors, open: a runner that could not report a failure, or not work, does not get as far as a claim.
+
+    Raises:
+        RunnerError: the first thing that is not as it must be.
+    """
+    # The decoder starts while the peers are asked: Python and OpenCV take longer than all of them.
+    async with spawn_decoder(config.video, on_passed=on_passed) as video:
+        await spool.reserve()
+        async with _open_ledger(config) as store:
+            await _check_kafka(config, spool)
+            async with _open_inference(config) as inference:
+                await video.open()
+                yield store, inference, video
+
+
+async def _check_kafka(config: Config, spool: Spool) -> None:
+    try:
+        await retry.check_broker(config.kafka)
+    except RunnerError as error:
+        if config.kafka.required:
+            raise
+        logger.warning("a death would be told later: %s", error)
+    else:
+        await flush(config, spool)
+
+
+@asynccontextmanager
+async def _open_ledger(config: Config) -> AsyncIterator[Store]:
+    application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
+    async with open_store(config.database, application_name=application) as store:
+        if config.database.create_schema:
+            await store.create_schema()
+        await _in_time(store.check_rights, config.database.connect_timeout_seconds)
+        yield store
+
+
+@asynccontextmanager
+async def _open_inference(config: Config) -> AsyncIterator[InferenceClient]:
+    async with open_client(config.inference) as inference:
+        await inference.check()
+        yield inference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the preflight found of one thing; no failure means that it is as it must be."""
+
+    thing: str
+    where: str
+    seconds: float
+    failure: Failure | None
+
+
+async def check(config: Config, spool: Spool) -> list[Finding]:
+    """The same preflight, every thing by itself and all at once; nothing is claimed or sent.
+
+    Two traces stay: the spool's directory with a reserve file in it, and the topic, where the broker creates one that
+    is asked about. The schema is looked at and not completed.
+    """
+    secrets = await secrets_of(config)
+    findings: dict[str, Finding] = {}
+
+    async def look(thing: str, where: str, find_out: Callable[[], Awaitable[None]]) -> None:
+        started, failure = trio.current_time(), None
+        try:
+            await find_out()
+        except RunnerError as error:
+            failure = flatten(error, secrets)
+        findings[thing] = Finding(thing=thing, where=where, seconds=trio.current_time() - started, failure=failure)
+
+    things: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
+        "spool": (str(spool.directory), spool.reserve),
+        "database": (config.database.url, partial(_check_ledger, config)),
+        "kafka": (f"{config.kafka.brokers}, {config.kafka.retry_topic}", partial(retry.check_broker, config.kafka)),
+        "inference": (config.inference.url, partial(_check_inference, config)),
+        "video": (config.video.path, partial(_check_video, config)),
+    }
+    async with trio.open_nursery() as nursery:
+        for thing, (where, find_out) in things.items():
+            nursery.start_soon(look, thing, where, find_out)
+    return [findings[thing] for thing in things]
+
+
+async def _check_ledger(config: Config) -> None:
+    async with open_store(config.database, application_name="trio-runner check") as store:
+        await _in_time(
+            partial(store.check_rights, may_create=config.database.create_schema),
+            config.database.connect_timeout_seconds,
+        )
+
+
+async def _in_time(function: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """A peer that took us in and then says nothing is found out as soon as one that does not take us in."""
+    try:
+        with trio.fail_after(seconds):
+            await function()
+    except trio.TooSlowError as error:
+        raise RunnerError(ErrorCode.STORE_TIMEOUT, f"PostgreSQL did not answer within {seconds:g} s") from error
+
+
+async def _check_inference(config: Config) -> None:
+    async with _open_inference(config):
+        pass
+
+
+async def _check_video(config: Config) -> None:
+    async with spawn_decoder(config.video) as video:
+        await video.open()

@@ -1,0 +1,1 @@
+"""The daemon's side of the decoder child, and the messages between the two."""

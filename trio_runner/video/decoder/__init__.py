@@ -1,0 +1,1 @@
+"""The decoder child: a video file in, JPEG frames out; neither Trio nor a network library."""

@@ -1,0 +1,88 @@
+"""The wire format between the decoder child and the daemon: length-prefixed records, a JSON header and a body."""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeAlias
+
+import msgspec
+
+from trio_runner.errors import ErrorCode
+from trio_runner.model import End, VideoInfo
+
+PREFIX = struct.Struct(">II")
+"""Length of the header, length of the body, in bytes."""
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+class Opened(msgspec.Struct, tag="opened", frozen=True):
+    """The file is open and within its limits; the child now waits for `Start` on its stdin."""
+
+    info: VideoInfo
+
+
+class FrameHeader(msgspec.Struct, tag="frame", frozen=True):
+    """A selected frame; the body is its JPEG. The fields are those of `model.Frame`."""
+
+    sequence: int
+    index: int
+    pts_seconds: float
+    width: int
+    height: int
+    sent_width: int
+    sent_height: int
+
+
+class Passed(msgspec.Struct, tag="passed", frozen=True):
+    """A sign of life: so many frames were decoded since the video's start, but not emitted; 0 before it is opened."""
+
+    decoded: int
+
+
+class Fault(msgspec.Struct, tag="fault", frozen=True):
+    """The last record of a video that cannot be read, or not to its declared end."""
+
+    code: ErrorCode
+    message: str
+
+
+Record: TypeAlias = Opened | FrameHeader | Passed | End | Fault
+
+
+class Start(msgspec.Struct, frozen=True):
+    """One line of JSON on the child's stdin: emit the selected frames from source frame `first_frame` on."""
+
+    first_frame: int
+
+
+class BadRecordError(ValueError):
+    """The bytes are not a record of this format."""
+
+
+_decoder = msgspec.json.Decoder(Record)
+_encoder = msgspec.json.Encoder()
+
+
+def pack(record: Record, body: bytes | memoryview = b"") -> bytes:
+    """The prefix and the header of `record`; the caller writes `body` itself right after, uncopied."""
+    header = _encoder.encode(record)
+    return PREFIX.pack(len(header), len(body)) + header
+
+
+def unpack_prefix(prefix: bytes) -> tuple[int, int]:
+    """Lengths of header and body; raises BadRecordError where they cannot be real."""
+    header_bytes, body_bytes = PREFIX.unpack(prefix)
+    if not 0 < header_bytes <= MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
+        raise BadRecordError(f"record announces {header_bytes} header and {body_bytes} body bytes")
+    return header_bytes, body_bytes
+
+
+def unpack_header(header: bytes) -> Record:
+    """The record that `header` holds; raises BadRecordError where it holds none."""
+    try:
+        record: Record = _decoder.decode(header)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecordError(f"record header is malformed: {error}") from error
+    return record
