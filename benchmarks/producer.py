@@ -1,7 +1,7 @@
 """Is an idempotent producer worth its while for one record? Cold start, a broker that freezes, what is there twice.
 
     python benchmarks/producer.py                 against the embedded broker
-    python benchmarks/producer.py DIRECTORY       against Apache Kafka, too: `tests/support/apache_kafka.sh start DIRECTORY`
+    python benchmarks/producer.py DIRECTORY       also against Apache Kafka (tests/support/apache_kafka.sh start)
 
 Prints, with and without idempotence: how long start, send and stop take on a topic that exists; and with the broker
 stopped by SIGSTOP between start and send, whether `send_and_wait` and `stop` end by themselves within WATCH_SECONDS,

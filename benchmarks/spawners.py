@@ -4,7 +4,7 @@
 
 Starts the embedded database and broker and a fake inference service, then a real `trio-runner orchestrate`: with child
 processes; under a systemd of this script's own (needs root), as the shipped unit; with Jobs, on the cluster of
-`tests/deployment/kubernetes.sh start DIRECTORY --node` (`set -a; . DIRECTORY/kubernetes.env`). Times are wall-clock of this
+`tests/deployment/kubernetes.sh start DIRECTORY --node`. Times are wall-clock of this
 machine: compare them within one run. Part of each is the backoff after an attempt that stored something, random up to a
 second, 0.2 s for an answer, and a wait for a place, since others are due. Needs the development dependencies.
 """

@@ -231,7 +231,7 @@ async def _all_told(fleet: Fleet) -> None:
     """A death whose reporter was killed between the ledger and Kafka is told by a reaper, a minute later."""
 
     async def told() -> bool:
-        (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM untold_events WHERE reporter <> 'takeover'")
+        (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM unpublished_events WHERE reporter <> 'takeover'")
         return not row["n"]
 
     await until(told, described="no death left to tell", seconds=150)

@@ -116,7 +116,8 @@ MUTANTS = {
         caught_by=("resume", "liveness"),
         faults=("kill", "term"),
         python=(
-            "from trio_runner.video.child import Video\nstart = Video.start\nVideo.start = lambda self, first: start(self, 0)"
+            "from trio_runner.video.child import Video\n"
+            "start = Video.start\nVideo.start = lambda self, first: start(self, 0)"
         ),
     ),
     "answers of the frame before": Mutant(

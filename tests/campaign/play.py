@@ -311,7 +311,7 @@ class Play:
         async def told() -> bool:
             await self.world.reap()
             return not await self.world.ledger.query(
-                "SELECT FROM retry_events WHERE scenario_id = $1 AND told_at IS NULL AND reporter <> 'takeover'",
+                "SELECT FROM retry_events WHERE scenario_id = $1 AND published_at IS NULL AND reporter <> 'takeover'",
                 self._id,
             )
 

@@ -55,7 +55,7 @@ SELECT s.id, s.outcome, s.total_frames, count(p.frame_index) AS rows, count(DIST
 """
 
 EVERY_DEATH_REPORTED = """
-SELECT a.scenario_id, a.epoch, a.outcome, a.error ->> 'code' AS code, e.reporter, e.told_at IS NOT NULL AS told,
+SELECT a.scenario_id, a.epoch, a.outcome, a.error ->> 'code' AS code, e.reporter, e.published_at IS NOT NULL AS told,
        a.end_frame - a.first_frame AS frames, round(extract(epoch FROM n.started_at - a.ended_at)::numeric, 1) AS later
   FROM attempts a
   LEFT JOIN retry_events e ON e.scenario_id = a.scenario_id AND e.epoch = a.epoch

@@ -474,20 +474,20 @@ async def test_a_runner_that_has_drained_ends_its_shutdown(backlog: Backlog, sto
 # commands
 
 
-async def obey(backlog: Backlog, command_id: str, action: str, scenario_id: int = 7, video: str = VIDEO) -> bool:
-    return await backlog.obey(command_id, action, scenario_id, video, {}, max_failures=5, max_epochs=50)
+async def apply(backlog: Backlog, command_id: str, action: str, scenario_id: int = 7, video: str = VIDEO) -> bool:
+    return await backlog.apply(command_id, action, scenario_id, video, {}, max_failures=5, max_epochs=50)
 
 
 async def test_a_command_is_obeyed_once(backlog: Backlog, store: Store) -> None:
-    assert await obey(backlog, "a", "start")
-    assert await obey(backlog, "b", "stop", video="")
+    assert await apply(backlog, "a", "start")
+    assert await apply(backlog, "b", "stop", video="")
     await backlog.shutdowns()
     # The first message once more, from before the stop: as after a commit that was lost.
-    assert not await obey(backlog, "a", "start")
+    assert not await apply(backlog, "a", "start")
     assert (await state(store, 7))["status"] == "inactive"
-    assert await obey(backlog, "c", "start")
+    assert await apply(backlog, "c", "start")
     assert (await state(store, 7))["status"] == "init_startup"
-    assert not await obey(backlog, "b", "stop", video="")
+    assert not await apply(backlog, "b", "stop", video="")
     assert (await state(store, 7))["status"] == "init_startup"
 
 
@@ -495,7 +495,7 @@ async def test_of_two_that_obey_at_once_one_does(backlog: Backlog, other: Backlo
     done: list[bool] = []
 
     async def do(which: Backlog) -> None:
-        done.append(await obey(which, "a", "start"))
+        done.append(await apply(which, "a", "start"))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(do, backlog)
@@ -505,9 +505,9 @@ async def test_of_two_that_obey_at_once_one_does(backlog: Backlog, other: Backlo
 
 async def test_a_refused_command_is_not_taken_for_obeyed(backlog: Backlog) -> None:
     with pytest.raises(ClaimRefusedError, match="does not exist"):
-        await obey(backlog, "a", "stop", video="")
-    await obey(backlog, "b", "start")
-    assert await obey(backlog, "a", "stop", video="")
+        await apply(backlog, "a", "stop", video="")
+    await apply(backlog, "b", "start")
+    assert await apply(backlog, "a", "stop", video="")
 
 
 # failures
@@ -616,7 +616,7 @@ async def test_a_dead_letter_is_for_one_until_its_lease_ends_and_over_once_told(
     # It died over it.
     await store.fetch_all("UPDATE scenarios SET dead_letter_due = now() WHERE dead_letter_due > now()")
     assert await letters(other) == [letter]
-    await backlog.dead_letter_told(letter)
+    await backlog.mark_dead_letter_published(letter)
     assert (await state(store, 7))["dead_letter_due"] is None
     assert await letters(backlog) == []
 
@@ -635,7 +635,7 @@ async def test_a_retry_takes_the_dead_letter_back(backlog: Backlog, store: Store
     await backlog.retry(7, max_epochs=50)
     # It was being told this moment; the next one is another's.
     await give_up(backlog, store, 7)
-    await backlog.dead_letter_told(letter)
+    await backlog.mark_dead_letter_published(letter)
     assert [each.epoch for each in await letters(backlog)] == [2]
 
 
@@ -723,11 +723,11 @@ async def test_only_a_death_that_the_ledger_ought_to_know_is_news(backlog: Backl
     await fail(store, known)
     another = str(uuid.uuid4())
     forged = [replace(claim, instance_id=another) for claim in (known, unknown)]
-    assert await backlog.take_note([*forged, replace(unknown, epoch=2), replace(unknown, scenario_id=9)]) == set()
-    assert await store.untold(0.0, 10) == [(7, 1)]
-    assert await backlog.take_note([known, unknown, unknown]) == {(8, 1)}
+    assert await backlog.reconcile([*forged, replace(unknown, epoch=2), replace(unknown, scenario_id=9)]) == set()
+    assert await store.unpublished(0.0, 10) == [(7, 1)]
+    assert await backlog.reconcile([known, unknown, unknown]) == {(8, 1)}
     # What Kafka has is told by nobody else.
-    assert await store.untold(0.0, 10) == []
+    assert await store.unpublished(0.0, 10) == []
 
 
 async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:

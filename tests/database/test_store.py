@@ -397,7 +397,7 @@ async def test_a_takeover_goes_on_where_the_ledger_is(store: Store, ledger: Ledg
     assert (death["epoch"], death["reporter"]) == (1, "takeover")
     assert str(death["event_id"]) == event_id(scenario_id, 1, old.instance_id)
     assert death["body"]["error"]["code"] == "lease_expired"
-    assert await store.untold_event(scenario_id, 1) is None
+    assert await store.unpublished_event(scenario_id, 1) is None
 
 
 async def test_a_claim_whose_lost_reply_outlasts_the_lease_is_still_its_owners(
@@ -594,7 +594,7 @@ async def test_a_takeover_that_spends_the_last_attempt_is_refused_and_recorded(
         await claim_scenario(store, attempt(scenario_id))
     row = await ledger.existing(scenario_id)
     assert (row["status"], row["outcome"], row["instance_id"]) == ("inactive", "failed", None)
-    assert await store.untold_event(scenario_id, 1) is not None, "no attempt follows: a reaper has to tell of it"
+    assert await store.unpublished_event(scenario_id, 1) is not None, "no attempt follows: a reaper has to tell of it"
     await ledger.check_invariants(scenario_id)
 
 

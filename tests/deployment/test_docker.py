@@ -1,6 +1,7 @@
 """The image and deploy/compose.yaml on a real Docker engine: a whole system that survives the death of a runner.
 
-They take root and minutes, and are left out where no engine was started for them: `tests/deployment/docker.sh start DIRECTORY`.
+They take root and minutes, and are left out where no engine was started for them:
+`tests/deployment/docker.sh start DIRECTORY`.
 """
 
 from __future__ import annotations

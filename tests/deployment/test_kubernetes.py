@@ -84,7 +84,7 @@ def opened(cluster: Cluster, listener: Listener, tmp_path: Path, monkeypatch: py
 
 async def told_label(cluster: Cluster, name: str = JOB) -> None:
     async def labelled() -> bool:
-        return "trio-runner/told" in (await cluster.job(name))["metadata"]["labels"]
+        return "trio-runner/reported" in (await cluster.job(name))["metadata"]["labels"]
 
     await until(labelled, described="the Job is labelled as told")
 
@@ -125,7 +125,7 @@ async def test_a_name_that_is_no_label_is_hashed(cluster: Cluster, opened: Open,
     async with opened(node="rack:7@" + "x" * 100) as spawner:
         await spawner.start(work())
         await cluster.ends(JOB, 75)
-        assert (await listener.the_only()).told == "exit code 75"
+        assert (await listener.the_only()).detail == "exit code 75"
 
 
 # how it ended
@@ -163,7 +163,7 @@ async def test_the_job_controller_decides_by_exit_code(
         await cluster.ends(JOB, exit_code, reason)
         ended = await listener.the_only()
         await told_label(cluster)
-    assert (ended.scenario_id, ended.epoch, ended.told) == (7, 3, told)
+    assert (ended.scenario_id, ended.epoch, ended.detail) == (7, 3, told)
     assert (ended.failure and ended.failure.code) == code
     assert ended.failure is None or told in ended.failure.message
     job = await cluster.job(JOB)
@@ -185,7 +185,7 @@ async def test_an_exit_code_of_the_policy_outlives_its_pod(cluster: Cluster, ope
     await cluster.ask("DELETE", f"pods/{(await cluster.pod(JOB))['metadata']['name']}", gracePeriodSeconds="0")
     async with opened():
         ended = await listener.the_only()
-    assert (ended.told, ended.failure) == ("exit code 65", None)
+    assert (ended.detail, ended.failure) == ("exit code 65", None)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ async def test_a_pod_that_was_taken_away_was_killed(
         ended = await listener.the_only()
     assert ended.failure is not None
     assert ended.failure.code is ErrorCode.RUNNER_KILLED
-    assert ended.told.startswith(told)
+    assert ended.detail.startswith(told)
     condition = true_condition(await cluster.job(JOB), "Failed")
     assert condition is not None
     assert condition["reason"] == ("PodFailurePolicy" if "conditions" in status else "BackoffLimitExceeded")
@@ -251,7 +251,7 @@ async def test_an_end_is_told_once_also_to_those_who_come_later(
             return len(listener.told) > 1
 
         await until(told, described="the second end")
-    assert [(ended.epoch, ended.told) for ended in listener.told] == [(3, "signal KILL"), (4, "exit code 75")]
+    assert [(ended.epoch, ended.detail) for ended in listener.told] == [(3, "signal KILL"), (4, "exit code 75")]
 
 
 async def test_an_end_is_told_again_where_the_first_time_failed(
@@ -261,7 +261,7 @@ async def test_an_end_is_told_again_where_the_first_time_failed(
     async with opened() as spawner:
         await spawner.start(work())
         await cluster.ends(JOB, 137)
-        assert (await listener.the_only()).told == "signal KILL"
+        assert (await listener.the_only()).detail == "signal KILL"
         await told_label(cluster)
     assert listener.failures == 0
 
@@ -275,7 +275,7 @@ async def test_the_jobs_of_an_orchestrator_that_is_gone_are_told_by_another_in_t
     monkeypatch.setattr(kubernetes, "ORPHAN_SECONDS", 2.0)
     began = trio.current_time()
     async with opened(node="node-b"):
-        assert (await listener.the_only()).told == "signal KILL"
+        assert (await listener.the_only()).detail == "signal KILL"
     assert trio.current_time() - began >= 2.0
 
 
@@ -448,7 +448,7 @@ async def test_an_api_server_that_is_away_refuses_and_is_asked_again(
         target = cluster.kubeconfig["clusters"][0]["cluster"]["server"].removeprefix("https://127.0.0.1:")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay, port, int(target))
-            assert (await listener.the_only()).told == "signal KILL"
+            assert (await listener.the_only()).detail == "signal KILL"
             await spawner.start(work(scenario_id=8))
             nursery.cancel_scope.cancel()
 

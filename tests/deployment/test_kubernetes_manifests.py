@@ -181,7 +181,7 @@ async def test_the_role_is_enough_and_no_more(
         await cluster.ends("runner-7-3", 137)
 
         async def labelled() -> bool:
-            return "trio-runner/told" in (await cluster.job("runner-7-3"))["metadata"]["labels"]
+            return "trio-runner/reported" in (await cluster.job("runner-7-3"))["metadata"]["labels"]
 
         await until(labelled, described="the Job is labelled as told")
         await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
@@ -191,7 +191,7 @@ async def test_the_role_is_enough_and_no_more(
             return await cluster.jobs() == []
 
         await until(gone, described="the Job is deleted")
-    assert [ended.told for ended in told][:1] == ["signal KILL"]
+    assert [ended.detail for ended in told][:1] == ["signal KILL"]
     assert not any("refuses" in record.getMessage() for record in caplog.records), caplog.text
 
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}

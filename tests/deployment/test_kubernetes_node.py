@@ -147,14 +147,14 @@ async def test_a_frozen_runner_is_ended_by_its_probe(
         process_in_pod(scene, 1).send_signal(signal.SIGSTOP)
         ended = await told.first(3 * PATIENCE_SECONDS)
     assert ended.failure is not None, logs(cluster)
-    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
+    assert (ended.detail, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
 async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     fake.gate.set()
     async with started(scene, fleet) as (_, told):
         ended = await told.first()
-    assert (ended.told, ended.failure) == ("exit code 0", None), logs(cluster)
+    assert (ended.detail, ended.failure) == ("exit code 0", None), logs(cluster)
     await scene.check_rows(60)
     scenario = await scene.ledger.existing(scene.scenario_id)
     assert (scenario["outcome"], scenario["video_path"]) == ("completed", f"/videos/{CLIP}")
@@ -168,7 +168,7 @@ async def test_a_pod_whose_process_is_killed_is_told_of(
         process_in_pod(scene, 1).kill()
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
-    assert (ended.told, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
+    assert (ended.detail, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
 async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
@@ -176,7 +176,7 @@ async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, f
     async with started(scene, fleet) as (_, told):
         ended = await told.first()
     assert ended.failure is not None, logs(cluster)
-    assert (ended.told, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
+    assert (ended.detail, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
 
 
 async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:

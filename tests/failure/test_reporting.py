@@ -204,7 +204,7 @@ async def test_a_marker_that_cannot_be_removed_changes_no_ending(scene: Scene, c
             kafka={"spool_dir": str(scene.directory / "spool")},
         )
         async with scene.cli.started("run", config, variables=manager.variables) as running:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             data.rename(scene.directory / "moved")
             data.touch()
             fake.gate.set()
@@ -221,7 +221,7 @@ async def test_a_scenario_that_was_named_on_the_command_line(
     async with open_service_manager() as manager, open_fake(held=lambda number: number >= 5) as fake:
         config = scene.write_config(video={"path": str(big_clip)}, inference={"url": fake.url})
         async with scene.cli.started("run", config, "--scenario", str(named), variables=manager.variables) as running:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             running.send_signal(signal.SIGKILL)
             await running.wait()
     assert "nothing to report" in (await report_death(scene, **KILLED)).out
@@ -241,7 +241,7 @@ async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, cl
     assert list((scene.directory / "data").glob("attempt-*")) == []
     await scene.the_event()
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
-    assert record["told_at"] >= record["received_at"]
+    assert record["published_at"] >= record["received_at"]
 
 
 async def events_of(scene: Scene) -> list[Event]:
@@ -294,7 +294,7 @@ async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Sce
 
         await until(reaped, described="a reaper has told Kafka")
         (record,) = await scene.ledger.retry_events(scene.scenario_id)
-        assert (before["told_at"], record["told_at"] is None) == (None, False)
+        assert (before["published_at"], record["published_at"] is None) == (None, False)
         ids = {event.headers["ce_id"] for event in await read_topic(kafka["brokers"], scene.topic)}
         assert str(record["event_id"]) in ids
         assert told not in (await scene.cli("reap", config)).out
@@ -320,7 +320,7 @@ async def test_what_the_ledger_recorded_and_is_no_event_holds_no_reaper_up(scene
 
     await until(passed_over, described="a reaper has met it")
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
-    assert record["told_at"] is None, "a later version may know what it is"
+    assert record["published_at"] is None, "a later version may know what it is"
 
 
 async def test_a_row_that_somebody_has_locked_holds_no_reaper_up(

@@ -195,7 +195,7 @@ async def test_an_end_and_a_lease_that_ended_are_looked_at_at_once(
         await expire(ledger, 7)
         await spawner.until(lambda: spawner.asked > so_far)
         so_far = spawner.asked
-        await orchestrator.on_ended(Ended(scenario_id=7, epoch=1, failure=None, told="signal KILL"))
+        await orchestrator.on_ended(Ended(scenario_id=7, epoch=1, failure=None, detail="signal KILL"))
         await spawner.until(lambda: spawner.asked > so_far)
     assert (await state(store, 7))["epoch"] == 2
 
@@ -219,16 +219,16 @@ async def test_while_the_breaker_is_open_one_is_tried_and_its_progress_closes_it
     await store.fetch_all("UPDATE scenarios SET not_before = now() - interval '1 s'")
     orchestrator, spawner = orchestrator_of(config, max_runners=100), Notes()
     async with working(lambda: orchestrator.work(spawner), orchestrator.sweep):
-        await spawner.until(lambda: len(spawner.started) > 0 and "held back" in orchestrator.told)
+        await spawner.until(lambda: len(spawner.started) > 0 and "held back" in orchestrator.status_line)
         await spawner.turns()
         ((scenario_id, epoch),) = spawner.started
         claim = await store.claim(attempt(scenario_id, epoch=epoch))
         await spawner.turns()
         assert len(spawner.started) == 1
-        assert orchestrator.told.endswith(", held back by inference_timeout")
+        assert orchestrator.status_line.endswith(", held back by inference_timeout")
         await store.store(claim, 0, [make_result(0)])
         await spawner.until(lambda: {started for started, _ in spawner.started} == set(ids))
-    assert "held back" not in orchestrator.told
+    assert "held back" not in orchestrator.status_line
 
 
 async def test_it_is_ready_once_it_has_looked_and_tells_of_the_whole_fleet(
@@ -239,9 +239,9 @@ async def test_it_is_ready_once_it_has_looked_and_tells_of_the_whole_fleet(
     await begin(backlog, store, 1)
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 h' WHERE id > 3")
     orchestrator, spawner = orchestrator_of(config, max_runners=1), Notes()
-    assert orchestrator.told == "starting"
+    assert orchestrator.status_line == "starting"
     async with working(orchestrator.sweep):
-        await spawner.until(lambda: orchestrator.told == "1 running, 2 due, 3 backing off")
+        await spawner.until(lambda: orchestrator.status_line == "1 running, 2 due, 3 backing off")
         assert not orchestrator.ready.is_set()
     async with working(lambda: orchestrator.work(spawner)):
         await spawner.until(orchestrator.ready.is_set)
@@ -256,7 +256,7 @@ async def test_one_that_left_before_it_had_claimed_is_set_free_and_no_other(
     await backlog.due(NODE, room=9, limit=9, lease_seconds=3600)
     orchestrator = orchestrator_of(config)
     for each in (7, 8):
-        await orchestrator.on_ended(Ended(scenario_id=each, epoch=1, failure=None, told="exit code 0"))
+        await orchestrator.on_ended(Ended(scenario_id=each, epoch=1, failure=None, detail="exit code 0"))
     free, begun = await state(store, 7), await state(store, 8)
     assert (free["spawn_until"], begun["last_error"]) == (None, None)
     assert "before it had claimed: exit code 0" in json.loads(free["last_error"])["message"]

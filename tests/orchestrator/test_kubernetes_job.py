@@ -60,7 +60,7 @@ def ended(reason: str, message: str) -> dict[str, Any]:
 def test_a_pod_that_is_gone_with_its_node_was_killed() -> None:
     told = how_it_ended(ended("BackoffLimitExceeded", "Job has reached the specified backoff limit"), [])
     assert told.failure is not None
-    assert (told.failure.code, told.told) == (
+    assert (told.failure.code, told.detail) == (
         "runner_killed",
         "its pod is gone (Job has reached the specified backoff limit)",
     )
@@ -69,7 +69,7 @@ def test_a_pod_that_is_gone_with_its_node_was_killed() -> None:
 def test_a_signal_without_a_name_is_a_number() -> None:
     state = {"terminated": {"exitCode": 255, "reason": "Error"}}
     pod = {"status": {"containerStatuses": [{"name": "runner", "state": state}]}}
-    assert how_it_ended(ended("BackoffLimitExceeded", ""), [pod]).told == "signal 127"
+    assert how_it_ended(ended("BackoffLimitExceeded", ""), [pod]).detail == "signal 127"
 
 
 @pytest.mark.parametrize(

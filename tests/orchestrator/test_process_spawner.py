@@ -120,7 +120,7 @@ async def test_who_does_not_leave_in_time_is_killed_and_reported(tmp_path: Path)
             await trio.sleep_forever()
     assert runners_in(tmp_path) == []
     assert spawner.count == 0
-    assert [ended.told for ended in ends] == ["signal KILL"]
+    assert [ended.detail for ended in ends] == ["signal KILL"]
     assert spooled(tmp_path) == ["runner_killed"]
     assert list((tmp_path / "runners").iterdir()) == []
 
@@ -166,7 +166,7 @@ async def test_of_two_attempts_the_earlier_makes_room_and_of_one_none(tmp_path: 
         with pytest.raises(SpawnRefusedError, match="still lives on here"):
             await spawner.start(work(epoch=2))
         await until(reported, described="its end is reported")
-        assert (ends[0].epoch, ends[0].told) == (1, "signal KILL")
+        assert (ends[0].epoch, ends[0].detail) == (1, "signal KILL")
         await spawner.start(work(epoch=2))
     assert [ended.epoch for ended in ends] == [1, 2]
 

@@ -33,7 +33,7 @@ async def test_a_server_that_is_killed_during_a_run(
     config = tmp_path / "runner.toml"
     config.write_text(as_toml({"runner": {"data_dir": "data"}, "video": {"path": str(video)}}))
     async with open_service_manager() as manager, cli.started("run", config, variables=manager.variables) as running:
-        await manager.heard("READY=1")
+        await manager.wait_for("READY=1")
         (target,) = (
             child
             for child in psutil.Process(running.pid).children()

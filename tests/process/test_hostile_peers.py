@@ -565,7 +565,7 @@ async def test_an_inference_process_that_is_stopped(scene: Scene, clip: Path) ->
             database={"batch_frames": 1},
         )
         async with scene.cli.started("run", config, variables=manager.variables) as running:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             psutil.Process(host.pid).suspend()
             stopped = trio.current_time()
             done = await running.wait()

@@ -166,7 +166,7 @@ async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
         await fleet.completed([given])
     (death,) = await fleet.ledger.retry_events(given)
     assert (death["reporter"], death["body"]["error"]["code"]) == ("stop-post", "runner_killed")
-    assert death["told_at"] is not None
+    assert death["published_at"] is not None
     first, second = await fleet.ledger.attempts(given)
     assert (first["outcome"], second["outcome"], second["first_frame"]) == ("lost", "completed", first["end_frame"])
     assert first["end_frame"] >= 4
@@ -357,17 +357,17 @@ async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
                 return bool(int(pending, 16) & 1 << signal.SIGTERM - 1)
 
             await until(asked, described="its runner is asked to leave")
-            so_far = manager.told.count("WATCHDOG=1")
+            so_far = manager.states.count("WATCHDOG=1")
 
             async def fed() -> bool:
-                return manager.told.count("WATCHDOG=1") >= so_far + 2
+                return manager.states.count("WATCHDOG=1") >= so_far + 2
 
             await until(fed, described="the watchdog is fed")
-            assert "STOPPING=1" not in manager.told
+            assert "STOPPING=1" not in manager.states
             runner.resume()
             fake.gate.set()
             done = await running.wait()
-            await manager.heard("STOPPING=1")
+            await manager.wait_for("STOPPING=1")
     assert (done.code == 0) == (why == "told to leave"), done.err
     assert ("a bug" in done.err) == (why == "a bug")
     (attempt,) = await fleet.ledger.attempts(given)
@@ -421,13 +421,13 @@ STEPS = {
     "what is due is taken, nothing started": "trio_runner.database.backlog:Backlog:due:after:wanted",
     "a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:after:",
     "before a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:before:",
-    "a command is obeyed, its offset not committed": "trio_runner.database.backlog:Backlog:obey:after:",
+    "a command is obeyed, its offset not committed": "trio_runner.database.backlog:Backlog:apply:after:",
     "offsets are committed": "trio_runner.kafka.inbox:Inbox:commit:after:",
     "before a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:before:",
     "a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:after:",
     "a runner has ended": f"{DAEMON}.daemon:Orchestrator:on_ended:before:",
-    "an event is read": f"{DAEMON}.daemon:Orchestrator:_take_note:before:",
-    "an event is noted": f"{DAEMON}.daemon:Orchestrator:_take_note:after:",
+    "an event is read": f"{DAEMON}.daemon:Orchestrator:_reconcile:before:",
+    "an event is noted": f"{DAEMON}.daemon:Orchestrator:_reconcile:after:",
 }
 
 
@@ -545,7 +545,7 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
         async def told() -> bool:
             (death,) = await fleet.ledger.retry_events(given)
             assert death["body"]["error"]["message"] == "forged"
-            return death["told_at"] is not None
+            return death["published_at"] is not None
 
         # That comes after the death, in a statement of its own.
         await until(told, described="it counts as told")

@@ -140,7 +140,7 @@ async def test_an_orchestrators_work_under_its_role(
         backlog = Backlog(store)
         assert await backlog.submit(0, "/a.mp4", {}, **limits) > 0
         assert await backlog.submit(first, "/a.mp4", {}, **limits) == first
-        assert await backlog.obey("command", "start", second, "/a.mp4", {}, **limits)
+        assert await backlog.apply("command", "start", second, "/a.mp4", {}, **limits)
         works = {work.scenario_id: work for work in await backlog.due("n", room=99, limit=99, lease_seconds=60)}
         assert works.keys() >= {first, second}
         assert await backlog.postpone(second, 1, "n", delay_seconds=0, why="x")
@@ -155,7 +155,7 @@ async def test_an_orchestrators_work_under_its_role(
         assert await report(store, claim)
         assert len(await backlog.recent_attempts(1)) == 1
         (letter,) = [each for each in await backlog.dead_letters(99, lease_seconds=60) if each.scenario_id == first]
-        await backlog.dead_letter_told(letter)
+        await backlog.mark_dead_letter_published(letter)
         assert await backlog.retry(first, max_epochs=50) == 2
         assert {first, second} <= {row["id"] for row in await backlog.overview()}
 
@@ -225,17 +225,17 @@ OF_AN_ORCHESTRATOR = [
     "SELECT submit(1, 'x', '{}', 5, 50)",
     "SELECT stop(1)",
     "SELECT retry(1, 50)",
-    "SELECT obey('x', 'start', 1, 'x', '{}', 5, 50)",
+    "SELECT apply_command('x', 'start', 1, 'x', '{}', 5, 50)",
     "SELECT * FROM due('x', 1, 1, '1 s')",
     "SELECT postpone(1, 1, 'x', '1 s', 'x')",
     "SELECT * FROM shutdowns()",
     "SELECT * FROM claim_of(1, 1)",
     "SELECT * FROM dead_letters(1, '1 s')",
-    "SELECT dead_letter_told(1, 1)",
+    "SELECT mark_dead_letter_published(1, 1)",
     "SELECT * FROM recent_attempts(1)",
     "SELECT * FROM backlog()",
     "SELECT unproven()",
-    "SELECT * FROM take_note('{}', '{}', '{}')",
+    "SELECT * FROM reconcile('{}', '{}', '{}')",
     "SELECT * FROM overview()",
 ]
 

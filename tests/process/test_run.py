@@ -232,7 +232,7 @@ async def test_a_broker_that_is_not_there(scene: Scene, clip: Path) -> None:
         done = await scene.run_to_the_end(config)
     assert done.code == 74, done.err
     assert fake.numbers == [], "a runner that could not report its death does not begin"
-    await scene.check_death(done, "kafka_unreachable", named=address, told_kafka=False)
+    await scene.check_death(done, "kafka_unreachable", named=address, published=False)
     assert "not confirmed" in done.err.lower()
     await scene.check_resume(frames=60, video={"path": str(clip)}, kafka={"brokers": scene.servers.brokers})
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
@@ -244,7 +244,7 @@ async def test_a_broker_that_is_not_there(scene: Scene, clip: Path) -> None:
 async def test_told_to_stop_it_finishes_what_is_under_way(scene: Scene, big_clip: Path, number: signal.Signals) -> None:
     async with held_run(scene, big_clip) as held:
         held.running.send_signal(number)
-        await held.manager.heard("STOPPING=1")
+        await held.manager.wait_for("STOPPING=1")
         held.fake.gate.set()
         done = await held.running.wait()
         assert held.running.family() == []
@@ -270,7 +270,7 @@ async def test_what_is_under_way_is_not_waited_for_for_ever(scene: Scene, big_cl
 async def test_told_twice_it_stops_at_once(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip, runner={"drain_seconds": 600.0}, inference={"timeout_seconds": 600.0}) as held:
         held.running.send_signal(signal.SIGTERM)
-        await held.manager.heard("STOPPING=1")
+        await held.manager.wait_for("STOPPING=1")
         held.running.send_signal(signal.SIGTERM)
         done = await held.running.wait()
         assert held.running.family() == []
@@ -290,7 +290,7 @@ async def test_told_to_stop_with_the_last_frames_under_way_it_may_as_well_comple
 
             await until(all_asked, described="three frames asked about")
             running.send_signal(signal.SIGTERM)
-            await manager.heard("STOPPING=1")
+            await manager.wait_for("STOPPING=1")
             fake.gate.set()
             done = await running.wait()
     assert done.code == 0, done.err
@@ -356,7 +356,7 @@ async def test_a_runner_that_was_frozen_past_its_lease_writes_nothing_more(scene
         async with open_fake(held=lambda number: number >= 60) as fake, open_service_manager() as manager:
             config = scene.write_config("second.toml", video={"path": str(big_clip)}, inference={"url": fake.url})
             async with scene.cli.started("run", config, variables=manager.variables) as successor:
-                await manager.heard("READY=1")
+                await manager.wait_for("READY=1")
                 zombie.fake.gate.set()
                 os.kill(zombie.running.pid, signal.SIGCONT)
                 frozen = await zombie.running.wait()

@@ -55,7 +55,7 @@ async def test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits
         done = await scene.run_to_the_end(config)
     assert done.code == 74, done.err
     assert fake.numbers == [], "a runner that could not report its death does not begin"
-    body = await scene.check_death(done, code, named=said, told_kafka=False)
+    body = await scene.check_death(done, code, named=said, published=False)
     assert body["stage"] == "kafka"
 
     right = apache.sasl(retry_topic=scene.topic)
@@ -100,13 +100,13 @@ async def test_no_credential_is_found_anywhere(scene: Scene, clip: Path, apache:
         )
         async with scene.cli.started("run", config, variables=manager.variables) as running:
             if held:
-                await manager.heard("READY=1")
+                await manager.wait_for("READY=1")
                 for process in running.family():
                     reach = "\n".join([*process.cmdline(), *process.environ().values()])
                     assert not [canary for canary in scene.cli.canaries if canary in reach]
             if ending == "interrupted":
                 running.send_signal(signal.SIGTERM)
-                await manager.heard("STOPPING=1")
+                await manager.wait_for("STOPPING=1")
             fake.gate.set()
             done = await running.wait()
     codes = {"completed": 0, "interrupted": 0}

@@ -159,7 +159,7 @@ async def test_the_first_stored_prediction_makes_the_scenario_active(
             scenario={"on_complete": "inactive"},
         )
         async with cli.started("run", config, variables=manager.variables) as running:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             await until(lambda: status_is("in_startup_processing"), described="in_startup_processing")
             assert await ledger.predictions(scenario_id) == []
             fake.held = lambda number: number >= 30
@@ -171,7 +171,7 @@ async def test_the_first_stored_prediction_makes_the_scenario_active(
             assert under_way["outcome"] is None
             fake.gate.set()
             done = await running.wait()
-        await manager.heard("STOPPING=1")
+        await manager.wait_for("STOPPING=1")
     assert done.code == 0, done.err
     scenario = await ledger.existing(scenario_id)
     assert (scenario["status"], scenario["outcome"]) == ("inactive", "completed")
@@ -224,7 +224,7 @@ async def test_of_two_runners_on_one_scenario_one_works(
     async with open_fake(held=lambda _: True) as fake, open_service_manager() as manager:
         config = write_config(video={"path": str(clip)}, inference={"url": fake.url, "timeout_seconds": 60.0})
         async with cli.started("run", config, variables=manager.variables) as first:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             owner = (await ledger.existing(scenario_id))["instance_id"]
             second = await cli("run", config)
             assert second.code == 79

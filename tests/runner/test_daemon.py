@@ -34,7 +34,7 @@ class Manager:
         self._listener = listener
         self.notifier = Notifier(environ)
 
-    def told(self) -> list[str]:
+    def states(self) -> list[str]:
         """What has come since the last time."""
         messages = []
         while True:
@@ -50,7 +50,7 @@ async def heard(manager: Manager, seconds: float) -> list[str]:
     end = trio.current_time() + seconds
     while (now := trio.current_time()) < end:
         await trio.sleep(min(0.1, end - now))
-        told += manager.told()
+        told += manager.states()
     return told
 
 
@@ -135,21 +135,21 @@ async def test_the_first_signal_drains_the_second_cancels_and_a_third_changes_no
     stopping = trio.CancelScope()
     send, receive = trio.open_memory_channel[int](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey, receive, [as_runner(fake)], stopping, manager.notifier)
+        nursery.start_soon(daemon._handle_signals, receive, [as_runner(fake)], stopping, manager.notifier)
         for expected in (["stop"], ["stop", "abort"], ["stop", "abort", "abort"]):
             await send.send(signal.SIGTERM)
             await wait_all_tasks_blocked()
             assert fake.asked == expected
         await send.aclose()
     assert not stopping.cancel_called
-    assert manager.told()[0] == "STOPPING=1"
+    assert manager.states()[0] == "STOPPING=1"
 
 
 async def test_a_signal_while_there_is_no_runner_ends_the_wait_for_servers(manager: Manager) -> None:
     stopping = trio.CancelScope()
     send, receive = trio.open_memory_channel[int](1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey, receive, [], stopping, manager.notifier)
+        nursery.start_soon(daemon._handle_signals, receive, [], stopping, manager.notifier)
         with stopping:
             await send.send(signal.SIGINT)
             await trio.sleep_forever()
@@ -163,7 +163,7 @@ async def test_a_signal_after_the_runner_is_done_does_not_reach_it(manager: Mana
     stopping = trio.CancelScope()
     send, receive = trio.open_memory_channel[int](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey, receive, running, stopping, manager.notifier)
+        nursery.start_soon(daemon._handle_signals, receive, running, stopping, manager.notifier)
         running.clear()
         await send.send(signal.SIGTERM)
         await send.aclose()
@@ -175,7 +175,7 @@ async def test_real_signals_arrive(manager: Manager) -> None:
     fake = FakeRunner()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(daemon._obey, signals, [as_runner(fake)], trio.CancelScope(), manager.notifier)
+            nursery.start_soon(daemon._handle_signals, signals, [as_runner(fake)], trio.CancelScope(), manager.notifier)
             for number, expected in ((signal.SIGINT, ["stop"]), (signal.SIGTERM, ["stop", "abort"])):
                 os.kill(os.getpid(), number)
                 with trio.fail_after(PATIENCE_SECONDS):
@@ -192,14 +192,14 @@ async def test_ready_is_said_when_the_claim_is_held_and_not_before(manager: Mana
     fake = FakeRunner()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
-            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
         )
         await trio.sleep(100)
-        assert manager.told() == []
+        assert manager.states() == []
         fake.progress = Progress(declared_frames=20, last_advance=trio.current_time())
         fake.claimed.set()
         await wait_all_tasks_blocked()
-        assert manager.told() == ["READY=1", "WATCHDOG=1", "STATUS=frame 0 of 20"]
+        assert manager.states() == ["READY=1", "WATCHDOG=1", "STATUS=frame 0 of 20"]
         nursery.cancel_scope.cancel()
 
 
@@ -209,7 +209,7 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager
     fake.progress.last_advance = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
-            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
         )
         told = await heard(manager, STALLED_SECONDS - 0.5)
         assert told.count("WATCHDOG=1") >= STALLED_SECONDS - 1
@@ -236,7 +236,7 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
     manager.notifier.watchdog_seconds = watchdog_seconds
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
-            daemon._tell_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
+            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
         )
         for _ in range(10):
             # Progress goes on, as it were.
@@ -273,10 +273,10 @@ async def test_whatever_the_ending_it_is_returned_and_the_watchers_are_gone(mana
         fake.claimed.set()
         await wait_all_tasks_blocked()
         assert display.did == ["watch 0"]
-        assert manager.told()[0] == "READY=1"
+        assert manager.states()[0] == "READY=1"
         fake.go_on.set()
     assert fake.asked == ["process"]
     assert outcomes == [fake.outcome]
     assert outcomes[0].ending is ending
     assert display.did == ["watch 0", "leave"]
-    assert manager.told()[-1] == "STOPPING=1"
+    assert manager.states()[-1] == "STOPPING=1"

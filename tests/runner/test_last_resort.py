@@ -31,7 +31,7 @@ sys.exit(main())
 LOOP_BLOCKED = """
 async def stuck(*args):
     time.sleep(600)
-death.tell_ledger = stuck
+death.record_death = stuck
 """
 
 CANCELLATION_IGNORED = """
@@ -39,7 +39,7 @@ async def stuck(*args):
     while True:
         with trio.CancelScope(shield=True):
             await trio.sleep(600)
-death.tell_ledger = stuck
+death.record_death = stuck
 """
 
 
@@ -85,7 +85,7 @@ def test_it_counts_from_the_first_failure_and_a_death_in_time_ends_it(monkeypatc
 def test_nobody_who_reads_standard_error_can_hold_it_up(kind: str) -> None:
     script = """
 import os, sys, time
-from trio_runner.last_resort import LastResort
+from trio_runner.runner.last_resort import LastResort
 reading, writing = os.pipe()
 if sys.argv[1] == "closed":
     os.close(reading)

@@ -190,7 +190,7 @@ class ServiceManager:
     def __init__(self, name: str) -> None:
         self.variables = {"NOTIFY_SOCKET": f"@{name}"}
         """What it puts into a service's environment: an abstract address, since a path may be too long."""
-        self.told: list[str] = []
+        self.states: list[str] = []
         self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._name = f"\0{name}"
 
@@ -199,15 +199,15 @@ class ServiceManager:
             await self._socket.bind(self._name)
             task_status.started()
             while True:
-                self.told += (await self._socket.recv(65536)).decode().splitlines()
+                self.states += (await self._socket.recv(65536)).decode().splitlines()
 
-    async def heard(self, state: str) -> None:
+    async def wait_for(self, state: str) -> None:
         """Wait until the service has said `state`, for instance READY=1."""
 
-        async def is_told() -> bool:
-            return state in self.told
+        async def is_there() -> bool:
+            return state in self.states
 
-        await until(is_told, described=f"{state} in {self.told}")
+        await until(is_there, described=f"{state} in {self.states}")
 
 
 @asynccontextmanager

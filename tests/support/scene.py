@@ -80,7 +80,7 @@ class Scene:
         return event
 
     async def check_death(
-        self, done: Finished, code: str, *, named: str, error_class: str = "retriable", told_kafka: bool = True
+        self, done: Finished, code: str, *, named: str, error_class: str = "retriable", published: bool = True
     ) -> dict[str, Any]:
         """Ledger, topic, stderr and output after the first attempt died; returns the event as the ledger has it."""
         scenario = await self.ledger.existing(self.scenario_id)
@@ -106,7 +106,7 @@ class Scene:
         assert named in body["error"]["message"]
         # The runner may have been cut off between a commit and its reply: only the ledger knows for certain.
         assert body["progress"]["next_frame"] <= scenario["next_frame"]
-        if told_kafka:
+        if published:
             event = await self.the_event()
             assert event.headers["ce_id"] == str(record["event_id"])
             assert event.body == body
@@ -185,7 +185,7 @@ async def held_run(
         config = scene.write_config("runner.toml", **merged)
         async with scene.cli.started("run", config, variables=manager.variables, program=program) as running:
             # Only now there is certainly a schema to ask.
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
 
             async def is_held() -> bool:
                 row = await scene.ledger.existing(scene.scenario_id)
@@ -226,14 +226,14 @@ async def death_without_kafka(scene: Scene, clip: Path) -> AsyncIterator[Decease
             video={"path": str(clip)}, inference={"url": fake.url}, database={"batch_frames": 4}, kafka=kafka
         )
         async with scene.cli.started("run", config, variables=manager.variables) as running:
-            await manager.heard("READY=1")
+            await manager.wait_for("READY=1")
             server.suspend()
             fake.gate.set()
             done = await running.wait()
             assert running.family() == []
         server.resume()
         assert done.code == 74, done.err
-        await scene.check_death(done, "inference_unavailable", named=fake.url, told_kafka=False)
+        await scene.check_death(done, "inference_unavailable", named=fake.url, published=False)
         yield done, kafka, server
 
 

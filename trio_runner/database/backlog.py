@@ -112,7 +112,7 @@ class Backlog:
         """
         return int((await self._one("SELECT retry($1, $2) AS epoch", scenario_id, max_epochs))["epoch"])
 
-    async def obey(
+    async def apply(
         self,
         command_id: str,
         action: str,
@@ -125,7 +125,7 @@ class Backlog:
     ) -> bool:
         """Do what a message asks for, `start` or `stop`; False where that message was obeyed before."""
         row = await self._one(
-            "SELECT obey($1, $2, $3, $4, $5, $6, $7) AS first",
+            "SELECT apply_command($1, $2, $3, $4, $5, $6, $7) AS first",
             command_id,
             action,
             scenario_id,
@@ -178,10 +178,10 @@ class Backlog:
             video_path=row["video_path"], claim=claim, runner_id=row["runner_id"] or "", ended=bool(row["ended"])
         )
 
-    async def take_note(self, claims: Sequence[Claim]) -> set[tuple[int, int]]:
+    async def reconcile(self, claims: Sequence[Claim]) -> set[tuple[int, int]]:
         """Kafka has these deaths; returns scenario and epoch of those that the ledger does not know, and ought to."""
         rows = await self._store.fetch_all(
-            "SELECT * FROM take_note($1, $2, $3)",
+            "SELECT * FROM reconcile($1, $2, $3)",
             [claim.scenario_id for claim in claims],
             [claim.epoch for claim in claims],
             [UUID(claim.instance_id) for claim in claims],
@@ -195,9 +195,9 @@ class Backlog:
         )
         return [GivenUp(**row | {"error": msgspec.json.decode(row["error"] or "{}")}) for row in rows]
 
-    async def dead_letter_told(self, given_up: GivenUp) -> None:
+    async def mark_dead_letter_published(self, given_up: GivenUp) -> None:
         """Note that the dead-letter topic has it."""
-        await self._store.fetch_one("SELECT dead_letter_told($1, $2)", given_up.scenario_id, given_up.epoch)
+        await self._store.fetch_one("SELECT mark_dead_letter_published($1, $2)", given_up.scenario_id, given_up.epoch)
 
     async def recent_attempts(self, limit: int) -> list[RecentAttempt]:
         """The attempts of the whole fleet that began last, the newest first."""

@@ -107,18 +107,18 @@ class Store:
         )
         return (_claim_of(row), row["ended"]) if row else None
 
-    async def untold_event(self, scenario_id: int, epoch: int) -> str | None:
+    async def unpublished_event(self, scenario_id: int, epoch: int) -> str | None:
         """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
-        row = await self.fetch_one("SELECT untold_event($1, $2) AS body", scenario_id, epoch)
+        row = await self.fetch_one("SELECT unpublished_event($1, $2) AS body", scenario_id, epoch)
         return row["body"] if row else None
 
-    async def told(self, scenario_id: int, epoch: int) -> None:
+    async def mark_published(self, scenario_id: int, epoch: int) -> None:
         """Note that Kafka has the event of this death."""
-        await self.fetch_one("SELECT told($1, $2)", scenario_id, epoch)
+        await self.fetch_one("SELECT mark_published($1, $2)", scenario_id, epoch)
 
-    async def untold(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
+    async def unpublished(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
         """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
-        rows = await self.fetch_all("SELECT * FROM untold($1, $2)", timedelta(seconds=age_seconds), limit)
+        rows = await self.fetch_all("SELECT * FROM unpublished($1, $2)", timedelta(seconds=age_seconds), limit)
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:

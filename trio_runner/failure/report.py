@@ -70,13 +70,13 @@ async def claim_scenario(store: Store, attempt: Attempt) -> Claim:
         claim, runner_id, host = lost
         event = _lost_event(claim, runner_id=runner_id, host=host, reporter="takeover")
         # For the ledger alone: nobody need be called, the next attempt is this one.
-        await tell_ledger(store, claim, event)
+        await record_death(store, claim, event)
     return await store.claim(attempt)
 
 
 async def record_lost(store: Store, claim: Claim, *, runner_id: str, host: str) -> bool:
     """Record the death of a runner that was not heard of until its lease ended; False where it came back."""
-    return await tell_ledger(store, claim, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper"))
+    return await record_death(store, claim, _lost_event(claim, runner_id=runner_id, host=host, reporter="reaper"))
 
 
 async def publish_recorded(
@@ -96,7 +96,7 @@ async def publish_recorded(
     spooled = not confirmed and spool is not None and await _keep(config, spool, event)
     if confirmed:
         try:
-            await store.told(scenario_id, epoch)
+            await store.mark_published(scenario_id, epoch)
         except RunnerError as error:
             logger.warning("a reaper will send the event again: %s", error)
     return Report(claim=event.claim, event_confirmed=confirmed, event_spooled=spooled)
@@ -111,7 +111,7 @@ def _progress_of(claim: Claim) -> Progress:
     return Progress(next_frame=claim.next_frame, frames_stored_before=claim.frames_stored)
 
 
-async def tell_ledger(store: Store, claim: Claim, event: retry.RetryEvent) -> bool:
+async def record_death(store: Store, claim: Claim, event: retry.RetryEvent) -> bool:
     """Record this death and release the claim; False where it was recorded before, or is not the ledger's to take."""
     return await store.fail(
         claim,
@@ -194,7 +194,7 @@ async def report_death(
         confirmed = ours and await _publish(config, obituary.event)
         spooled = ours and not confirmed and await _keep(config, spool, obituary.event)
         if confirmed and obituary.recorded:
-            await _note_told(config, obituary.claim)
+            await _mark_published(config, obituary.claim)
     if obituary.completed:
         return Report(claim=obituary.claim, completed=True)
     return Report(claim=obituary.claim, superseded=not ours, event_confirmed=confirmed, event_spooled=spooled)
@@ -240,7 +240,7 @@ class _Obituary:
                         self._claimed = await claim_scenario(store, self._attempt)
                         self._progress = _progress_of(self._claimed)
                         self.event = self._build()
-                    ours = self.recorded = await tell_ledger(store, self._claimed, self.event)
+                    ours = self.recorded = await record_death(store, self._claimed, self.event)
                     self.completed = not ours and await store.is_completed(self._claimed)
             except (ClaimRefusedError, SupersededError):
                 raise
@@ -278,13 +278,13 @@ async def _publish(config: Config, event: retry.RetryEvent) -> bool:
     return True
 
 
-async def _note_told(config: Config, claim: Claim) -> None:
+async def _mark_published(config: Config, claim: Claim) -> None:
     """Over a connection of its own once more: the one that recorded the death is not kept open for Kafka's 15 s."""
     problem: Exception | None = None
     with trio.move_on_after(NOTE_SECONDS) as scope:
         try:
             async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
-                await store.told(claim.scenario_id, claim.epoch)
+                await store.mark_published(claim.scenario_id, claim.epoch)
         except Exception as error:  # noqa: BLE001 - Kafka has it, which nothing that goes wrong here can change
             problem = error
     if problem or scope.cancelled_caught:

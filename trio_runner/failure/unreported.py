@@ -30,7 +30,7 @@ REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
 
 REAP_BATCH: Final = 1000
 
-TELLING_SECONDS: Final = 60.0
+PUBLISH_GRACE_SECONDS: Final = 60.0
 
 TRIES: Final = 3
 """A topic may refuse one event; where so many in a row are not taken it is Kafka that does not answer."""
@@ -107,7 +107,7 @@ async def _report(config: Config, spool: Spool, found: Marker, failure: Failure)
                 claim, ended = known
                 if ended:
                     # It may have died before it told Kafka.
-                    body = await store.untold_event(claim.scenario_id, claim.epoch)
+                    body = await store.unpublished_event(claim.scenario_id, claim.epoch)
                     if body is None:
                         return None
                     return await publish_recorded(config, store, claim.scenario_id, claim.epoch, body, spool=spool)
@@ -162,7 +162,7 @@ async def reap(config: Config) -> list[Report]:
         await record_expired(config)
     except RunnerError as error:
         problem = error
-    reports = await tell_untold(config)
+    reports = await publish_unpublished(config)
     if problem is not None:
         raise problem
     return reports
@@ -194,7 +194,7 @@ async def record_expired(config: Config) -> int:
                 return recorded
 
 
-async def tell_untold(config: Config) -> list[Report]:
+async def publish_unpublished(config: Config) -> list[Report]:
     """Publish the deaths that are recorded and not told, so far as Kafka takes them.
 
     Raises:
@@ -203,9 +203,9 @@ async def tell_untold(config: Config) -> list[Report]:
     reports: list[Report] = []
     in_vain = 0
     async with open_store(config.database, application_name="trio-runner reap") as store:
-        for scenario_id, epoch in await store.untold(_telling_seconds(config), REAP_BATCH):
+        for scenario_id, epoch in await store.unpublished(_publish_grace_seconds(config), REAP_BATCH):
             # Another reaper may have told it by now.
-            body = await store.untold_event(scenario_id, epoch)
+            body = await store.unpublished_event(scenario_id, epoch)
             report = await publish_recorded(config, store, scenario_id, epoch, body) if body is not None else None
             if report is None:
                 continue
@@ -238,6 +238,6 @@ async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: in
     return await _report_attempt(config, spool, attempt, claim, failure, reporter="orchestrator")
 
 
-def _telling_seconds(config: Config) -> float:
+def _publish_grace_seconds(config: Config) -> float:
     """How long who has recorded a death is given to tell Kafka: twice what it may take, or else it is dead."""
-    return max(TELLING_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))
+    return max(PUBLISH_GRACE_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))

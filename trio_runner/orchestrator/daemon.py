@@ -21,9 +21,9 @@ from trio_runner.database.schema import ORCHESTRATOR_VERBS
 from trio_runner.database.store import Store, open_store
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import ClaimRefusedError, RunnerError
-from trio_runner.failure.report import tell_ledger
+from trio_runner.failure.report import record_death
 from trio_runner.failure.spool import spool_of
-from trio_runner.failure.unreported import record_expired, report_ended, tell_untold
+from trio_runner.failure.unreported import publish_unpublished, record_expired, report_ended
 from trio_runner.kafka.command import StartCommand, decode_command
 from trio_runner.kafka.inbox import open_inbox
 from trio_runner.kafka.record import BadEventError
@@ -112,7 +112,7 @@ async def _heard(orchestrator: Orchestrator, notifier: Notifier) -> AsyncIterato
     # What ends everything else does not end it: runners drain then.
     telling = trio.CancelScope(shield=True)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell_manager, orchestrator, notifier, telling)
+        nursery.start_soon(_notify_manager, orchestrator, notifier, telling)
         try:
             yield
         finally:
@@ -120,14 +120,14 @@ async def _heard(orchestrator: Orchestrator, notifier: Notifier) -> AsyncIterato
             telling.cancel()
 
 
-async def _tell_manager(orchestrator: Orchestrator, notifier: Notifier, telling: trio.CancelScope) -> None:
+async def _notify_manager(orchestrator: Orchestrator, notifier: Notifier, telling: trio.CancelScope) -> None:
     """READY once the ledger has answered."""
     with telling:
         await orchestrator.ready.wait()
         notifier.ready()
         while True:
             notifier.watchdog()
-            notifier.status(orchestrator.told)
+            notifier.status(orchestrator.status_line)
             await trio.sleep(min(1.0, (notifier.watchdog_seconds or 3.0) / 3))
 
 
@@ -147,7 +147,7 @@ class Orchestrator:
         self.ready = trio.Event()
 
     @property
-    def told(self) -> str:
+    def status_line(self) -> str:
         """One line on what is going on."""
         if self._counts is None:
             return "starting"
@@ -172,12 +172,12 @@ class Orchestrator:
                         if record.topic == config.kafka.retry_topic:
                             deaths.append(event_of(record))
                         else:
-                            await self._obey(store, record)
+                            await self._apply(store, record)
                     except (BadEventError, ClaimRefusedError) as error:
                         # One that is not taken has cost its time; the group waits for no member that long again.
                         takes = await self._put_aside(record, str(error), publish=takes)
                 if records:
-                    await self._take_note(store, deaths)
+                    await self._reconcile(store, deaths)
                     await inbox.commit()
                     self._wake.set()
 
@@ -193,21 +193,21 @@ class Orchestrator:
             return False
         return publish
 
-    async def _take_note(self, store: Store, events: Sequence[RetryEvent]) -> None:
+    async def _reconcile(self, store: Store, events: Sequence[RetryEvent]) -> None:
         """The ledger knows of nearly every death first; where its runner could not reach it, it hears of it now."""
-        news = await Backlog(store).take_note([event.claim for event in events])
+        news = await Backlog(store).reconcile([event.claim for event in events])
         for event in events:
             if (event.scenario_id, event.epoch) not in news:
                 continue
-            recorded = await tell_ledger(store, event.claim, event)
-            await store.told(event.scenario_id, event.epoch)
+            recorded = await record_death(store, event.claim, event)
+            await store.mark_published(event.scenario_id, event.epoch)
             logger.info("the ledger hears of a death by its event", extra=_of(event) | {"recorded": recorded})
 
-    async def _obey(self, store: Store, record: Record) -> None:
+    async def _apply(self, store: Store, record: Record) -> None:
         command_id, command = decode_command(record, self._template)
         start = isinstance(command, StartCommand)
         settings = command.settings if isinstance(command, StartCommand) else {}
-        first = await Backlog(store).obey(
+        first = await Backlog(store).apply(
             command_id,
             "start" if start else "stop",
             command.scenario_id,
@@ -244,7 +244,7 @@ class Orchestrator:
     async def tell(self) -> None:
         """Publish the deaths that nobody has told, and who was given up; what is due does not wait for Kafka."""
         while True:
-            for report in await tell_untold(self._config):
+            for report in await publish_unpublished(self._config):
                 told = {"scenario_id": report.claim.scenario_id, "epoch": report.claim.epoch}
                 logger.info("a death was told in its reporter's place", extra=told)
             async with open_store(self._config.database, application_name=APPLICATION) as store:
@@ -254,7 +254,7 @@ class Orchestrator:
     async def _bury(self, backlog: Backlog) -> None:
         for given_up in await backlog.dead_letters(DEAD_LETTERS, lease_seconds=DEAD_LETTER_LEASE_SECONDS):
             await publish_given_up(self._config, given_up)
-            await backlog.dead_letter_told(given_up)
+            await backlog.mark_dead_letter_published(given_up)
             logger.error(
                 "given up: %s",
                 given_up.error.get("message"),
@@ -325,11 +325,11 @@ class Orchestrator:
             RunnerError: the ledger does not know of it yet.
         """
         extra = {"scenario_id": ended.scenario_id, "epoch": ended.epoch}
-        logger.info("ended: %s", ended.told, extra=extra)
+        logger.info("ended: %s", ended.detail, extra=extra)
         if ended.failure is not None:
             await self._report(ended, ended.failure)
         elif await self._set_free(ended):
-            logger.warning("it had not begun: %s", ended.told, extra=extra)
+            logger.warning("it had not begun: %s", ended.detail, extra=extra)
         self._wake.set()
 
     async def _report(self, ended: Ended, failure: Failure) -> None:
@@ -342,7 +342,7 @@ class Orchestrator:
     async def _set_free(self, ended: Ended) -> bool:
         """Where it was told to leave before it had claimed, nothing else would say so until `start_timeout_seconds`."""
         delay = delay_seconds(UNBEGUN_REFUSALS, random.random())  # noqa: S311 - jitter
-        why = f"its runner ended before it had claimed: {ended.told}"
+        why = f"its runner ended before it had claimed: {ended.detail}"
         async with open_store(self._config.database, application_name=APPLICATION) as store:
             return await Backlog(store).postpone(
                 ended.scenario_id, ended.epoch, self._node, delay_seconds=delay, why=why

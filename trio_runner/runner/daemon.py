@@ -67,7 +67,7 @@ async def serve(config: Config, display: Display) -> Outcome | None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with aio.open_loop(), trio.open_nursery() as helpers:
             running: list[Runner] = []
-            helpers.start_soon(_obey, signals, running, stopping, notifier)
+            helpers.start_soon(_handle_signals, signals, running, stopping, notifier)
             outcome: Outcome | None = None
             with stopping:
                 async with open_addresses(config, on_wait=display.note) as live:
@@ -106,7 +106,7 @@ async def _process(
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         watchers.start_soon(_shown, display.watch, runner)
         runner.on_failure = last_resort.arm
-        watchers.start_soon(_tell_manager, runner, own, notifier, last_resort, stalled_seconds(config))
+        watchers.start_soon(_notify_manager, runner, own, notifier, last_resort, stalled_seconds(config))
         try:
             # A refused claim is an outcome like the others, and the display says why.
             with suppress(ClaimRefusedError):
@@ -139,7 +139,7 @@ async def _shown(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None
         logger.exception("the display failed")
 
 
-async def _obey(
+async def _handle_signals(
     signals: AsyncIterator[int], running: list[Runner], stopping: trio.CancelScope, notifier: Notifier
 ) -> None:
     drained = False
@@ -155,7 +155,7 @@ async def _obey(
             drained = True
 
 
-async def _tell_manager(
+async def _notify_manager(
     runner: Runner, own: OwnMarker, notifier: Notifier, last_resort: LastResort, stalled_after: float
 ) -> None:
     """READY once the claim is held and marked, then STATUS every second, and WATCHDOG only while there is progress.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_doors(
+async def open_clients(
     config: Config, spool: Spool, *, on_passed: Callable[[], None] = lambda: None
 ) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
     """The three doors, open: a runner that could not report a failure, or not work, does not get as far as a claim.

@@ -23,7 +23,7 @@ from trio_runner.failure.spool import spool_of
 from trio_runner.model import Claim, Progress
 from trio_runner.pipeline.run import run_pipeline
 from trio_runner.runner.outcome import Ending, Outcome
-from trio_runner.runner.preflight import open_doors
+from trio_runner.runner.preflight import open_clients
 
 if TYPE_CHECKING:
     import os
@@ -116,7 +116,7 @@ class Runner:
         async with aio.open_loop(), open_addresses(self._config) as config:
             spool = spool_of(config)
             try:
-                async with open_doors(config, spool):
+                async with open_clients(config, spool):
                     pass
             except RunnerError as error:
                 problem = error
@@ -229,7 +229,7 @@ class Runner:
         self.claim = None
         try:
             with self._work:
-                async with open_doors(config, spool, on_passed=self._advance) as (store, inference, video):
+                async with open_clients(config, spool, on_passed=self._advance) as (store, inference, video):
                     attempt = replace(attempt, video_identity=video.info.identity, sampling=_sampling(config.video))
                     try:
                         self.claim = await claim_scenario(store, attempt)

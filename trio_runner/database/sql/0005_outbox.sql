@@ -1,29 +1,29 @@
 -- Which deaths Kafka has been told of. Who dies between the ledger and Kafka leaves one that it has not, for a reaper.
 
 -- What was recorded before this file is old news.
-ALTER TABLE retry_events ADD COLUMN told_at timestamptz DEFAULT now();
-ALTER TABLE retry_events ALTER COLUMN told_at DROP DEFAULT;
-CREATE INDEX retry_events_untold ON retry_events (received_at) WHERE told_at IS NULL;
+ALTER TABLE retry_events ADD COLUMN published_at timestamptz DEFAULT now();
+ALTER TABLE retry_events ALTER COLUMN published_at DROP DEFAULT;
+CREATE INDEX retry_events_unpublished ON retry_events (received_at) WHERE published_at IS NULL;
 
 -- Kafka has acknowledged the event of this death.
-CREATE FUNCTION told(p_id bigint, p_epoch bigint) RETURNS void
+CREATE FUNCTION mark_published(p_id bigint, p_epoch bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-UPDATE retry_events SET told_at = clock_timestamp() WHERE scenario_id = p_id AND epoch = p_epoch AND told_at IS NULL
+UPDATE retry_events SET published_at = clock_timestamp() WHERE scenario_id = p_id AND epoch = p_epoch AND published_at IS NULL
 $$;
 
 -- The deaths that Kafka has yet to hear of. Of a takeover nobody need be told, once the next attempt, which recorded it,
 -- has begun.
-CREATE VIEW untold_events AS
+CREATE VIEW unpublished_events AS
 SELECT e.* FROM retry_events e
- WHERE e.told_at IS NULL
+ WHERE e.published_at IS NULL
    AND (e.reporter <> 'takeover'
         OR NOT EXISTS (SELECT FROM attempts a WHERE a.scenario_id = e.scenario_id AND a.epoch > e.epoch));
 
 -- Those that whoever recorded them has had p_age to tell, and has not; a reaper's own are told by any reaper, at once.
-CREATE FUNCTION untold(p_age interval, p_limit integer)
+CREATE FUNCTION unpublished(p_age interval, p_limit integer)
 RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT e.scenario_id, e.epoch FROM untold_events e
+SELECT e.scenario_id, e.epoch FROM unpublished_events e
  WHERE e.reporter = 'reaper' OR e.received_at < clock_timestamp() - p_age
  ORDER BY e.received_at LIMIT p_limit
 $$;
@@ -95,9 +95,9 @@ $$;
 
 -- In the place of recorded_event: what Kafka has acknowledged need not be said again.
 DROP FUNCTION recorded_event(bigint, bigint);
-CREATE FUNCTION untold_event(p_id bigint, p_epoch bigint) RETURNS text
+CREATE FUNCTION unpublished_event(p_id bigint, p_epoch bigint) RETURNS text
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT e.body::text FROM untold_events e WHERE e.scenario_id = p_id AND e.epoch = p_epoch
+SELECT e.body::text FROM unpublished_events e WHERE e.scenario_id = p_id AND e.epoch = p_epoch
 $$;
 
 -- As before; of a process that was reaped and has claimed again, its last attempt.

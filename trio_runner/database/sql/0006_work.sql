@@ -103,7 +103,7 @@ BEGIN
 END $$;
 
 -- What a message asks for, once; false: it was obeyed before.
-CREATE FUNCTION obey(p_command text, p_action text, p_id bigint, p_video text, p_settings jsonb,
+CREATE FUNCTION apply_command(p_command text, p_action text, p_id bigint, p_video text, p_settings jsonb,
                      p_max_failures integer, p_max_epochs integer)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 BEGIN
@@ -166,15 +166,15 @@ BEGIN
 END $$;
 
 -- Note what Kafka has told of deaths, and give back which of them the ledger does not know although that process claimed.
-CREATE FUNCTION take_note(p_ids bigint[], p_epochs bigint[], p_instances uuid[])
+CREATE FUNCTION reconcile(p_ids bigint[], p_epochs bigint[], p_instances uuid[])
 RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 WITH said AS (
     SELECT a.scenario_id, a.epoch, a.ended_at FROM unnest(p_ids, p_epochs, p_instances) AS u(id, epoch, instance)
       JOIN attempts a ON a.scenario_id = u.id AND a.epoch = u.epoch AND a.instance_id = u.instance
 ), noted AS (
-    UPDATE retry_events e SET told_at = clock_timestamp() FROM said
-     WHERE e.scenario_id = said.scenario_id AND e.epoch = said.epoch AND e.told_at IS NULL
+    UPDATE retry_events e SET published_at = clock_timestamp() FROM said
+     WHERE e.scenario_id = said.scenario_id AND e.epoch = said.epoch AND e.published_at IS NULL
 )
 SELECT DISTINCT said.scenario_id, said.epoch FROM said WHERE said.ended_at IS NULL
 $$;
@@ -198,7 +198,7 @@ UPDATE scenarios s SET dead_letter_due = clock_timestamp() + p_lease
 RETURNING s.id, s.epoch - 1, s.video_path, s.failures, s.frames_stored, s.last_error
 $$;
 
-CREATE FUNCTION dead_letter_told(p_id bigint, p_epoch bigint) RETURNS void
+CREATE FUNCTION mark_dead_letter_published(p_id bigint, p_epoch bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE scenarios SET dead_letter_due = NULL WHERE id = p_id AND epoch = p_epoch + 1
 $$;

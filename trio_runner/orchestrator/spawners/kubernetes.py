@@ -14,8 +14,8 @@ from trio_runner.orchestrator.spawners.kubernetes_job import (
     EPOCH,
     OF_RUNNERS,
     ORCHESTRATOR,
+    REPORTED_LABEL,
     SCENARIO,
-    TOLD,
     KubernetesError,
     attempt_of,
     how_it_ended,
@@ -25,7 +25,7 @@ from trio_runner.orchestrator.spawners.kubernetes_job import (
     label_of,
     why_waiting,
 )
-from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, tell, unusable
+from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,7 +49,7 @@ WAITING_SECONDS: Final = 60.0
 """How long a Job may have nothing that runs before that is logged, and how often then."""
 
 PAGE: Final = 500
-TELLERS: Final = 8
+REPORTERS: Final = 8
 
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
@@ -93,13 +93,13 @@ class _Kubernetes:
         self._settings, self._node, self._api = config.kubernetes, node, api
         self._nursery, self._on_ended = nursery, on_ended
         self._asked: set[str] = set()
-        self._telling: set[str] = set()
-        self._told: set[str] = set()
+        self._reporting: set[str] = set()
+        self._reported: set[str] = set()
         """By their uids: a list may be older than the label that says so."""
-        self._tellers = trio.CapacityLimiter(TELLERS)
+        self._reporters = trio.CapacityLimiter(REPORTERS)
         self._running: dict[str, Object] = {}
         """This orchestrator's Jobs that had not ended when they were last looked at."""
-        self._untold: dict[str, float] = {}
+        self._unreported: dict[str, float] = {}
         """When another orchestrator's Job, which has ended, was first seen untold."""
         self._waiting: dict[str, float] = {}
         """Since when a Job has nothing that runs, or when that was last logged."""
@@ -113,7 +113,7 @@ class _Kubernetes:
         try:
             wanted = job(self._settings, self._node, work)
         except ConfigError as error:
-            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
+            self._nursery.start_soon(report_end, self._on_ended, unusable(work, error))
             return
         name = wanted["metadata"]["name"]
         if not (await self._create(wanted) or await self._is_under_way(name) or await self._create(wanted)):
@@ -147,7 +147,7 @@ class _Kubernetes:
         if not is_over(found):
             logger.info("%s is there already", name)
             return True
-        if TOLD not in found["metadata"]["labels"]:
+        if REPORTED_LABEL not in found["metadata"]["labels"]:
             raise SpawnRefusedError(f"{name} has ended, which has yet to be reported. It is tried again")
         await self._delete(name, "Background", uid=found["metadata"]["uid"])
         return False
@@ -190,20 +190,22 @@ class _Kubernetes:
     async def _look(self) -> None:
         jobs = {
             each["metadata"]["name"]: each
-            for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},{SCENARIO},{EPOCH},!{TOLD}")
+            for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},{SCENARIO},{EPOCH},!{REPORTED_LABEL}")
         }
         self._asked &= jobs.keys()
-        self._told &= {each["metadata"]["uid"] for each in jobs.values()}
-        ended = [each for each in jobs.values() if is_over(each) and each["metadata"]["uid"] not in self._told]
+        self._reported &= {each["metadata"]["uid"] for each in jobs.values()}
+        ended = [each for each in jobs.values() if is_over(each) and each["metadata"]["uid"] not in self._reported]
         running = {name: each for name, each in jobs.items() if not is_over(each) and self._is_own(each)}
         gone = [each for name, each in self._running.items() if name not in jobs]
         self._running = running
-        self._untold = {name: self._untold.get(name, trio.current_time()) for name in (_name(each) for each in ended)}
+        self._unreported = {
+            name: self._unreported.get(name, trio.current_time()) for name in (_name(each) for each in ended)
+        }
         for each in ended:
-            if self._is_own(each) or trio.current_time() - self._untold[_name(each)] >= ORPHAN_SECONDS:
-                self._start_telling(each, self._tell)
+            if self._is_own(each) or trio.current_time() - self._unreported[_name(each)] >= ORPHAN_SECONDS:
+                self._start_reporting(each, self._report)
         for each in gone:
-            self._start_telling(each, self._tell_of_deleted)
+            self._start_reporting(each, self._report_deleted)
         await self._log_what_waits()
 
     def _is_own(self, found: Object) -> bool:
@@ -222,34 +224,36 @@ class _Kubernetes:
     async def _pods_of(self, found: Object) -> list[Object]:
         return await self._all("pods", "v1", f"batch.kubernetes.io/job-name={_name(found)}")
 
-    def _start_telling(self, found: Object, tell: Callable[[Object], Awaitable[None]]) -> None:
+    def _start_reporting(self, found: Object, report: Callable[[Object], Awaitable[None]]) -> None:
         """In a task of its own: telling may wait for a ledger or for Kafka, and the next look should not."""
         name = _name(found)
-        if name in self._telling:
+        if name in self._reporting:
             return
-        self._telling.add(name)
+        self._reporting.add(name)
 
-        async def telling() -> None:
+        async def reporting() -> None:
             try:
-                async with self._tellers:
-                    await tell(found)
+                async with self._reporters:
+                    await report(found)
             except (KubernetesError, RunnerError) as error:
                 logger.warning("how %s ended is told again: %s", name, error, extra=_of(found))
             finally:
-                self._telling.discard(name)
+                self._reporting.discard(name)
 
-        self._nursery.start_soon(telling)
+        self._nursery.start_soon(reporting)
 
-    async def _tell(self, found: Object) -> None:
+    async def _report(self, found: Object) -> None:
         await self._on_ended(how_it_ended(found, await self._pods_of(found)))
-        await self._api.call("PATCH", f"jobs/{_name(found)}", body={"metadata": {"labels": {TOLD: "yes"}}})
-        self._told.add(found["metadata"]["uid"])
+        await self._api.call("PATCH", f"jobs/{_name(found)}", body={"metadata": {"labels": {REPORTED_LABEL: "yes"}}})
+        self._reported.add(found["metadata"]["uid"])
 
-    async def _tell_of_deleted(self, found: Object) -> None:
+    async def _report_deleted(self, found: Object) -> None:
         """Its runner was told SIGTERM and speaks for itself, or else its lease does."""
         scenario_id, epoch = attempt_of(found)
         try:
-            await self._on_ended(Ended(scenario_id=scenario_id, epoch=epoch, failure=None, told="its Job was deleted"))
+            await self._on_ended(
+                Ended(scenario_id=scenario_id, epoch=epoch, failure=None, detail="its Job was deleted")
+            )
         except RunnerError:
             self._running[_name(found)] = found
             raise

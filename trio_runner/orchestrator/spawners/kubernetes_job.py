@@ -58,7 +58,7 @@ OF_RUNNERS: Final = "app.kubernetes.io/name=trio-runner,app.kubernetes.io/compon
 SCENARIO: Final = "trio-runner/scenario"
 EPOCH: Final = "trio-runner/epoch"
 ORCHESTRATOR: Final = "trio-runner/orchestrator"
-TOLD: Final = "trio-runner/told"
+REPORTED_LABEL: Final = "trio-runner/reported"
 
 NOTHING_TO_GAIN: Final = (64, 65, 78, 79)
 """Wrong usage, a bad video, a bad config, somebody else's scenario: no pod would fare better."""
@@ -236,11 +236,11 @@ def how_it_ended(job: Object, pods: Sequence[Object]) -> Ended:
     """What the Job and its pod say: the container's exit code first, else what befell the pod."""
     scenario_id, epoch = attempt_of(job)
     if true_condition(job, "Complete"):
-        told, code = "exit code 0", None
+        detail, code = "exit code 0", None
     else:
-        told, code = _cause(job, pods)
-    failure = None if code is None else Failure(code=code, type="Ended", message=f"ended unreported: {told}")
-    return Ended(scenario_id=scenario_id, epoch=epoch, failure=failure, told=told)
+        detail, code = _cause(job, pods)
+    failure = None if code is None else Failure(code=code, type="Ended", message=f"ended unreported: {detail}")
+    return Ended(scenario_id=scenario_id, epoch=epoch, failure=failure, detail=detail)
 
 
 def _cause(job: Object, pods: Sequence[Object]) -> tuple[str, ErrorCode | None]:
@@ -253,18 +253,18 @@ def _cause(job: Object, pods: Sequence[Object]) -> tuple[str, ErrorCode | None]:
     if reason == "OOMKilled":
         return "out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY
     if exit_code > _BY_SIGNAL:
-        told = f"signal {_signal_name(exit_code - _BY_SIGNAL)}" + (f" ({befell})" if befell else "")
+        detail = f"signal {_signal_name(exit_code - _BY_SIGNAL)}" + (f" ({befell})" if befell else "")
         term = exit_code - _BY_SIGNAL == signal.SIGTERM
-        return told, ErrorCode.INTERRUPTED if term else ErrorCode.RUNNER_KILLED
-    told = f"exit code {exit_code}"
+        return detail, ErrorCode.INTERRUPTED if term else ErrorCode.RUNNER_KILLED
+    detail = f"exit code {exit_code}"
     # EX_USAGE, of an image too old for what it is told, and EX_CONFIG: it does not know whom to tell.
     if exit_code in {64, 78}:
-        return told, ErrorCode.CONFIG_INVALID
+        return detail, ErrorCode.CONFIG_INVALID
     if str(exit_code) in REPORTED:
-        return told, None
+        return detail, None
     if exit_code == 74:  # noqa: PLR2004 - EX_IOERR
-        told += ", its event in a spool that ended with the pod"
-    return told, ErrorCode.INTERNAL
+        detail += ", its event in a spool that ended with the pod"
+    return detail, ErrorCode.INTERNAL
 
 
 def _exits(pods: Sequence[Object]) -> Iterator[tuple[int, str]]:

@@ -27,7 +27,7 @@ from trio_runner.failure.spool import spool_of
 from trio_runner.failure.unreported import cause_of_death, report_dead_processes
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
-from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, tell, unusable
+from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -152,7 +152,7 @@ class ProcessSpawner:
         try:
             config = runner_config(self._template, work, data_dir=place, node=self._node)
         except ConfigError as error:
-            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
+            self._nursery.start_soon(report_end, self._on_ended, unusable(work, error))
             return
         # From here on the directory is this runner's: whoever reports what was left behind would remove it.
         self._starting.add(work.scenario_id)
@@ -231,19 +231,21 @@ class ProcessSpawner:
         with trio.CancelScope(shield=True) as shield:
             self._shields.add(shield)
             try:
-                await self._until_told(work, config, process, invocation)
+                await self._until_reported(work, config, process, invocation)
             finally:
                 self._shields.discard(shield)
                 self._changed.set()
                 self._changed = trio.Event()
 
-    async def _until_told(self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str) -> None:
+    async def _until_reported(
+        self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str
+    ) -> None:
         descriptor = os.pidfd_open(process.pid)
         try:
             await trio.lowlevel.wait_readable(descriptor)
         finally:
             os.close(descriptor)
-        told, seen = _how_it_ended(process.wait())
+        detail, seen = _how_it_ended(process.wait())
         seen |= {"RUNTIME_DIRECTORY": str(config.runner.data_dir), "INVOCATION_ID": invocation}
         if cause_of_death(seen) is not None:
             await self._report(config, seen)
@@ -253,7 +255,9 @@ class ProcessSpawner:
             await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
         self._asked.discard(process.pid)
         del self._processes[work.scenario_id]
-        await tell(self._on_ended, Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told=told))
+        await report_end(
+            self._on_ended, Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, detail=detail)
+        )
 
     async def _report(self, config: Config, seen: dict[str, str]) -> None:
         spool = spool_of(config)

@@ -27,7 +27,7 @@ class Ended:
     epoch: int
     failure: Failure | None
     """What nobody has reported yet; None where the runner, or the spawner's own means, has."""
-    told: str
+    detail: str
     """For the log: "exit code 75", "signal KILL"."""
 
 
@@ -59,10 +59,10 @@ class Spawner(Protocol):
 def unusable(work: Work, error: ConfigError) -> Ended:
     """The end of an attempt that cannot even be given a config."""
     failure = Failure(code=ErrorCode.CONFIG_INVALID, type="ConfigError", message=str(error)[:2000])
-    return Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, told="its config cannot be used")
+    return Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, detail="its config cannot be used")
 
 
-async def tell(on_ended: Callable[[Ended], Awaitable[None]], ended: Ended) -> None:
+async def report_end(on_ended: Callable[[Ended], Awaitable[None]], ended: Ended) -> None:
     """Call it, once; where the ledger cannot be reached the lease will tell."""
     try:
         await on_ended(ended)

@@ -19,7 +19,7 @@ from trio_runner.errors import ErrorCode
 from trio_runner.failure.unreported import REPORTED, cause_of_death
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
-from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, tell, unusable
+from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
 
 if TYPE_CHECKING:
     import subprocess
@@ -158,9 +158,9 @@ class UnitSpawner:
         for scenario_id in epochs.keys() - living.keys():
             epoch = epochs.pop(scenario_id)
             self._asked.discard((scenario_id, epoch))
-            failure, told = _how_it_ended(self._unit(scenario_id), before.get(scenario_id, {}))
-            ended = Ended(scenario_id=scenario_id, epoch=epoch, failure=failure if epoch else None, told=told)
-            self._nursery.start_soon(tell, self._on_ended, ended)
+            failure, detail = _how_it_ended(self._unit(scenario_id), before.get(scenario_id, {}))
+            ended = Ended(scenario_id=scenario_id, epoch=epoch, failure=failure if epoch else None, detail=detail)
+            self._nursery.start_soon(report_end, self._on_ended, ended)
             work = self._next.pop(scenario_id, None)
             if work is None:
                 await self._remove(scenario_id)
@@ -177,7 +177,7 @@ class UnitSpawner:
         try:
             text = as_toml(runner_config(self._template, work, data_dir=place, node=self._node))
         except ConfigError as error:
-            self._nursery.start_soon(tell, self._on_ended, unusable(work, error))
+            self._nursery.start_soon(report_end, self._on_ended, unusable(work, error))
             return
         if await self._on_disk(lambda: path.exists() and not _is_ours(path)):
             raise SpawnRefusedError(f"{path} was written by hand; move it away, or submit the video under another id")
@@ -270,16 +270,16 @@ def _how_it_ended(unit: str, seen: dict[str, str]) -> tuple[Failure | None, str]
     how, status = {"1": "exited", "2": "killed", "3": "dumped"}.get(seen.get("ExecMainCode", ""), ""), ""
     if how:
         status = seen["ExecMainStatus"]
-    told = f"{how} {status}" if how else "gone"
+    detail = f"{how} {status}" if how else "gone"
     if how == "exited" and status in REPORTED - {"78"}:
-        return None, told
+        return None, detail
     if how == "killed" and status == str(signal.SIGTERM.value):
         # The environment of ExecStopPost= has signals by their names.
         status = "TERM"
     failure = cause_of_death({"SERVICE_RESULT": seen.get("Result", ""), "EXIT_CODE": how, "EXIT_STATUS": status})
     # 78: it could not use a config that the orchestrator could, which says something of this machine.
     failure = failure or Failure(code=ErrorCode.INTERNAL, type="Ended", message="could not use its config")
-    return dataclasses.replace(failure, message=f"{failure.message}; journalctl --unit={unit} says more"), told
+    return dataclasses.replace(failure, message=f"{failure.message}; journalctl --unit={unit} says more"), detail
 
 
 def _refusal(done: subprocess.CompletedProcess[bytes]) -> str:
