@@ -360,7 +360,7 @@ async def test_a_host_killed_while_it_makes_the_cluster_leaves_nothing_half_made
 @pytest.mark.parametrize("service", Service)
 async def test_a_server_that_dies_is_an_error_that_names_it(service: Service, tmp_path: Path) -> None:
     log = tmp_path / "logs" / f"{service}.log"
-    with server_error(f"the embedded {service} server (process ", ") was killed by SIGKILL", str(log)):
+    with server_error(f"the embedded {service} server (process ", ") was killed by signal KILL", str(log)):
         async with servers(tmp_path, frozenset({service})):
             (victim,) = own_children()
             victim.kill()

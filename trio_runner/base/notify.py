@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 logger = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Tells the service manager about this process; silent where none listens."""
+    """Notifies the service manager of this process's states; silent where no manager listens."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read NOTIFY_SOCKET, WATCHDOG_USEC (microseconds) and WATCHDOG_PID."""
@@ -26,7 +28,7 @@ class Notifier:
         self.watchdog_seconds = int(usec) / 1e6 if watched else None
 
     def ready(self) -> None:
-        """The claim is held: work begins."""
+        """The work has begun."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
@@ -41,6 +43,17 @@ class Notifier:
         """The end has begun."""
         self._send("STOPPING=1")
 
+    async def keep_notified(
+        self, *, status: Callable[[], str], is_alive: Callable[[], bool] = lambda: True
+    ) -> NoReturn:
+        """Send STATUS, and WATCHDOG while `is_alive`, three times in a watchdog's period and at least every second."""
+        interval_seconds = min(1.0, (self.watchdog_seconds or 3.0) / 3)
+        while True:
+            if is_alive():
+                self.watchdog()
+            self.status(status())
+            await trio.sleep(interval_seconds)
+
     def _send(self, message: str) -> None:
         if not self._address:
             return
@@ -50,5 +63,5 @@ class Notifier:
             try:
                 sender.sendto(message.encode(), self._address)
             except OSError as error:
-                # Nothing depends on being heard: a manager that went away cannot be told so.
+                # No work depends on the manager, which may have gone away.
                 logger.debug("the service manager did not take %s: %s", message, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 def printable(path: str) -> str:
@@ -13,3 +14,9 @@ def printable(path: str) -> str:
 def harmless(text: str) -> str:
     """What others have written, without what a terminal might obey."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def signal_name(number: int) -> str:
+    """A signal's name without SIG, as systemd writes it ("KILL"); its number where it has none in Python ("35")."""
+    known = number in set(signal.Signals)
+    return signal.Signals(number).name.removeprefix("SIG") if known else str(number)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_runner.base.text import signal_name
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -53,7 +55,7 @@ class Child:
     def died(self, process: subprocess.Popen[bytes]) -> ServerError:
         """The error for this child's own end, which must have been waited for."""
         code = process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by signal {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         who = f"the embedded {self.name} server (process {process.pid})"
         return ServerError(f"{who} {how}; {self.last_words()}")
 

@@ -125,10 +125,7 @@ async def _notify_manager(orchestrator: Orchestrator, notifier: Notifier, tellin
     with telling:
         await orchestrator.ready.wait()
         notifier.ready()
-        while True:
-            notifier.watchdog()
-            notifier.status(orchestrator.status_line)
-            await trio.sleep(min(1.0, (notifier.watchdog_seconds or 3.0) / 3))
+        await notifier.keep_notified(status=lambda: orchestrator.status_line)
 
 
 class Orchestrator:

@@ -166,10 +166,7 @@ async def _notify_manager(
     if runner.claim is not None:
         await own.claimed(runner.claim.epoch)
     notifier.ready()
-    interval = min(1.0, (notifier.watchdog_seconds or 3.0) / 3)
-    while True:
-        progress = runner.progress
-        if last_resort.armed or trio.current_time() - progress.last_advance < stalled_after:
-            notifier.watchdog()
-        notifier.status(f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'}")
-        await trio.sleep(interval)
+    await notifier.keep_notified(
+        status=lambda: f"frame {runner.progress.next_frame} of {runner.progress.declared_frames or 'unknown'}",
+        is_alive=lambda: last_resort.armed or trio.current_time() - runner.progress.last_advance < stalled_after,
+    )

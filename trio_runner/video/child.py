@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from trio_runner.base.text import signal_name
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End, Frame, VideoInfo
 from trio_runner.video import messages as records
@@ -113,7 +114,7 @@ class Video:
         said = f": {tail}" if tail else ""
         if status is not None and status < 0:
             hint = ", as the kernel does when memory runs out" if status == -signal.SIGKILL else ""
-            message = f"{self._options.path}: the decoder was killed by {_signal_name(-status)}{hint}{said}"
+            message = f"{self._options.path}: the decoder was killed by signal {signal_name(-status)}{hint}{said}"
             return RunnerError(ErrorCode.DECODER_KILLED, message)
         how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
         remedy = f"Where every video ends so, reinstall trio_runner into {sys.executable}"
@@ -152,13 +153,6 @@ async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] 
 
 def _malformed(path: str, what: str) -> RunnerError:
     return RunnerError(ErrorCode.DECODER_FAILED, f"{path}: the decoder sent what is no record: {what}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class _Child:

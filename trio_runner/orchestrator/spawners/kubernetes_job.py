@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from trio_runner.base.text import signal_name
 from trio_runner.config.load import Config
 from trio_runner.errors import ErrorCode
 from trio_runner.failure.unreported import REPORTED
@@ -253,7 +254,7 @@ def _cause(job: Object, pods: Sequence[Object]) -> tuple[str, ErrorCode | None]:
     if reason == "OOMKilled":
         return "out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY
     if exit_code > _BY_SIGNAL:
-        detail = f"signal {_signal_name(exit_code - _BY_SIGNAL)}" + (f" ({befell})" if befell else "")
+        detail = f"signal {signal_name(exit_code - _BY_SIGNAL)}" + (f" ({befell})" if befell else "")
         term = exit_code - _BY_SIGNAL == signal.SIGTERM
         return detail, ErrorCode.INTERRUPTED if term else ErrorCode.RUNNER_KILLED
     detail = f"exit code {exit_code}"
@@ -281,13 +282,6 @@ def _what_befell(pods: Sequence[Object]) -> str:
         if reason := pod.get("status", {}).get("reason"):
             return str(reason)
     return ""
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name.removeprefix("SIG")
-    except ValueError:
-        return str(number)
 
 
 def why_waiting(job: Object, pods: Sequence[Object]) -> str:

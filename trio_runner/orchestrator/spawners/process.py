@@ -19,6 +19,7 @@ import trio
 
 from trio_runner.base import leash
 from trio_runner.base.files import write_private
+from trio_runner.base.text import signal_name
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
 from trio_runner.errors import ErrorCode, RunnerError
@@ -292,9 +293,7 @@ def _write_config(config: Config, place: Path) -> Path:
 def _how_it_ended(code: int) -> tuple[str, dict[str, str]]:
     """In words, and as systemd would put it into the environment of ExecStopPost= (systemd.exec(5))."""
     if code < 0:
-        # Most of the real-time signals have no name in Python.
-        known = -code in set(signal.Signals)
-        name = signal.Signals(-code).name.removeprefix("SIG") if known else str(-code)
+        name = signal_name(-code)
         return f"signal {name}", {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": name}
     result = "exit-code" if code else "success"
     return f"exit code {code}", {"SERVICE_RESULT": result, "EXIT_CODE": "exited", "EXIT_STATUS": str(code)}
