@@ -19,6 +19,7 @@ from tests.support.harness import Ledger, Servers
 from tests.support.makers import VIDEO, attempt, expire, make_result
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
+from trio_runner.database import reading
 from trio_runner.database.backlog import Backlog, GivenUp, RecentAttempt, Work
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError
@@ -114,7 +115,7 @@ async def complete(backlog: Backlog, store: Store, scenario_id: int) -> None:
 
 
 async def state(store: Store, scenario_id: int) -> dict[str, Any]:
-    (row,) = await store.scenarios(scenario_id)
+    (row,) = await reading.scenarios(store, scenario_id)
     return row
 
 
@@ -521,7 +522,7 @@ async def test_a_poison_scenario_has_exactly_max_failures_attempts(backlog: Back
         attempts += 1
     row = await state(store, 7)
     assert (attempts, row["status"], row["outcome"], row["failures"]) == (4, "inactive", "failed", 4)
-    assert len(await store.attempts(7)) == 4
+    assert len(await reading.attempts(store, 7)) == 4
     assert row["dead_letter_due"] is not None
 
 

@@ -15,6 +15,7 @@ from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers
 from tests.support.makers import attempt
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
+from trio_runner.database import reading
 from trio_runner.database.store import open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
@@ -44,15 +45,15 @@ async def _drop(servers: Servers, name: str) -> None:
 
 async def test_an_empty_database_is_told_from_a_ready_one(empty_database: DatabaseSection, scenario_id: int) -> None:
     async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
-        for verb in (store.check_schema(), store.claim(attempt(scenario_id)), store.scenarios()):
+        for verb in (store.check_schema(), store.claim(attempt(scenario_id)), reading.scenarios(store)):
             with pytest.raises(RunnerError, match="init-db") as caught:
                 await verb
             assert caught.value.code is ErrorCode.STORE_SCHEMA
         assert await store.create_schema() == FILES
         await store.check_schema()
         assert await store.create_schema() == []
-        assert await store.scenarios() == []
-        assert await store.retry_events() == []
+        assert await reading.scenarios(store) == []
+        assert await reading.retry_events(store) == []
 
 
 async def test_a_database_that_lacks_a_file_says_which(empty_database: DatabaseSection) -> None:

@@ -18,6 +18,7 @@ from tests.support.harness import Ledger, Servers, until
 from tests.support.makers import VIDEO, attempt, expire, make_result, report
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
+from trio_runner.database import reading
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError, SupersededError
 from trio_runner.failure.report import claim_scenario
@@ -320,7 +321,7 @@ async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, sc
         (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0),
         (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25),
     ]
-    assert await store.label_counts(scenario_id) == [
+    assert await reading.label_counts(store, scenario_id) == [
         {"label": '"Größe\\"', "boxes": 1, "frames": 1},
         {"label": "dog", "boxes": 1, "frames": 1},
     ]

@@ -12,6 +12,7 @@ import rich.console
 import trio
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trio_runner.database import reading
 from trio_runner.database.store import open_store
 from trio_runner.errors import RunnerError
 from trio_runner.runner.outcome import Ending
@@ -104,7 +105,7 @@ class Terminal:
     async def _print_labels(self, config: Config) -> None:
         try:
             async with open_store(config.database, application_name="trio-runner summary") as store:
-                labels = await store.label_counts(config.scenario.id)
+                labels = await reading.label_counts(store, config.scenario.id)
         except RunnerError as error:
             self.note(f"  found:       cannot be read back: {error}")
             return

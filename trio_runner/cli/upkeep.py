@@ -19,6 +19,7 @@ from rich.text import Text
 from trio_runner.base import aio
 from trio_runner.base.redact import redact
 from trio_runner.base.stopping import until_signal
+from trio_runner.database import reading
 from trio_runner.database.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
@@ -147,11 +148,11 @@ async def show(config: Config, scenario_id: int | None, console: Console, *, as_
         open_store(live.database, application_name="trio-runner show") as store,
     ):
         await store.check_schema()
-        scenarios = await store.scenarios(scenario_id)
+        scenarios = await reading.scenarios(store, scenario_id)
         if scenario_id is not None and scenarios:
-            scenarios[0]["attempts"] = await store.attempts(scenario_id)
-            scenarios[0]["found"] = await store.label_counts(scenario_id)
-            scenarios[0]["first_stored_at"] = await store.first_stored_at(scenario_id)
+            scenarios[0]["attempts"] = await reading.attempts(store, scenario_id)
+            scenarios[0]["found"] = await reading.label_counts(store, scenario_id)
+            scenarios[0]["first_stored_at"] = await reading.first_stored_at(store, scenario_id)
     missing = scenario_id is not None and not scenarios
     if as_json:
         _print_json(console, scenarios if scenario_id is None else next(iter(scenarios), None))
@@ -204,7 +205,7 @@ async def _events_from_ledger(config: Config, console: Console, *, as_json: bool
         open_store(live.database, application_name="trio-runner events") as store,
     ):
         await store.check_schema()
-        rows = await store.retry_events()
+        rows = await reading.retry_events(store)
     # On stderr: what follows on stdout is the events, perhaps for a program.
     Console(stderr=True).print(
         "the embedded broker is not running and keeps nothing; this is the ledger's record of the events:",

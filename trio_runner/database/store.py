@@ -173,32 +173,6 @@ class Store:
         row = await self.fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
         return bool(row and row["done"])
 
-    async def scenarios(self, scenario_id: int | None = None) -> list[dict[str, Any]]:
-        """All scenarios in the order of their ids, or just the one."""
-        return await self.fetch_all(
-            "SELECT * FROM scenarios WHERE $1::bigint IS NULL OR id = $1 ORDER BY id", scenario_id
-        )
-
-    async def attempts(self, scenario_id: int) -> list[dict[str, Any]]:
-        """The attempts of one scenario in order."""
-        return await self.fetch_all("SELECT * FROM attempts WHERE scenario_id = $1 ORDER BY epoch", scenario_id)
-
-    async def first_stored_at(self, scenario_id: int) -> float | None:
-        """When its first prediction was stored, in seconds since 1970."""
-        row = await self.fetch_one(
-            "SELECT extract(epoch FROM min(created_at))::float8 AS at FROM predictions WHERE scenario_id = $1",
-            scenario_id,
-        )
-        return row["at"] if row else None
-
-    async def label_counts(self, scenario_id: int) -> list[dict[str, Any]]:
-        """Label, boxes and frames with at least one such box, most boxes first."""
-        return await self.fetch_all("SELECT * FROM label_counts($1)", scenario_id)
-
-    async def retry_events(self) -> list[dict[str, Any]]:
-        """The ledger's own record of every death, oldest first."""
-        return await self.fetch_all("SELECT * FROM retry_events ORDER BY received_at")
-
     async def create_schema(self) -> list[str]:
         """Apply the schema files that this database lacks, in order, in one transaction; returns their names.
 
