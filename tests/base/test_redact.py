@@ -12,11 +12,10 @@ from io import StringIO
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_runner.base.logs import conceal, set_up_logging
+from trio_runner.base.logs import about, conceal, set_up_logging
 from trio_runner.base.redact import MASK, MIN_SECRET_CHARACTERS, redact
 
 CANARY = "c4n4ry"
@@ -147,11 +146,8 @@ def say(secret: str, before: str, after: str) -> None:
     logger.error("%s", text)
     logger.error("%r is %s", text, [text])
     logger.error(text.replace("%", "%%"), extra={"more": text})
-    structlog.wrap_logger(
-        logger,
-        wrapper_class=structlog.stdlib.BoundLogger,
-        processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-    ).error("said", value=text, bound=[text], octets=text.encode())
+    with about(bound=text):
+        logger.error("bound", extra={"value": text, "values": [text], "octets": text.encode()})
     error = ValueError(text)
     error.__cause__ = KeyError(text)
     logger.error("broken", exc_info=error)

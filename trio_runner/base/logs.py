@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import Any, TextIO
-
-import structlog
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from trio_runner.base.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_ABOUT: Final[ContextVar[Mapping[str, object]]] = ContextVar("trio_runner_about", default=MappingProxyType({}))
+"""What `about` has bound in this task, as every task and thread that it starts inherits it."""
+
+_STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""The attributes that every log record has; the others came in as `extra`."""
+
+
+@contextmanager
+def about(**names: object) -> Iterator[dict[str, object]]:
+    """Put `names` on every line that this task, and whatever it starts in the block, logs through our own handler.
+
+    The names of an enclosing block stay, unless this one replaces them. The dictionary that is yielded may be added to
+    as more becomes known (an epoch, once the scenario is claimed): the tasks started in the block share it. In a
+    program with logging of its own this changes nothing.
+    """
+    bound = {**_ABOUT.get(), **names}
+    token = _ABOUT.set(bound)
+    try:
+        yield bound
+    finally:
+        _ABOUT.reset(token)
 
 
 def set_up_logging(*, level: str, form: str) -> None:
@@ -19,32 +47,16 @@ def set_up_logging(*, level: str, form: str) -> None:
         form: `log.format`: "json", "console", or "auto", which is JSON where stderr is no terminal.
     """
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
-    shared: list[structlog.types.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     handler = _StderrHandler()
-    # Tracebacks as plain text: the pretty renderers print local variables, and those hold passwords.
-    render: list[structlog.types.Processor] = (
-        [structlog.processors.format_exc_info, handler.redact_values, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    )
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
+    handler.setFormatter(_JSONFormatter(handler) if as_json else _console_formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One INFO line per request. What aiokafka warns of comes back as the cause in our own errors.
+    # httpx logs one INFO line for each request. aiokafka's warnings come back as the cause in our own errors.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     aiokafka = logging.getLogger("aiokafka")
-    # Not by the root's level: what is not even made cannot be listened to.
+    # aiokafka's level does not follow the root's: kafka/errors.py listens to its warnings, and a logger makes no record
+    # below its level.
     aiokafka.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     aiokafka.propagate = level == "debug"
     aiokafka.addHandler(logging.NullHandler())
@@ -69,9 +81,59 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Last of all, so that whatever a renderer makes of tracebacks and odd values is covered too."""
+        """Redact the finished line, which covers tracebacks and values of any type too."""
         return redact(super().format(record), self.secrets)
 
-    def redact_values(self, _: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-        """Before they become JSON, which a mask put in afterwards could break."""
-        return {key: redact(value, self.secrets) if isinstance(value, str) else value for key, value in event.items()}
+
+class _JSONFormatter(logging.Formatter):
+    """One JSON object a line; without structlog, which loads rich and would take a fifth of a runner's start."""
+
+    def __init__(self, handler: _StderrHandler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: dict[str, Any] = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+        }
+        for name, value in _names_of(record).items():
+            event.setdefault(name, value)
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            event["stack"] = self.formatStack(record.stack_info)
+        # Redacted before they become JSON: a mask put into the finished line could break it.
+        secrets = self._handler.secrets
+        clean = {key: redact(value, secrets) if isinstance(value, str) else value for key, value in event.items()}
+        return json.dumps(clean, default=repr)
+
+
+def _names_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Who the line is about, and what came with it as `extra`."""
+    extra = {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
+    return {**_ABOUT.get(), **extra}
+
+
+def _console_formatter() -> logging.Formatter:
+    # Imported here: structlog loads rich, which no line of a service needs.
+    import structlog  # noqa: PLC0415
+
+    def add_names(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        return {**_names_of(event["_record"]), **event}
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            add_names,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            # Tracebacks as plain text: the pretty renderers print local variables, and those hold passwords.
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+    )
