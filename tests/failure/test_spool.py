@@ -255,9 +255,9 @@ async def test_a_write_that_ends_late_still_goes_into_the_reserve_and_nowhere_el
 
 async def test_one_process_at_a_time_empties_it(spool: Spool) -> None:
     await spool.put(record())
-    with spool.flushing() as first, Spool(spool.directory).flushing() as second:
+    async with spool.flushing() as first, Spool(spool.directory).flushing() as second:
         assert (first, second) == (True, False)
-    with Spool(spool.directory).flushing() as third:
+    async with Spool(spool.directory).flushing() as third:
         assert third
 
 

@@ -132,7 +132,7 @@ async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
         RunnerError: `spool_unusable`, or why Kafka does not take one; those that it takes are sent all the same.
     """
     sent, problem = 0, None
-    with spool.flushing() as ours:
+    async with spool.flushing() as ours:
         for path in await spool.waiting() if ours else ():
             try:
                 sent += await _publish_spooled_record(config, spool, path)

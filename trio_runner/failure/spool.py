@@ -7,18 +7,20 @@ import fcntl
 import logging
 import os
 import re
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import msgspec
 import trio
 
+from trio_runner.base.directory_lock import DirectoryLock
 from trio_runner.base.files import read_small_file
+from trio_runner.base.threads import bounded
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from trio_runner.config.load import Config
 
@@ -91,24 +93,18 @@ class Spool:
         """Forget a record that was delivered; raises RunnerError (`spool_unusable`)."""
         await self._in_time(lambda: path.unlink(missing_ok=True), RESERVE_SECONDS)
 
-    @contextmanager
-    def flushing(self) -> Iterator[bool]:
+    @asynccontextmanager
+    async def flushing(self) -> AsyncIterator[bool]:
         """Whether this process alone empties the directory now; False: another does, or there is nothing."""
+        lock = DirectoryLock(self.directory, seconds=RESERVE_SECONDS)
         try:
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            yield False
-            return
-        try:
-            ours = True
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = await lock.take()
             except OSError:
-                # Another process's turn, or a file system without locks.
                 ours = False
             yield ours
         finally:
-            os.close(descriptor)
+            await lock.release()
 
     def close(self) -> None:
         """Let the reserve go; it stays on the disk for the next process."""
@@ -190,6 +186,17 @@ class Spool:
 def spool_of(config: Config) -> Spool:
     """The spool that the config names: `kafka.spool_dir`, or `spool` in the data directory."""
     return Spool(Path(config.kafka.spool_dir or Path(config.runner.data_dir) / "spool"))
+
+
+@asynccontextmanager
+async def open_spool(config: Config) -> AsyncIterator[Spool]:
+    """The spool that the config names; its reserve is let go at the end, in a thread and in time."""
+    spool = spool_of(config)
+    try:
+        yield spool
+    finally:
+        with trio.CancelScope(shield=True), suppress(OSError):
+            await bounded(spool.close, seconds=RESERVE_SECONDS)
 
 
 def _write_whole(descriptor: int, content: bytes) -> None:
