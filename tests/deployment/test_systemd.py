@@ -128,7 +128,7 @@ async def test_a_killed_runner_is_reported_by_the_manager(unit: Unit) -> None:
 BLOCKS_ON_REQUEST = """\
 import signal, sys, time
 signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 
@@ -160,7 +160,7 @@ def grow(*_):
     while True:
         hoard.append(b"x" * 2**24)
 signal.signal(signal.SIGUSR1, grow)
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 

@@ -90,7 +90,7 @@ GROWS_ON_REQUEST = """\
 import signal, sys
 hoard = []
 signal.signal(signal.SIGUSR1, lambda *_: [hoard.append(b"x" * 2**24) for _ in range(96)])
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 

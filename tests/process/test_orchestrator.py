@@ -246,7 +246,7 @@ import sys
 from trio_runner.orchestrator import process
 as_toml = process.as_toml
 process.as_toml = lambda config: as_toml(config) + "[surprise]\\n"
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 
@@ -301,6 +301,29 @@ async def test_an_orchestrator_that_is_told_to_leave_lets_its_runners_drain(
         await fleet.completed(ids)
 
 
+async def test_a_second_ctrl_c_ends_runners_that_drain_at_once(fleet: Fleet, fake: Fake, clip: Path) -> None:
+    hold(fake)
+    given = await fleet.submit(clip)
+    async with fleet.orchestrator(
+        runner={"drain_seconds": 600.0},
+        inference={"timeout_seconds": 600.0},
+        orchestrator={"stop_timeout_seconds": 900.0},
+    ) as running:
+        await held(fleet, fake, given)
+        running.send_signal(signal.SIGINT)
+        await trio.sleep(2)
+        assert len(fleet.runners()) == 1, "its runner drains"
+        assert not running.exited()
+        running.send_signal(signal.SIGINT)
+        done = await running.wait()
+    assert done.code == 0, done.err
+    assert fleet.runners() == []
+    (attempt,) = await fleet.ledger.attempts(given)
+    assert attempt["outcome"] == "interrupted"
+    (row,) = await fleet.rows([given])
+    assert (row["status"], row["instance_id"], row["failures"], row["epoch"]) == ("init_startup", None, 0, 2)
+
+
 async def test_one_that_is_told_to_leave_before_it_had_begun_holds_nothing_up(fleet: Fleet, clip: Path) -> None:
     given = await fleet.submit(clip)
     patient = {"start_timeout_seconds": 3600.0}
@@ -315,8 +338,8 @@ async def test_one_that_is_told_to_leave_before_it_had_begun_holds_nothing_up(fl
 BUG = """\
 import sys
 from pathlib import Path
-from trio_runner.backlog import Backlog
-from trio_runner.cli import main
+from trio_runner.database.backlog import Backlog
+from trio_runner.cli.main import main
 
 shutdowns = Backlog.shutdowns
 

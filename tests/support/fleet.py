@@ -28,7 +28,7 @@ DYING = """\
 import os, signal, sys
 from functools import wraps
 from importlib import import_module
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 
 module, kind, method, when, wanted = sys.argv.pop(1).split(":")
 owner = getattr(import_module(module), kind)

@@ -41,7 +41,7 @@ PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 LAUNCHER = f"""\
 #!{VENV}/bin/python
 import sys
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 

@@ -60,7 +60,7 @@ UNBEGUN_REFUSALS: Final = 2
 
 
 async def orchestrate(config: Config) -> None:
-    """Start runners for what is due, until SIGTERM or SIGINT; then let them drain.
+    """Start runners for what is due, until SIGTERM or SIGINT; then let them drain, which a second one cuts short.
 
     Raises:
         ConfigError: the runners' config cannot be used.
@@ -68,7 +68,7 @@ async def orchestrate(config: Config) -> None:
     """
     notifier = Notifier(os.environ)
     node = config.orchestrator.node or socket.gethostname()
-    async with until_signal(), aio.open_loop(), open_addresses(config) as live:
+    async with until_signal() as second_signal, aio.open_loop(), open_addresses(config) as live:
         template = load_template(live)
         async with open_store(live.database, application_name=APPLICATION) as store:
             if live.database.create_schema:
@@ -78,7 +78,7 @@ async def orchestrate(config: Config) -> None:
         async with (
             # Around the spawner: the manager hears of us as long as runners drain.
             _heard(orchestrator, notifier),
-            open_spawner(live, template, node, orchestrator.on_ended) as spawner,
+            open_spawner(live, template, node, orchestrator.on_ended, second_signal) as spawner,
             trio.open_nursery() as nursery,
         ):
             for what, session in {

@@ -29,7 +29,7 @@ SITE_PACKAGES = VENV / f"lib/python{sys.version_info.major}.{sys.version_info.mi
 LAUNCHER = f"""\
 #!{VENV}/bin/python
 import sys
-from trio_runner.cli import main
+from trio_runner.cli.main import main
 sys.exit(main())
 """
 

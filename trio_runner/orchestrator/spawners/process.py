@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 REPORT_SECONDS: Final = 45.0
 """How long reporting one death may take: connecting 5, the ledger 3 and 10, Kafka 15 and 2, the spool 3."""
 
+ABORT_SECONDS: Final = 10.0
+"""How long a runner that is told to end at once has for its report, before it is killed and reported in its place."""
+
 KILL_SECONDS: Final = 5.0
 FILE_SECONDS: Final = 5.0
 LOCKED_SECONDS: Final = 2.0
@@ -49,9 +52,15 @@ LOCKED_SECONDS: Final = 2.0
 
 @asynccontextmanager
 async def open_processes(
-    config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
+    config: Config,
+    template: Config,
+    node: str,
+    on_ended: Callable[[Ended], Awaitable[None]],
+    second_signal: trio.Event | None = None,
 ) -> AsyncIterator[ProcessSpawner]:
     """A spawner whose runners drain when the block ends, and are killed if they have not after `stop_timeout_seconds`.
+
+    Once `second_signal` is set, runners that drain are told to end at once, and killed after `ABORT_SECONDS`.
 
     When the orchestrator dies in whatever way, the kernel sends its runners SIGTERM: they drain, report themselves as
     interrupted, and any orchestrator goes on from their last frame. So nothing has to be adopted. What was killed
@@ -67,7 +76,11 @@ async def open_processes(
             # The tasks that wait for the runners are not cancelled: each has a death to report.
             with trio.move_on_after(config.orchestrator.stop_timeout_seconds, shield=True) as patience:
                 spawner.stop_all(signal.SIGTERM)
-                await spawner.all_ended()
+                async with trio.open_nursery() as draining:
+                    if second_signal is not None:
+                        draining.start_soon(_abort_when, second_signal, spawner, patience)
+                    await spawner.all_ended()
+                    draining.cancel_scope.cancel()
             if patience.cancelled_caught and spawner.count:
                 logger.warning("%d runners did not leave and are killed", spawner.count)
                 with trio.move_on_after(KILL_SECONDS + REPORT_SECONDS, shield=True):
@@ -75,6 +88,13 @@ async def open_processes(
                     await spawner.all_ended()
             spawner.give_up()
             nursery.cancel_scope.cancel()
+
+
+async def _abort_when(second_signal: trio.Event, spawner: ProcessSpawner, patience: trio.CancelScope) -> None:
+    await second_signal.wait()
+    logger.warning("a second signal: %d runners are told to end at once", spawner.count)
+    patience.deadline = min(patience.deadline, trio.current_time() + ABORT_SECONDS)
+    spawner.abort_all()
 
 
 @asynccontextmanager
@@ -182,6 +202,11 @@ class ProcessSpawner:
             if number is not signal.SIGTERM or process.pid not in self._asked:
                 self._asked.add(process.pid)
                 process.send_signal(number)
+
+    def abort_all(self) -> None:
+        """SIGTERM once more: a runner that drains ends at once, and reports that."""
+        for _, process in self._processes.values():
+            process.terminate()
 
     async def all_ended(self) -> None:
         """Wait until no runner is left, and each end is told."""

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import trio
+
+from trio_runner.base.stopping import until_signal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_first_signal_cancels_the_block_and_is_a_normal_end(number: signal.Signals) -> None:
+    async with until_signal() as second_signal:
+        os.kill(os.getpid(), number)
+        await trio.Event().wait()
+    assert not second_signal.is_set()
+
+
+async def test_a_block_that_ends_by_itself_is_not_waited_for() -> None:
+    with trio.fail_after(5):
+        async with until_signal():
+            await trio.lowlevel.checkpoint()
+
+
+async def test_the_second_signal_is_seen_by_a_shielded_cleanup() -> None:
+    async with until_signal() as second_signal:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await trio.Event().wait()
+        finally:
+            with trio.fail_after(5, shield=True):
+                os.kill(os.getpid(), signal.SIGINT)
+                await second_signal.wait()
+
+
+async def test_an_error_in_the_block_is_not_held_up() -> None:
+    with trio.fail_after(5), pytest.raises(ExceptionGroup) as raised:
+        async with until_signal():
+            raise ValueError("broken")
+    assert raised.group_contains(ValueError)
