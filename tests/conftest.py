@@ -28,6 +28,7 @@ import pytest
 import trio
 
 from tests.support import clips
+from tests.support.forking import ForkServer, open_fork_server
 from tests.support.harness import (
     PATIENCE_SECONDS,
     Cli,
@@ -157,10 +158,17 @@ def ledger(servers: Servers) -> Ledger:
     return Ledger(servers)
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts the program by forking a process that has imported it."""
+    with open_fork_server(environment()) as server:
+        yield server
+
+
 @pytest.fixture
-def cli(tmp_path: Path, canaries: set[str]) -> Cli:
+def cli(tmp_path: Path, canaries: set[str], fork_server: ForkServer) -> Cli:
     """The command line, run from the test's directory."""
-    return Cli(tmp_path, canaries)
+    return Cli(tmp_path, canaries, fork_server)
 
 
 @pytest.fixture

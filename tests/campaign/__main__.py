@@ -22,7 +22,7 @@ from tests.campaign.figures import Tally, report
 from tests.campaign.mutants import MUTANTS, Mutant
 from tests.campaign.play import Play
 from tests.campaign.schedule import plan_of
-from tests.campaign.world import open_world, patched_program
+from tests.campaign.world import open_world
 from tests.support import clips
 
 TEETH_RUNS = 40
@@ -51,9 +51,9 @@ async def campaign(
     wrong: list[str] = []
     clip_directory = make_clips(directory / "clips")
     due = iter(seeds)
-    program = patched_program(mutant.python) if mutant and mutant.python else None
+    patch = mutant.python if mutant else ""
     sql = mutant.schema_patch() if mutant else ""
-    async with open_world(directory / "world", program=program, sql=sql) as world, trio.open_nursery() as nursery:
+    async with open_world(directory / "world", patch=patch, sql=sql) as world, trio.open_nursery() as nursery:
 
         async def play_on() -> None:
             for seed in due:

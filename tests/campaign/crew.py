@@ -51,7 +51,7 @@ class Crew:
         self.spool = directory / "data" / "spool"
         self._plan, self._world, self._clip, self._directory = plan, world, clip, directory
         self._tally, self._id, self._note = tally, scenario_id, note
-        self._cli = Cli(directory, set())
+        self._cli = Cli(directory, set(), world.fork_server)
 
     async def start(self, nursery: trio.Nursery, epoch: int, fault: Fault | None) -> Actor:
         """A runner for this epoch (0: whichever is free), to which `fault` will happen."""
@@ -110,7 +110,7 @@ class Crew:
         )
 
     async def _live(self, trace: Trace, stand: Stand, *, task_status: trio.TaskStatus[Actor]) -> None:
-        async with self._cli.started("run", stand.config, program=self._world.program) as running:
+        async with self._cli.started("run", stand.config, patch=self._world.patch) as running:
             actor = Actor(trace=trace, stand=stand, running=running)
             task_status.started(actor)
             stops = -1
@@ -175,7 +175,7 @@ class Crew:
         await self._run("flush-spool", stand.config, {})
 
     async def _run(self, verb: str, config: Path, variables: dict[str, str]) -> Finished:
-        async with self._cli.started(verb, config, program=self._world.program, variables=variables) as running:
+        async with self._cli.started(verb, config, patch=self._world.patch, variables=variables) as running:
             done = await running.wait()
         self._note(verb, code=done.code, out=done.out)
         return done

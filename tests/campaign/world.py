@@ -6,7 +6,6 @@ import asyncio
 import signal
 import struct
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,6 +19,7 @@ import asyncpg
 import trio
 
 from tests.support.fake_inference import Fake, open_fake
+from tests.support.forking import ForkServer, open_fork_server
 from tests.support.harness import (
     PATIENCE_SECONDS,
     Cli,
@@ -108,10 +108,11 @@ class Stand:
 class World:
     """Servers, ledger, topic and reaper of one campaign; made by `open_world`."""
 
-    def __init__(self, directory: Path, program: Sequence[str] | None) -> None:
+    def __init__(self, directory: Path, patch: str, fork_server: ForkServer) -> None:
         self.directory = directory
-        self.program = program
-        """What is run in the place of `python -m trio_runner`, where something in it is broken on purpose."""
+        self.patch = patch
+        """Python that breaks something in the program before it starts."""
+        self.fork_server = fork_server
         self.hosts = {service: Host(directory, service) for service in ("database", "kafka")}
         self.restarts: Counter[str] = Counter()
         self.events: dict[int, list[Event]] = defaultdict(list)
@@ -124,7 +125,7 @@ class World:
         self._reaping = trio.Lock()
         self._topic = trio.Lock()
         """Who reads it, writes to it, or takes a server away."""
-        self._cli = Cli(directory, set())
+        self._cli = Cli(directory, set(), fork_server)
 
     @property
     def servers(self) -> Servers:
@@ -166,7 +167,7 @@ class World:
                 return
             self.reaps += 1
             await self.up.wait()
-            async with self._cli.started("reap", self._own_config("reap.toml"), program=self.program) as running:
+            async with self._cli.started("reap", self._own_config("reap.toml"), patch=self.patch) as running:
                 await running.wait()
 
     async def restart(self, service: str) -> None:
@@ -252,20 +253,21 @@ class WorldLedger(Ledger):
 
 
 @asynccontextmanager
-async def open_world(directory: Path, *, program: Sequence[str] | None, sql: str) -> AsyncIterator[World]:
-    """Servers of their own for one campaign; `sql` changes the schema, to break it on purpose."""
+async def open_world(directory: Path, *, patch: str, sql: str) -> AsyncIterator[World]:
+    """Servers of their own for one campaign; `patch` (Python) and `sql` break the program and the schema on purpose."""
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else is there yet
-    world = World(directory, program)
-    try:
-        await world.start()
-        if sql:
-            # One transaction of several statements: asyncpg's `fetch` takes but one.
-            servers = world.servers
-            await trio.to_thread.run_sync(lambda: asyncio.run(_execute(servers, sql)))
-        yield world
-    finally:
-        for host in world.hosts.values():
-            host.close()
+    with open_fork_server(environment()) as fork_server:
+        world = World(directory, patch, fork_server)
+        try:
+            await world.start()
+            if sql:
+                # One transaction of several statements: asyncpg's `fetch` takes but one.
+                servers = world.servers
+                await trio.to_thread.run_sync(lambda: asyncio.run(_execute(servers, sql)))
+            yield world
+        finally:
+            for host in world.hosts.values():
+                host.close()
 
 
 async def _execute(servers: Servers, sql: str) -> None:
@@ -298,8 +300,3 @@ def _as_broker(host: str, port: int) -> bytes:
 
 def _rename_broker(names: list[bytes], data: bytes) -> bytes:
     return data.replace(names[0], names[-1])
-
-
-def patched_program(patch: str) -> list[str]:
-    """`trio-runner` with this Python done to it first."""
-    return [sys.executable, "-c", f"{patch}\nimport sys\nfrom trio_runner.cli.main import main\nsys.exit(main())"]

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 # It exports its names in a way that mypy does not take for it.
 admin: Any = confluent_kafka.admin
 
-SCRIPT = REPOSITORY / "tests" / "apache_kafka.sh"
+SCRIPT = REPOSITORY / "tests" / "support" / "apache_kafka.sh"
 WRONG_PASSWORD = "this-is-not-it-4711"
 
 

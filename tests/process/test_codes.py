@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.support.fake_inference import open_fake
-from tests.support.harness import PATIENCE_SECONDS, command
+from tests.support.harness import PATIENCE_SECONDS
 from tests.support.scene import SMALL_WINDOW, Scene, held_run, locked
 from trio_runner.errors import ErrorCode
 
@@ -67,11 +67,6 @@ def test_every_code_is_reached_by_a_test_on_the_real_process(code: ErrorCode) ->
     source = inspect.getsource(getattr(tests, function) if function else tests)
     marks = [str(mark) for mark in getattr(getattr(tests, function, None), "pytestmark", ())]
     assert f'"{code}"' in source or any(f"'{code}'" in mark for mark in marks), f"{REACHED_BY[code]} does not name it"
-
-
-def patched(patch: str) -> list[str]:
-    """The real program with something changed before it starts."""
-    return [command()[0], "-c", f"import sys\nfrom trio_runner.cli.main import main\n{patch}\nsys.exit(main())"]
 
 
 async def test_a_token_file_that_is_not_there(scene: Scene, clip: Path) -> None:
@@ -148,7 +143,7 @@ async def test_a_database_without_the_schema(scene: Scene, clip: Path) -> None:
 
 async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: Scene, big_clip: Path) -> None:
     """No way is known to get there, so patience is shortened below the deadlines of the steps."""
-    impatient = patched(
+    impatient = (
         "from trio_runner.pipeline import run as pipeline\n"
         "pipeline.stalled_seconds = lambda config: 1.0\n"
         "pipeline.STALLED_GRACE_SECONDS = 0.1"
@@ -161,7 +156,7 @@ async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: S
             **SMALL_WINDOW,
         )
         # On a busy machine it may lose its patience before the first frame is stored.
-        async with scene.cli.started("run", config, program=impatient) as running:
+        async with scene.cli.started("run", config, patch=impatient) as running:
             done = await running.wait()
             assert running.family() == []
     assert done.code == 75, done.err
@@ -170,14 +165,14 @@ async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: S
 
 
 async def test_a_bug_has_a_name_too_and_its_stack(scene: Scene, clip: Path) -> None:
-    buggy = patched(
+    buggy = (
         "from trio_runner.inference.protocols import predict\n"
         "def detections(body, frame):\n    secret = 'c4n4ry'\n    return 1 / 0\n"
         "predict.detections = detections"
     )
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        async with scene.cli.started("run", config, program=buggy) as running:
+        async with scene.cli.started("run", config, patch=buggy) as running:
             done = await running.wait()
             assert running.family() == []
     assert done.code == 75, done.err

@@ -13,30 +13,24 @@ import pytest
 import trio
 
 from tests.support.fake_inference import open_fake
-from tests.support.harness import command
 from tests.support.hostile_videos import larger_than_declared
 from tests.support.scene import Scene, held_run
 
 pytestmark = pytest.mark.slow
 
 
-def program(patch: str) -> list[str]:
-    """The real program, with something changed before it starts."""
-    return [command()[0], "-c", f"import sys\nfrom trio_runner.cli.main import main\n{patch}\nsys.exit(main())"]
-
-
-def interpreter(directory: Path, script: str, mode: int = 0o755) -> list[str]:
-    """The program, whose children are run by a script instead of Python."""
+def interpreter(directory: Path, script: str, mode: int = 0o755) -> str:
+    """A patch after which a script runs the program's children instead of Python."""
     path = directory / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(mode)
-    return program(f"sys.executable = {str(path)!r}")
+    return f"import sys\nsys.executable = {str(path)!r}"
 
 
-def starved(limit: str, value: int) -> list[str]:
-    """The program, which is over a resource limit of its own when it starts a child."""
+def starved(limit: str, value: int) -> str:
+    """A patch after which the program is over a resource limit of its own when it starts a child."""
     # Root is above the limit on processes, so it is another user for as long as that takes.
-    return program(f"""
+    return f"""
 import os, resource, subprocess
 
 class Starved(subprocess.Popen):
@@ -53,7 +47,7 @@ class Starved(subprocess.Popen):
             resource.setrlimit(resource.{limit}, (soft, hard))
 
 subprocess.Popen = Starved
-""")
+"""
 
 
 OLD_FFMPEG = f"""
@@ -65,12 +59,12 @@ runpy.run_module("trio_runner.video.decoder", run_name="__main__")
 ' "$5"
 """
 
-WAYS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+WAYS: dict[str, tuple[Callable[[Path], str], str]] = {
     "Python is gone": (
-        lambda directory: program(f"sys.executable = {str(directory / 'gone')!r}"),
+        lambda directory: f"import sys\nsys.executable = {str(directory / 'gone')!r}",
         "cannot be started with",
     ),
-    "nobody knows where Python is": (lambda _: program("sys.executable = None"), "cannot be started with no Python"),
+    "nobody knows where Python is": (lambda _: "import sys\nsys.executable = None", "cannot be started with no Python"),
     "Python may not be run": (partial(interpreter, script="", mode=0o644), "Permission denied"),
     "too many open files": (lambda _: starved("RLIMIT_NOFILE", 3), "Too many open files"),
     "too many processes": (lambda _: starved("RLIMIT_NPROC", 0), "Resource temporarily unavailable"),
@@ -95,7 +89,7 @@ async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> N
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
         # A child that cannot even be started is found out before the database is asked for its schema.
         assert (await scene.cli("init-db", config)).code == 0
-        async with scene.cli.started("run", config, program=make(scene.directory)) as running:
+        async with scene.cli.started("run", config, patch=make(scene.directory)) as running:
             done = await running.wait()
             assert running.family() == [], "a child outlived the runner"
     assert done.code == 75, done.err

@@ -387,7 +387,7 @@ async def test_attempts_without_progress_are_counted_and_end(scene: Scene, clip:
 async def test_the_password_lies_nowhere_in_reach(scene: Scene, big_clip: Path) -> None:
     if not scene.servers.password:
         pytest.skip("this database asks for no password")
-    async with held_run(scene, big_clip, log={"level": "debug"}) as held:
+    async with held_run(scene, big_clip, executed=True, log={"level": "debug"}) as held:
         family = held.running.family()
         assert len(family) == 2, "the runner and its decoder"
         for process in family:

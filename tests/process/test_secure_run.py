@@ -98,7 +98,7 @@ async def test_no_credential_is_found_anywhere(scene: Scene, clip: Path, apache:
             },
             kafka=kafka,
         )
-        async with scene.cli.started("run", config, variables=manager.variables) as running:
+        async with scene.cli.started("run", config, variables=manager.variables, executed=True) as running:
             if held:
                 await manager.wait_for("READY=1")
                 for process in running.family():

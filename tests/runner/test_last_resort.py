@@ -24,7 +24,6 @@ from trio_runner.runner import daemon
 daemon.FAILURE_SECONDS = 1.0
 daemon.LAST_RESORT_MARGIN_SECONDS = 0.5
 {fault}
-sys.exit(main())
 """
 """The real program with a bug put into its failure path, and less patience."""
 
@@ -49,8 +48,7 @@ async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path,
         config = scene.write_config(
             video={"path": str(clip)}, inference={"url": fake.url}, kafka={"publish_timeout_seconds": 0.5}
         )
-        program = [command()[0], "-c", PATCHED.format(fault=fault)]
-        async with scene.cli.started("run", config, program=program) as running:
+        async with scene.cli.started("run", config, patch=PATCHED.format(fault=fault)) as running:
             done = await running.wait()
 
             async def nobody_left() -> bool:

@@ -116,7 +116,7 @@ class Fleet:
         self, node: str = "node_1", *, dying: str = "", config: Path | None = None, **sections: dict[str, Any]
     ) -> AsyncIterator[Running]:
         """One that listens; `dying` names the call that it kills itself at."""
-        program = None
+        program: list[str] = []
         if dying:
             (self.directory / "dying.py").write_text(DYING)
             program = [sys.executable, str(self.directory / "dying.py"), dying]

@@ -26,6 +26,7 @@ import psutil
 import trio
 
 import trio_runner
+from tests.support.forking import ForkedProcess, ForkServer
 from tests.support.server_files import free_ports
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class Finished:
 class Running:
     """A `trio-runner` process under way."""
 
-    def __init__(self, process: trio.Process, out: Path, err: Path) -> None:
+    def __init__(self, process: trio.Process | ForkedProcess, out: Path, err: Path) -> None:
         self._process, self._out, self._err = process, out, err
         self.pid = process.pid
 
@@ -123,6 +124,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trio_runner", *arguments]
 
 
+MAIN = "import sys\nfrom trio_runner.cli.main import main\nsys.exit(main())"
+
+
 def environment() -> dict[str, str]:
     """Children run the package that the tests import, from whatever directory."""
     paths = [str(Path(trio_runner.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -132,13 +136,13 @@ def environment() -> dict[str, str]:
 class Cli:
     """Runs `trio-runner` as its users do; output goes to files, so that no pipe can fill up."""
 
-    def __init__(self, directory: Path, canaries: set[str]) -> None:
-        self._directory, self.canaries = directory, canaries
+    def __init__(self, directory: Path, canaries: set[str], fork_server: ForkServer) -> None:
+        self._directory, self.canaries, self._fork_server = directory, canaries, fork_server
         self._count = 0
 
-    async def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Finished:
+    async def __call__(self, *arguments: str | Path, cwd: Path | None = None, executed: bool = False) -> Finished:
         """Run to the end."""
-        async with self.started(*arguments, cwd=cwd) as running:
+        async with self.started(*arguments, cwd=cwd, executed=executed) as running:
             return await running.wait()
 
     @asynccontextmanager
@@ -146,22 +150,42 @@ class Cli:
         self,
         *arguments: str | Path,
         cwd: Path | None = None,
-        program: Sequence[str] | None = None,
+        program: Sequence[str] = (),
+        patch: str = "",
         variables: Mapping[str, str] | None = None,
+        executed: bool = False,
     ) -> AsyncIterator[Running]:
-        """Start it (or another `program`); whatever of it still lives when the block ends is killed."""
+        """Start it, or another `program`; whatever of it still lives when the block ends is killed.
+
+        `patch` is Python that changes the program before it starts. The fork server starts the process, unless it is
+        to be `executed` as a shell would.
+        """
         self._count += 1
         out, err = (self._directory / f"cli-{self._count}.{kind}" for kind in ("out", "err"))
+        texts = [*map(str, arguments)]
+        place = cwd or self._directory
         with out.open("wb") as out_file, err.open("wb") as err_file:
-            process = await trio.lowlevel.open_process(
-                [*(program or command()), *map(str, arguments)],
-                stdin=None,
-                stdout=out_file,
-                stderr=err_file,
-                cwd=cwd or self._directory,
-                env={**environment(), **(variables or {})},
-                start_new_session=True,
-            )
+            process: trio.Process | ForkedProcess
+            if program or executed:
+                patched = [sys.executable, "-c", f"{patch}\n{MAIN}"] if patch else command()
+                process = await trio.lowlevel.open_process(
+                    [*(program or patched), *texts],
+                    stdin=None,
+                    stdout=out_file,
+                    stderr=err_file,
+                    cwd=place,
+                    env={**environment(), **(variables or {})},
+                    start_new_session=True,
+                )
+            else:
+                process = await self._fork_server.start(
+                    texts,
+                    out=out_file,
+                    err=err_file,
+                    cwd=place,
+                    environment={**environment(), **(variables or {})},
+                    patch=patch,
+                )
         running = Running(process, out, err)
         try:
             yield running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -173,7 +173,7 @@ class Held:
 
 @asynccontextmanager
 async def held_run(
-    scene: Scene, big_clip: Path, program: Sequence[str] | None = None, **sections: dict[str, Any]
+    scene: Scene, big_clip: Path, *, executed: bool = False, **sections: dict[str, Any]
 ) -> AsyncIterator[Held]:
     async with open_fake(held=lambda number: number >= 5) as fake, open_service_manager() as manager:
         merged: dict[str, dict[str, Any]] = {
@@ -183,7 +183,7 @@ async def held_run(
         # On a busy machine a held frame is held for long.
         merged["inference"] = {"url": fake.url, "timeout_seconds": 60.0} | merged.get("inference", {})
         config = scene.write_config("runner.toml", **merged)
-        async with scene.cli.started("run", config, variables=manager.variables, program=program) as running:
+        async with scene.cli.started("run", config, variables=manager.variables, executed=executed) as running:
             # Only now there is certainly a schema to ask.
             await manager.wait_for("READY=1")
 
