@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import Self
+from typing import Final, Self
 
 
 class ExitCode(enum.IntEnum):
-    """What a process's exit code says; 64, 65, 74, 75 and 78 are those of sysexits.h. docs/contract.md lists them."""
+    """What a process's exit code says; docs/contract.md lists them. Numbers from 64 to 78 are those of sysexits.h.
+
+    `str()` of a member is its number, as systemd and a container's status write it.
+    """
 
     OK = 0
     """Completed, already completed, or drained on request."""
@@ -17,7 +20,7 @@ class ExitCode(enum.IntEnum):
     VIDEO = 65
     """The video is bad; the retry event is confirmed."""
     UNCONFIRMED = 74
-    """Failed, and Kafka has not confirmed the retry event."""
+    """Failed, and Kafka has not confirmed the retry event. Of a verb that is no run: failed."""
     CONFIRMED = 75
     """Failed; the retry event is confirmed."""
     CONFIG = 78
@@ -25,6 +28,19 @@ class ExitCode(enum.IntEnum):
     """Superseded or refused: no event is due."""
     INTERRUPTED = 130
     """Ended by Ctrl-C before there was anything to drain."""
+
+
+REPORTED: Final = frozenset(
+    {
+        ExitCode.OK,
+        ExitCode.USAGE,
+        ExitCode.VIDEO,
+        ExitCode.CONFIRMED,
+        ExitCode.CONFIG,
+        ExitCode.SUPERSEDED,
+    }
+)
+"""After these nobody need report the attempt: its event is confirmed, or none is due."""
 
 
 class ErrorClass(enum.StrEnum):

@@ -12,7 +12,8 @@ from tests.support.fake_inference import Fault, at_frame, open_fake
 from tests.support.harness import PATIENCE_SECONDS, command, environment, until
 from tests.support.scene import Scene
 from trio_runner.config.load import Config
-from trio_runner.runner import daemon, last_resort
+from trio_runner.errors import ExitCode
+from trio_runner.runner import daemon
 from trio_runner.runner.last_resort import LastResort
 
 PATCHED = """
@@ -55,7 +56,7 @@ async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path,
                 return running.family() == []
 
             await until(nobody_left, described="the decoder goes with it")
-    assert done.code == last_resort.EXIT_CODE, done.err
+    assert done.code == ExitCode.UNCONFIRMED, done.err
     assert "took more than 2 s" in done.err
     assert "in main" in done.err, "it says where every thread was"
     scene.check_secrets(done.out, done.err)
@@ -99,7 +100,7 @@ LastResort(0.05).arm()
 time.sleep(60)
 """
     done = subprocess.run([command()[0], "-c", script, kind], env=environment(), timeout=PATIENCE_SECONDS, check=False)
-    assert done.returncode == last_resort.EXIT_CODE
+    assert done.returncode == ExitCode.UNCONFIRMED
 
 
 def test_draining_and_the_longest_death_fit_into_what_the_service_manager_grants() -> None:

@@ -11,7 +11,7 @@ import trio
 
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Attempt, open_store
-from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
+from trio_runner.errors import REPORTED, ClaimRefusedError, ErrorCode, RunnerError, SupersededError
 from trio_runner.failure import marker
 from trio_runner.failure.report import Report, publish_recorded, record_lost, report_death
 from trio_runner.model import Claim, Failure, Progress
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from trio_runner.failure.spool import Spool
 
 logger = logging.getLogger(__name__)
-
-REPORTED: Final = frozenset({"0", "64", "65", "75", "78", "79"})
-"""Exit codes that say: the event is confirmed, or none is owed."""
 
 REAP_BATCH: Final = 1000
 
@@ -46,7 +43,7 @@ def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
     systemd may set the three variables as well, or none of them.
     """
     result, how, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
-    if how == "exited" and status in REPORTED:
+    if how == "exited" and status in map(str, REPORTED):
         return None
     told = f"ended unreported: {result or 'nobody says how'}" + (f" ({how} {status})" if how else "")
     if result == "oom-kill":

@@ -7,8 +7,7 @@ import os
 import threading
 from typing import Final
 
-EXIT_CODE: Final = 74
-"""Failed, and nobody can say that Kafka has the event."""
+from trio_runner.errors import ExitCode
 
 STEP_SECONDS: Final = 0.5
 SAYING_SECONDS: Final = 1.0
@@ -55,7 +54,7 @@ class LastResort:
             saying.start()
             saying.join(SAYING_SECONDS)
         finally:
-            os._exit(EXIT_CODE)
+            os._exit(ExitCode.UNCONFIRMED)
 
     def _say_why(self) -> None:
         """Past Python's streams and logging, whose locks a stuck thread may hold."""

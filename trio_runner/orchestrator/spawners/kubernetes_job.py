@@ -12,8 +12,7 @@ import tomli_w
 
 from trio_runner.base.text import signal_name
 from trio_runner.config.load import Config
-from trio_runner.errors import ErrorCode
-from trio_runner.failure.unreported import REPORTED
+from trio_runner.errors import REPORTED, ErrorCode, ExitCode
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import own_keys
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
@@ -61,7 +60,7 @@ EPOCH: Final = "trio-runner/epoch"
 ORCHESTRATOR: Final = "trio-runner/orchestrator"
 REPORTED_LABEL: Final = "trio-runner/reported"
 
-NOTHING_TO_GAIN: Final = (64, 65, 78, 79)
+NOTHING_TO_GAIN: Final = (ExitCode.USAGE, ExitCode.VIDEO, ExitCode.CONFIG, ExitCode.SUPERSEDED)
 """Wrong usage, a bad video, a bad config, somebody else's scenario: no pod would fare better."""
 
 _BY_SIGNAL: Final = 128
@@ -114,7 +113,7 @@ def job(settings: KubernetesSection, node: str, work: Work) -> Object:
                         "onExitCodes": {
                             "containerName": CONTAINER,
                             "operator": "In",
-                            "values": list(NOTHING_TO_GAIN),
+                            "values": list(map(int, NOTHING_TO_GAIN)),
                         },
                     },
                     {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -259,11 +258,11 @@ def _cause(job: Object, pods: Sequence[Object]) -> tuple[str, ErrorCode | None]:
         return detail, ErrorCode.INTERRUPTED if term else ErrorCode.RUNNER_KILLED
     detail = f"exit code {exit_code}"
     # EX_USAGE, of an image too old for what it is told, and EX_CONFIG: it does not know whom to tell.
-    if exit_code in {64, 78}:
+    if exit_code in {ExitCode.USAGE, ExitCode.CONFIG}:
         return detail, ErrorCode.CONFIG_INVALID
-    if str(exit_code) in REPORTED:
+    if exit_code in REPORTED:
         return detail, None
-    if exit_code == 74:  # noqa: PLR2004 - EX_IOERR
+    if exit_code == ExitCode.UNCONFIRMED:
         detail += ", its event in a spool that ended with the pod"
     return detail, ErrorCode.INTERNAL
 

@@ -22,7 +22,7 @@ from trio_runner.base.files import write_private
 from trio_runner.base.text import signal_name
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
-from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.errors import ErrorCode, ExitCode, RunnerError
 from trio_runner.failure.marker import begun_of
 from trio_runner.failure.spool import spool_of
 from trio_runner.failure.unreported import cause_of_death, report_dead_processes
@@ -276,7 +276,7 @@ class ProcessSpawner:
         if cause_of_death(seen) is not None:
             await self._report(config, seen)
         # It could not even read where to report to.
-        failure = _UNREADABLE if seen["EXIT_STATUS"] == "78" else None
+        failure = _UNREADABLE if seen["EXIT_STATUS"] == str(ExitCode.CONFIG) else None
         if failure is None:
             await trio.to_thread.run_sync(partial(shutil.rmtree, config.runner.data_dir, ignore_errors=True))
         self._asked.discard(process.pid)

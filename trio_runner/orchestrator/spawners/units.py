@@ -15,8 +15,8 @@ import trio
 from trio_runner.base.files import write_private
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
-from trio_runner.errors import ErrorCode
-from trio_runner.failure.unreported import REPORTED, cause_of_death
+from trio_runner.errors import REPORTED, ErrorCode, ExitCode
+from trio_runner.failure.unreported import cause_of_death
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
@@ -271,7 +271,7 @@ def _how_it_ended(unit: str, seen: dict[str, str]) -> tuple[Failure | None, str]
     if how:
         status = seen["ExecMainStatus"]
     detail = f"{how} {status}" if how else "gone"
-    if how == "exited" and status in REPORTED - {"78"}:
+    if how == "exited" and status in map(str, REPORTED - {ExitCode.CONFIG}):
         return None, detail
     if how == "killed" and status == str(signal.SIGTERM.value):
         # The environment of ExecStopPost= has signals by their names.
