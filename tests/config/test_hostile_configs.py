@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.harness import Cli
 from tests.support.hostile_configs import CANARY, HOSTILE_CONFIGS, UNREADABLE, HostileConfig
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import Config, load_config, parse_config
@@ -25,7 +23,6 @@ KNOWN = {
     section.name: [key.encode_name for key in msgspec.structs.fields(section.type)]
     for section in msgspec.structs.fields(Config)
 }
-PATIENCE_SECONDS = 15.0
 
 
 def refusal(path: Path) -> ConfigError:
@@ -58,26 +55,6 @@ def test_a_config_that_may_not_be_read(tmp_path: Path) -> None:
         pytest.skip("root may read everything")
     UNREADABLE.write(tmp_path / "runner.toml")
     assert "Permission denied" in str(refusal(tmp_path / "runner.toml"))
-
-
-# What could hang, what could eat time or memory, and what could say too much.
-NAMES = {"FIFO", "endless device", "10 GB with a hole", "deep array", "6000 keys", "secret twice", "everything at once"}
-BY_PROCESS = [config for config in HOSTILE_CONFIGS if config.name in NAMES]
-
-
-@pytest.mark.parametrize("config", BY_PROCESS, ids=lambda config: config.name)
-async def test_the_program_refuses_it_with_78_and_starts_nothing(
-    cli: Cli, config: HostileConfig, tmp_path: Path
-) -> None:
-    config.write(tmp_path / "runner.toml")
-    with trio.fail_after(PATIENCE_SECONDS):
-        done = await cli("validate", "runner.toml")
-    assert (done.code, done.out) == (78, "")
-    assert done.err.startswith("runner.toml")
-    assert "Traceback" not in done.err
-    assert CANARY not in done.err
-    assert all(config.places[i][0] in done.err for i in (0, -1))
-    assert set(os.listdir(tmp_path)) == {"runner.toml", "cli-1.out", "cli-1.err"}  # noqa: PTH208 - it waits for nothing
 
 
 # any tables at all

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.harness import Cli, WriteConfig
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import Config
 from trio_runner.config.settings import OF_A_SCENARIO, check_scenario_settings, parse_settings
@@ -147,61 +146,3 @@ def test_what_is_put_aside_must_not_come_back(sections: dict[str, dict[str, Any]
 
 
 # the command line
-
-
-@pytest.mark.parametrize(
-    ("setting", "named"),
-    [
-        ("video.stride=0", "video.stride"),
-        ("video.stride=two", "video.stride"),
-        ("video.stride=" + "9" * 5000, "video.stride"),
-        ("video.strid=2", "video.strid"),
-        ("self.x=1", "self"),
-        ("nonsense", "nonsense: not of the form section.key=value"),
-        ("database.batch_frames=1000", "database.batch_frames: larger than pipeline.max_buffered_frames"),
-    ],
-)
-@pytest.mark.parametrize("verb", [("run",), ("submit", "--video", "a.mp4")], ids=lambda verb: verb[0])
-async def test_a_bad_value_is_named_and_nothing_is_started(
-    cli: Cli, write_config: WriteConfig, verb: tuple[str, ...], setting: str, named: str
-) -> None:
-    done = await cli(*verb, write_config(), "--set", setting)
-    assert done.code == 78, done.err
-    assert named in done.err
-    assert "nothing was started" in done.err
-    assert done.out == ""
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "inference.url=http://169.254.169.254",
-        "inference.token_file=/etc/passwd",
-        "database.url=postgresql://evil/x",
-        "video.root=/",
-        "video.limit_memory_mib=99999",
-        "scenario.id=9",
-        "kafka.brokers=evil:9092",
-        "runner.data_dir=/",
-    ],
-)
-async def test_what_is_not_a_scenarios_cannot_be_submitted(cli: Cli, write_config: WriteConfig, setting: str) -> None:
-    done = await cli("submit", write_config(), "--video", "a.mp4", "--set", setting)
-    assert done.code == 78
-    assert f"{setting.partition('=')[0]}: not for a scenario to set" in done.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--video", "a.mp4", "--id", "-5"), "scenario.id"),
-        (("--video", "a.mp4", "--id", str(2**63)), "scenario.id"),
-        (("--video", "a" * 5000), "video.path"),
-    ],
-)
-async def test_an_id_or_a_path_that_cannot_be_is_named(
-    cli: Cli, write_config: WriteConfig, arguments: tuple[str, ...], named: str
-) -> None:
-    done = await cli("submit", write_config(), *arguments)
-    assert done.code == 78, done.err
-    assert named in done.err

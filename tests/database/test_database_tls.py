@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,11 +14,9 @@ import trio
 
 from tests.database.test_postgres import backend, proxy_to, refusal
 from tests.support.certificates import Authority
-from tests.support.database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, programs_with_tls, serving_database
-from tests.support.fake_inference import Fake, open_fake
-from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers
+from tests.support.database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, authority_of, database_with_tls
+from tests.support.harness import PATIENCE_SECONDS
 from tests.support.proxy import Breakdown
-from tests.support.scene import Scene
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
 from trio_runner.database.store import open_store
@@ -42,13 +39,7 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    programs = programs_with_tls()
-    if programs is None:
-        pytest.skip(
-            "no PostgreSQL with TLS here (the wheel's has none); on Debian and Ubuntu: apt-get install postgresql"
-        )
-    directory = tmp_path_factory.mktemp("database")
-    with serving_database(directory, programs, Authority(directory / "authority")) as started:
+    with database_with_tls(tmp_path_factory.mktemp("database")) as started:
         yield started
 
 
@@ -56,11 +47,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """An authority that nobody trusts."""
     return Authority(tmp_path_factory.mktemp("stranger"))
-
-
-def authority_of(server: DatabaseServer) -> Authority:
-    assert server.authority
-    return server.authority
 
 
 def section_of(keys: dict[str, Any]) -> DatabaseSection:
@@ -323,113 +309,3 @@ async def test_a_socket_needs_no_tls_whatever_the_mode(server: DatabaseServer, t
 
 
 # the process
-
-
-@pytest.fixture
-def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Scene:
-    """As everywhere, but its ledger is in the database with TLS."""
-    mine = server.servers(servers)
-    return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
-
-
-class Heard(trio.abc.Stream):
-    """A stream that keeps what came in by it."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.bytes = bytearray()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        chunk = await self._stream.receive_some(max_bytes)
-        self.bytes += chunk
-        return chunk
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-@asynccontextmanager
-async def authorised_fake(authority: Authority) -> AsyncIterator[tuple[Fake, list[Heard]]]:
-    """The fake service over TLS, which wants a client's certificate; with all that was said to it."""
-    tls = authority.issue("localhost").server_context(client_ca=authority.ca_file)
-    said: list[Heard] = []
-
-    async def handle(stream: trio.SocketStream) -> None:
-        secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        said.append(Heard(secured))
-        await fake.serve(said[-1])
-
-    async with open_fake() as fake, trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        fake.url = f"https://localhost:{listeners[0].socket.getsockname()[1]}"
-        yield fake, said
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_whole_run_over_tls_with_a_token(
-    scene: Scene, server: DatabaseServer, clip: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "token").write_text("c4n4ry.token-~+/=\n")
-    authority = authority_of(server)
-    mine = authority.issue("runner")
-    async with authorised_fake(authority) as (fake, said):
-        config = scene.write_config(
-            video={"path": str(clip)},
-            database=server.section(),
-            inference={
-                "url": fake.url,
-                "ca_file": str(authority.ca_file),
-                "certificate_file": str(mine.chain_file),
-                "key_file": str(mine.key_file),
-                "token_file": "token",
-            },
-            log={"level": "debug"},
-        )
-        done = await scene.run_to_the_end(config)
-    assert done.code == 0, done.err
-    await scene.check_rows(60)
-    await scene.ledger.check_invariants(scene.scenario_id)
-    requests = b"".join(heard.bytes for heard in said).lower()
-    assert requests.count(b"post /predict http/1.1\r\n") == 60
-    assert requests.count(b"\r\nauthorization: bearer c4n4ry.token-~+/=\r\n") == 60
-    assert "c4n4ry" not in done.out + done.err
-
-
-async def test_a_run_dies_of_a_database_that_it_does_not_trust(
-    scene: Scene, server: DatabaseServer, stranger: Authority, clip: Path
-) -> None:
-    async with open_fake() as fake:
-        config = scene.write_config(
-            video={"path": str(clip)},
-            database=server.section(ca_file=str(stranger.ca_file)),
-            inference={"url": fake.url},
-        )
-        done = await scene.run_to_the_end(config)
-    assert done.code == 75, done.err
-    assert fake.numbers == []
-    event = await scene.the_event()
-    assert (event.body["epoch"], event.body["error"]["code"]) == (0, "store_tls")
-    assert "database.ca_file" in event.body["error"]["message"]
-    scene.check_secrets(done.out, done.err, event.raw.decode())
-
-
-async def test_a_run_dies_of_a_service_that_it_does_not_trust(
-    scene: Scene, server: DatabaseServer, stranger: Authority, clip: Path
-) -> None:
-    async with open_fake(tls=stranger.issue("127.0.0.1").server_context()) as fake:
-        config = scene.write_config(
-            video={"path": str(clip)},
-            database=server.section(),
-            inference={"url": fake.url, "ca_file": str(authority_of(server).ca_file)},
-        )
-        done = await scene.run_to_the_end(config)
-    assert done.code == 75, done.err
-    assert fake.numbers == []
-    body = await scene.check_death(done, "inference_tls", named=fake.url)
-    assert "inference.ca_file" in body["error"]["message"]

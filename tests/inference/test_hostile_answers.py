@@ -5,21 +5,17 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import clips
-from tests.support.fake_inference import at_frame, open_fake
+from tests.support.fake_inference import open_fake
 from tests.support.faults import HARMLESS, Fault
-from tests.support.harness import until
-from tests.support.hostile_answers import CASES, GOOD, Case, assert_refusal, assert_sound
+from tests.support.hostile_answers import CASES, Case, assert_refusal, assert_sound
 from tests.support.makers import make_frame
-from tests.support.scene import Scene
 from trio_runner.config.sections import InferenceSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
@@ -228,72 +224,3 @@ async def test_an_answer_that_comes_before_the_body_was_read_is_heard(size: int)
 
 
 # the process
-
-
-PROCESS_FAULTS: dict[str, tuple[Fault | bytes, str]] = {
-    "a list cut short": (GOOD[:-3], "$: not JSON"),
-    "NaN": (GOOD.replace(b"0.5", b"NaN"), "$: not JSON"),
-    "a number beyond a double": (GOOD.replace(b"0.5", b"1e400"), "$: not JSON"),
-    "5,000 digits": (GOOD.replace(b"0.5", b"9" * 5_000), "$: not JSON"),
-    "deep": (b"[" * 100_000 + b"]" * 100_000, "$: nested too deeply"),
-    "a key twice": (GOOD.replace(b'"class"', b'"class": "cat", "class"'), "$.predictions[0].class: appears twice"),
-    "half a surrogate": (GOOD.replace(b"dog", b"\\ud800"), "$: not JSON"),
-    "NUL": (GOOD.replace(b"dog", b"\\u0000"), "$.predictions[0].class"),
-    "a type that is wrong": (GOOD.replace(b"0.5", b'"0.5"'), "$.predictions[0].confidence"),
-    "a box outside": (GOOD.replace(b"4]", b"4000]"), "$.predictions[0].bbox"),
-    "a failure with status 200": (b'{"error": "CUDA out of memory"}', "$.error: "),
-    "no list": (b'{"predictions": null}', "$.predictions: expected a list"),
-    "100 MB": (Fault.BIG, "1048576 bytes"),
-    "100 MB in chunks": (Fault.BIG_CHUNKED, "1048576 bytes"),
-    "a gzip bomb": (Fault.GZIP_BOMB, "compressed"),
-    "a gzip bomb in disguise": (Fault.GZIP_BOMB_AS_IDENTITY, "$: not JSON"),
-    "1 MB of null": (b"[" + b"null," * 200_000 + b"null]", "$: expected an object"),
-    "1 MB of objects": (b'{"predictions": [' + b"{}," * 340_000 + b"{}]}", "$.predictions: 340001 detections"),
-}
-AT_FRAME = 5
-MOST_GROWTH_MIB = 32
-"""Measured from the moment when the frame is asked about: 19 for a megabyte of empty objects, 0 for all others."""
-
-
-def peak_mib(pid: int) -> float:
-    """The most memory that the process has had; 0 when it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return max((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), default=0.0)
-
-
-async def watch_peak(pid: int, peaks: list[float]) -> None:
-    while True:
-        peaks.append(peak_mib(pid))
-        await trio.sleep(0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESS_FAULTS)
-async def test_the_process_tells_everybody_and_takes_little_memory(scene: Scene, clip: Path, name: str) -> None:
-    fault, said = PROCESS_FAULTS[name]
-    peaks: list[float] = []
-    async with open_fake(plan=at_frame(AT_FRAME, fault), held=lambda number: number >= AT_FRAME) as fake:
-        config = scene.write_config(
-            video={"path": str(clip)}, inference={"url": fake.url}, database={"batch_frames": 4}
-        )
-        async with scene.cli.started("run", config) as running, trio.open_nursery() as nursery:
-
-            async def asked() -> bool:
-                return AT_FRAME in fake.numbers or peak_mib(running.pid) == 0
-
-            await until(asked, described=f"frame {AT_FRAME} is asked about")
-            before = peak_mib(running.pid)
-            nursery.start_soon(watch_peak, running.pid, peaks)
-            fake.gate.set()
-            done = await running.wait()
-            nursery.cancel_scope.cancel()
-            assert running.family() == []
-    assert done.code == 75, done.err
-    body = await scene.check_death(done, "inference_bad_answer", named=fake.url)
-    assert said in body["error"]["message"]
-    await scene.check_rows(await scene.stored())
-    assert "Traceback" not in done.err
-    assert max(peaks) - before < MOST_GROWTH_MIB

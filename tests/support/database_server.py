@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 import trio
 
 from tests.support.certificates import Authority, Certificate
@@ -141,6 +142,22 @@ def programs_with_tls() -> Path | None:
     known = [Path(found).resolve().parent] if found else []
     known += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((path for path in known if all((path / name).exists() for name in ("initdb", "postgres"))), None)
+
+
+@contextmanager
+def database_with_tls(directory: Path) -> Iterator[DatabaseServer]:
+    """A server whose certificate an authority of its own has issued; without TLS here, the test is skipped."""
+    programs = programs_with_tls()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL with TLS (the wheel's has none); on Debian: apt-get install postgresql")
+    with serving_database(directory, programs, Authority(directory / "authority")) as started:
+        yield started
+
+
+def authority_of(server: DatabaseServer) -> Authority:
+    """The authority that issues this server's certificates."""
+    assert server.authority
+    return server.authority
 
 
 @contextmanager

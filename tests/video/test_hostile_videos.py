@@ -12,9 +12,7 @@ import pytest
 import trio
 
 from tests.support import clips
-from tests.support.fake_inference import open_fake
 from tests.support.hostile_videos import CASES, Case, UnavailableError
-from tests.support.scene import Scene
 from tests.support.watching import Showing
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import RunnerError
@@ -160,34 +158,3 @@ def test_the_corpus_is_large(corpus: Corpus, normal: Seen, capsys: pytest.Captur
             f"took {read[slowest].seconds:.1f} s ({slowest}), the largest {read[largest].peak_mib} MiB where a normal "
             f"clip takes {normal.peak_mib} ({largest})\n"
         )
-
-
-@pytest.mark.parametrize("name", [
-    "a JPEG of 16000 x 16000 among small ones",
-    "stts declares a century between frames",
-    "JPEGs of 16000 x 16000",
-    "H.264 of 16000 x 16000 that is declared smaller",
-    "the codec magicyuv",
-    "a png image",
-    "an HLS playlist",
-    "an ffconcat list",
-    "a cover and sound",
-    "a terabyte of nothing",
-    "a link to a device",
-    "a process's memory",
-    "a link out of the root",
-    "a root that is not there",
-])  # fmt: skip
-async def test_a_hostile_video_ends_the_real_process_by_its_name(name: str, scene: Scene, tmp_path: Path) -> None:
-    case, directory = CASES[name], tmp_path / "video"
-    await trio.Path(directory).mkdir()
-    path = case.make(directory)
-    options = case.options | {"root": case.options.get("root", "").format(directory=directory), "path": str(path)}
-    async with open_fake() as fake:
-        done = await scene.run_to_the_end(scene.write_config(video=options, inference={"url": fake.url}))
-    assert done.code == 65, done.err
-    scenario = await scene.ledger.existing(scene.scenario_id)
-    code = scenario["last_error"]["code"]
-    assert code in case.codes
-    await scene.check_death(done, code, named=str(path), error_class="permanent")
-    assert scenario["outcome"] == "failed"
