@@ -1,4 +1,4 @@
-"""deploy/kubernetes as Kubernetes itself takes it, and that its Role is enough and no more."""
+"""Kubernetes accepts deploy/kubernetes, and the Role in it is enough and no more."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_file_but_the_secret_is_in_the_kustomization() -> None:
     assert files == set(KUSTOMIZATION["resources"])
 
 
-def test_the_configs_can_be_used_and_name_what_there_is() -> None:
+def test_the_configs_can_be_used_and_name_objects_that_exist() -> None:
     orchestrator, runner = of_config_map("orchestrator.toml"), of_config_map("runner.toml")
     ours = orchestrator.kubernetes
     assert orchestrator.orchestrator.spawner == "kubernetes"
@@ -118,7 +118,7 @@ PLACES = {
 
 
 async def apply(cluster: Cluster) -> None:
-    """Every object as it is, but in this namespace, and on no node, for the orchestrator's image is not to be had."""
+    """Create every object in this namespace, but on no node, which has no image of the orchestrator."""
     for (kind, _), found in ALL.items():
         if kind == "Namespace":
             path, moved = "/api/v1/namespaces", found | {"metadata": {**found["metadata"], "name": "trio-runner-dry"}}
@@ -142,7 +142,7 @@ async def test_every_object_is_accepted_and_the_orchestrator_gets_its_pods(clust
     await apply(cluster)
 
     async def pods() -> bool:
-        # That they are made is the word of the admission of restricted pods, which refuses all others.
+        # There are pods, so they have passed the admission of restricted pods.
         return len((await cluster.ask("GET", "pods"))["items"]) == 2
 
     await until(pods, described="two pods of the orchestrator")
@@ -170,10 +170,10 @@ async def test_the_role_is_enough_and_no_more(
         "service_account": "trio-runner",
         **NOWHERE,
     }
-    told: list[Ended] = []
+    ends: list[Ended] = []
 
     async def on_ended(ended: Ended) -> None:
-        told.append(ended)
+        ends.append(ended)
 
     async with open_kubernetes(Config().replace(kubernetes=section), "node-a", on_ended) as spawner:
         await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
@@ -183,7 +183,7 @@ async def test_the_role_is_enough_and_no_more(
         async def labelled() -> bool:
             return "trio-runner/reported" in (await cluster.job("runner-7-3"))["metadata"]["labels"]
 
-        await until(labelled, described="the Job is labelled as told")
+        await until(labelled, described="the Job is labelled as reported")
         await spawner.start(Work(scenario_id=7, epoch=3, video_path="/a.mp4", settings={}))
         await spawner.stop(7, 3)
 
@@ -191,7 +191,7 @@ async def test_the_role_is_enough_and_no_more(
             return await cluster.jobs() == []
 
         await until(gone, described="the Job is deleted")
-    assert [ended.detail for ended in told][:1] == ["signal KILL"]
+    assert [ended.detail for ended in ends][:1] == ["signal KILL"]
     assert not any("refuses" in record.getMessage() for record in caplog.records), caplog.text
 
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}

@@ -33,7 +33,7 @@ WHY_NOT = cluster_of_tests.why_not() or (
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 CLIP = "a $(CREDENTIALS_DIRECTORY) $$.mp4"
-"""A name that Kubernetes would read a variable in."""
+"""A name in which Kubernetes would see a variable."""
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ async def cluster() -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def fake() -> AsyncIterator[Fake]:
-    """A service that keeps the answers from frame 5 on until its gate is opened."""
+    """A service that holds back the answers from frame 5 on until its gate is opened."""
     async with open_fake(held=lambda number: number >= 5) as opened:
         yield opened
 
 
-class Told:
+class Recorder:
     def __init__(self) -> None:
         self.ends: list[Ended] = []
 
@@ -57,10 +57,10 @@ class Told:
         self.ends.append(ended)
 
     async def first(self, seconds: float = PATIENCE_SECONDS) -> Ended:
-        async def told() -> list[Ended]:
+        async def recorded() -> list[Ended]:
             return self.ends
 
-        return (await until(told, described="on_ended", seconds=seconds))[0]
+        return (await until(recorded, described="on_ended is called", seconds=seconds))[0]
 
 
 Sections = dict[str, dict[str, Any]]
@@ -70,14 +70,14 @@ Sections = dict[str, dict[str, Any]]
 async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> AsyncIterator[Sections]:
     """ConfigMap and Secret are made, the scenario is submitted; the sections of an orchestrator's config.
 
-    What the test leaves to be tried again is no work for the orchestrator of the next.
+    At the end the scenario is stopped, so that the orchestrator of the next test does not try it again.
     """
     videos = scene.directory / "videos"
     videos.mkdir(mode=0o755)
     shutil.copy(clip, videos / CLIP)
     config = scene.write_config(
         "pod.toml",
-        # Draining is over before an answer that is held back is late.
+        # Draining ends before an answer that is held back times out.
         runner={"id": None, "data_dir": None, "drain_seconds": 3.0},
         scenario={"id": None},
         inference={"url": fake.url, "timeout_seconds": 60.0},
@@ -95,17 +95,17 @@ async def fleet(cluster: Cluster, scene: Scene, clip: Path, fake: Fake) -> Async
 
 
 @asynccontextmanager
-async def started(scene: Scene, fleet: Sections) -> AsyncIterator[tuple[Spawner, Told]]:
-    """A spawner that has started the scenario's first attempt, and what it tells of its end."""
-    told = Told()
+async def started(scene: Scene, fleet: Sections) -> AsyncIterator[tuple[Spawner, Recorder]]:
+    """A spawner that has started the scenario's first attempt, and the recorder of its end."""
+    recorder = Recorder()
     work = Work(scenario_id=scene.scenario_id, epoch=1, video_path=f"/videos/{CLIP}", settings={"video": {"stride": 1}})
-    async with open_kubernetes(Config().replace(**fleet), "node-a", told) as spawner:
+    async with open_kubernetes(Config().replace(**fleet), "node-a", recorder) as spawner:
         await spawner.start(work)
-        yield spawner, told
+        yield spawner, recorder
 
 
 def process_in_pod(scene: Scene, epoch: int) -> psutil.Process:
-    """The runner, which on this side of its namespace has another number than 1."""
+    """The runner's process, which has another number than 1 outside its namespace."""
     wanted = {f"scenario.id={scene.scenario_id}", f"scenario.epoch={epoch}"}
     (found,) = (each for each in psutil.process_iter() if wanted <= set(command_line(each)))
     return found
@@ -119,7 +119,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def logs(cluster: Cluster) -> str:
-    """What the namespace's pods have written, for a test that fails."""
+    """The logs of the namespace's pods, for a test that fails."""
     directory = Path(os.environ[cluster_of_tests.ASKED]).parent / "logs"
     return "\n".join(file.read_text() for file in directory.glob(f"{cluster.namespace}_*/*/*.log"))
 
@@ -133,58 +133,60 @@ async def stored_something(cluster: Cluster, scene: Scene) -> None:
     await until(stored, described="frames are stored")
 
 
-# First, because it takes two minutes, in which the others find room.
+# This test comes first, because it takes two minutes, and the others run meanwhile.
 async def test_a_frozen_runner_is_ended_by_its_probe(
     cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
 ) -> None:
-    async with started(scene, fleet) as (_, told):
+    async with started(scene, fleet) as (_, recorder):
 
-        async def is_heard() -> bool:
+        async def is_started() -> bool:
             pod = await cluster.pod(job_name(scene.scenario_id, 1))
             return any(each.get("started") for each in pod["status"].get("containerStatuses", []))
 
-        await until(is_heard, described="the startup probe hears of it")
+        await until(is_started, described="the startup probe has succeeded")
         process_in_pod(scene, 1).send_signal(signal.SIGSTOP)
-        ended = await told.first(3 * PATIENCE_SECONDS)
+        ended = await recorder.first(3 * PATIENCE_SECONDS)
     assert ended.failure is not None, logs(cluster)
     assert (ended.detail, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
 async def test_a_scenario_completes_in_a_pod(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
     fake.gate.set()
-    async with started(scene, fleet) as (_, told):
-        ended = await told.first()
+    async with started(scene, fleet) as (_, recorder):
+        ended = await recorder.first()
     assert (ended.detail, ended.failure) == ("exit code 0", None), logs(cluster)
     await scene.check_rows(60)
     scenario = await scene.ledger.existing(scene.scenario_id)
     assert (scenario["outcome"], scenario["video_path"]) == ("completed", f"/videos/{CLIP}")
 
 
-async def test_a_pod_whose_process_is_killed_is_told_of(
+async def test_the_end_of_a_pod_whose_process_is_killed_is_reported(
     cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
 ) -> None:
-    async with started(scene, fleet) as (_, told):
+    async with started(scene, fleet) as (_, recorder):
         await stored_something(cluster, scene)
         process_in_pod(scene, 1).kill()
-        ended = await told.first()
+        ended = await recorder.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.detail, ended.failure.code) == ("signal KILL", ErrorCode.RUNNER_KILLED)
 
 
-async def test_a_pod_without_memory_is_told_of(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
+async def test_the_end_of_a_pod_that_is_out_of_memory_is_reported(
+    cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake
+) -> None:
     fleet["kubernetes"] |= {"memory_limit": "16Mi"}
-    async with started(scene, fleet) as (_, told):
-        ended = await told.first()
+    async with started(scene, fleet) as (_, recorder):
+        ended = await recorder.first()
     assert ended.failure is not None, logs(cluster)
     assert (ended.detail, ended.failure.code) == ("out of memory", ErrorCode.RUNNER_OUT_OF_MEMORY)
 
 
 async def test_a_stopped_runner_drains(cluster: Cluster, scene: Scene, fleet: Sections, fake: Fake) -> None:
-    async with started(scene, fleet) as (spawner, told):
+    async with started(scene, fleet) as (spawner, recorder):
         await stored_something(cluster, scene)
-        # The gate stays closed: the runner, which hears of it a moment later, must not have come to its end by then.
+        # The gate stays closed, so that the runner cannot complete the scenario before SIGTERM reaches it.
         await spawner.stop(scene.scenario_id, 1)
-        assert (await told.first()).failure is None
+        assert (await recorder.first()).failure is None
     (attempt,) = await scene.ledger.attempts(scene.scenario_id)
     assert attempt["outcome"] == "interrupted", logs(cluster)
     (event,) = await scene.ledger.retry_events(scene.scenario_id)

@@ -1,4 +1,4 @@
-"""The orchestrator and its unit under a real systemd, with runners that are units of it, and with its own children."""
+"""The orchestrator and its unit under a real systemd, with runners that are units or its own children."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def family(manager: Manager, scene: Scene) -> AsyncIterator[Fleet]:
 # runners that are units
 
 
-async def test_what_is_submitted_becomes_a_unit_and_completes(fleet: Fleet, video: Path) -> None:
+async def test_a_submitted_scenario_becomes_a_unit_and_completes(fleet: Fleet, video: Path) -> None:
     scenario_id = await fleet.submit(video)
     await fleet.at_work(scenario_id)
     assert (await fleet.manager.show(unit_of(scenario_id)))["ActiveState"] == "active"
@@ -66,11 +66,11 @@ async def test_a_killed_runner_is_reported_by_its_unit_and_the_next_one_goes_on(
     await fleet.at_work(scenario_id)
 
     async def at_rest() -> bool:
-        """All that was answered is stored, and as much is asked as may be at once."""
+        """Whether all answers are stored, and as many requests wait as may at once."""
         row = await fleet.scene.ledger.existing(scenario_id)
         return row["next_frame"] == 5 and len(fleet.fake.under_way) == 4
 
-    await until(at_rest, described="it waits for what is held")
+    await until(at_rest, described="it waits for the answers that are held back")
     stored, asked = 5, len(fleet.fake.numbers)
     await fleet.kill(unit_of(scenario_id))
     fleet.fake.gate.set()
@@ -87,7 +87,7 @@ async def test_stop_lets_the_unit_drain(fleet: Fleet, video: Path) -> None:
     await fleet.at_work(scenario_id)
     await fleet.stop(scenario_id)
     await fleet.drained(scenario_id)
-    # Kept in the manager's memory it has ended all the same.
+    # The manager still knows the unit, and the orchestrator sees all the same that it has ended.
     await fleet.without_config(scenario_id)
     shown = await fleet.manager.show(unit)
     assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
@@ -97,19 +97,19 @@ async def test_stop_lets_the_unit_drain(fleet: Fleet, video: Path) -> None:
 async def test_runners_outlive_their_orchestrator_and_are_found_again(
     fleet: Fleet, video: Path, new_scenario_id: Callable[[], int]
 ) -> None:
-    stays, leaves = await fleet.submit(video), await fleet.submit(video, new_scenario_id())
-    for scenario_id in (stays, leaves):
+    stays, stops = await fleet.submit(video), await fleet.submit(video, new_scenario_id())
+    for scenario_id in (stays, stops):
         await fleet.at_work(scenario_id)
     await fleet.kill()
-    await fleet.told("runners of a former orchestrator go on")
-    await fleet.stop(leaves)
-    await fleet.drained(leaves)
+    await fleet.logged("runners of a former orchestrator go on")
+    await fleet.stop(stops)
+    await fleet.drained(stops)
     assert (await fleet.manager.systemctl("stop", NAME)).code == 0
     assert (await fleet.manager.show(unit_of(stays)))["ActiveState"] == "active"
     fleet.fake.gate.set()
     assert len(await fleet.completed(stays)) == 1
     await fleet.gone(unit_of(stays))
-    # What ended while nobody watched leaves nothing behind.
+    # A runner that ends while no orchestrator watches leaves its config, which the next orchestrator removes.
     assert (fleet.manager.configs / f"{stays}.toml").exists()
     assert (await fleet.manager.systemctl("start", NAME)).code == 0
     await fleet.without_config(stays)
@@ -130,7 +130,7 @@ async def test_without_its_unit_file_a_scenario_waits_and_says_why(fleet: Fleet,
     assert len(await fleet.completed(scenario_id)) == 1
 
 
-async def test_a_unit_that_cannot_read_its_config_is_spoken_for_by_the_orchestrator(fleet: Fleet, video: Path) -> None:
+async def test_a_unit_that_cannot_read_its_config_is_reported_by_the_orchestrator(fleet: Fleet, video: Path) -> None:
     unit, nowhere = unit_of(fleet.scene.scenario_id), fleet.manager.directory / "nowhere.toml"
     command = f"{fleet.manager.interpreter} -m trio_runner"
     await fleet.manager.drop_in(
@@ -175,10 +175,10 @@ async def test_it_is_ready_feeds_its_watchdog_and_lets_its_children_drain(family
     scenario_id = await family.submit(video)
     await family.at_work(scenario_id)
 
-    async def tells() -> bool:
+    async def counts() -> bool:
         return (await family.manager.show(NAME))["StatusText"] == "1 running, 0 due, 0 backing off"
 
-    await until(tells, described="STATUS says what is going on")
+    await until(counts, described="STATUS counts the runner")
     assert (await family.manager.systemctl("stop", NAME)).code == 0
     shown = await family.manager.show(NAME)
     assert (shown["ActiveState"], shown["Result"], shown["NRestarts"]) == ("inactive", "success", "0")

@@ -1,4 +1,4 @@
-"""What an orchestrator does with what is due: on a real PostgreSQL, with a spawner that starts nothing and notes it."""
+"""The orchestrator's sessions on a real PostgreSQL, with a spawner that notes each start and starts no process."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def backlog(store: Store) -> Backlog:
 
 @dataclass
 class Notes:
-    """A spawner whose runners live as long as nobody takes them out."""
+    """A spawner whose runners live until the test removes them from `living`."""
 
     refuses: str = ""
     asked: int = 0
-    """How often, since each turn of the loop asks."""
+    """How often `count` was read: once in each turn of the orchestrator's loop."""
     living: set[int] = field(default_factory=set)
     started: list[tuple[int, int]] = field(default_factory=list)
     stopped: set[tuple[int, int]] = field(default_factory=set)
@@ -84,7 +84,7 @@ class Notes:
         self.stopped.add((scenario_id, epoch))
 
     async def turns(self, more: int = 3) -> None:
-        """Wait for so many of the loop."""
+        """Wait for so many turns of the loop."""
         wanted = self.asked + more
         await self.until(lambda: self.asked >= wanted)
 
@@ -96,7 +96,7 @@ class Notes:
 
 
 def orchestrator_of(config: Config, **changes: Any) -> Orchestrator:
-    """Not of a file: no key takes such a `poll_seconds` as one test has."""
+    """An orchestrator with settings that no config file may have, such as a `poll_seconds` of an hour."""
     quick = msgspec.structs.replace(config.orchestrator, **{"poll_seconds": 0.02, "starts_per_second": 100.0} | changes)
     given = msgspec.structs.replace(config, orchestrator=quick)
     return Orchestrator(given, given, NODE)
@@ -117,13 +117,13 @@ async def test_no_more_are_started_than_the_budget_has(config: Config, backlog: 
     orchestrator, spawner = orchestrator_of(config, starts_per_second=0.001), Notes()
     async with working(lambda: orchestrator.work(spawner)):
         await spawner.turns()
-    # A connection that is opened anew brings no new one.
+    # A new connection brings no new budget.
     async with working(lambda: orchestrator.work(spawner)):
         await spawner.turns()
     assert len(spawner.started) == 1
 
 
-async def test_whose_process_has_yet_to_end_takes_its_place(config: Config, backlog: Backlog, store: Store) -> None:
+async def test_a_runner_counts_until_its_process_has_ended(config: Config, backlog: Backlog, store: Store) -> None:
     for each in (1, 2):
         await submit(backlog, each)
     orchestrator, spawner = orchestrator_of(config, max_runners=1), Notes()
@@ -139,8 +139,7 @@ async def test_whose_process_has_yet_to_end_takes_its_place(config: Config, back
         await spawner.until(lambda: spawner.started == [(1, 1), (2, 1)])
 
 
-async def test_what_the_ledger_knows_to_run_takes_its_place(config: Config, backlog: Backlog, store: Store) -> None:
-    """A spawner may count nothing."""
+async def test_a_claim_counts_where_the_spawner_counts_nothing(config: Config, backlog: Backlog, store: Store) -> None:
     for each in (1, 2, 3):
         await submit(backlog, each)
     await begin(backlog, store, 1)
@@ -158,7 +157,7 @@ async def test_a_refused_start_waits_longer_each_time_until_one_succeeds(
     orchestrator, spawner = orchestrator_of(config), Notes(refuses="no room")
 
     async def waits() -> float:
-        """How long from the refusal on, and what was refused is due again."""
+        """How long the attempt has to wait after its refusal, in seconds; afterwards it is due again."""
 
         async def refused() -> float:
             (row,) = await store.fetch_all(
@@ -175,7 +174,7 @@ async def test_a_refused_start_waits_longer_each_time_until_one_succeeds(
         assert [await waits() for _ in range(3)] == [2, 4, 8]
         spawner.refuses = ""
         await spawner.until(lambda: spawner.started == [(7, 1)])
-        # Its runner came to nothing.
+        # As if its runner had ended without a claim.
         spawner.refuses = "no room"
         await store.fetch_all("UPDATE scenarios SET spawn_until = NULL")
         assert await waits() == 2
@@ -183,12 +182,12 @@ async def test_a_refused_start_waits_longer_each_time_until_one_succeeds(
     assert (row["epoch"], row["failures"]) == (1, 0)
 
 
-async def test_an_end_and_a_lease_that_ended_are_looked_at_at_once(
+async def test_the_end_of_a_runner_and_of_a_lease_let_it_look_at_once(
     config: Config, backlog: Backlog, store: Store, ledger: Ledger
 ) -> None:
     await submit(backlog, 7)
     orchestrator, spawner = orchestrator_of(config, poll_seconds=3600.0, reap_seconds=0.05), Notes()
-    async with working(lambda: orchestrator.work(spawner), orchestrator.sweep):
+    async with working(lambda: orchestrator.work(spawner), orchestrator.reap):
         await spawner.until(lambda: spawner.started == [(7, 1)])
         await store.claim(attempt(7, epoch=1))
         so_far = spawner.asked
@@ -200,7 +199,9 @@ async def test_an_end_and_a_lease_that_ended_are_looked_at_at_once(
     assert (await state(store, 7))["epoch"] == 2
 
 
-async def test_who_is_to_leave_is_asked_to(config: Config, backlog: Backlog, store: Store) -> None:
+async def test_a_runner_whose_scenario_is_stopped_is_asked_to_drain(
+    config: Config, backlog: Backlog, store: Store
+) -> None:
     await submit(backlog, 7)
     await begin(backlog, store, 7)
     await backlog.stop(7)
@@ -218,7 +219,7 @@ async def test_while_the_breaker_is_open_one_is_tried_and_its_progress_closes_it
         await fail(store, await begin(backlog, store, each), code="inference_timeout")
     await store.fetch_all("UPDATE scenarios SET not_before = now() - interval '1 s'")
     orchestrator, spawner = orchestrator_of(config, max_runners=100), Notes()
-    async with working(lambda: orchestrator.work(spawner), orchestrator.sweep):
+    async with working(lambda: orchestrator.work(spawner), orchestrator.reap):
         await spawner.until(lambda: len(spawner.started) > 0 and "held back" in orchestrator.status_line)
         await spawner.turns()
         ((scenario_id, epoch),) = spawner.started
@@ -231,7 +232,7 @@ async def test_while_the_breaker_is_open_one_is_tried_and_its_progress_closes_it
     assert "held back" not in orchestrator.status_line
 
 
-async def test_it_is_ready_once_it_has_looked_and_tells_of_the_whole_fleet(
+async def test_it_is_ready_once_it_has_asked_the_ledger_and_its_status_counts_the_whole_fleet(
     config: Config, backlog: Backlog, store: Store
 ) -> None:
     for each in range(1, 7):
@@ -240,14 +241,14 @@ async def test_it_is_ready_once_it_has_looked_and_tells_of_the_whole_fleet(
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 h' WHERE id > 3")
     orchestrator, spawner = orchestrator_of(config, max_runners=1), Notes()
     assert orchestrator.status_line == "starting"
-    async with working(orchestrator.sweep):
+    async with working(orchestrator.reap):
         await spawner.until(lambda: orchestrator.status_line == "1 running, 2 due, 3 backing off")
         assert not orchestrator.ready.is_set()
     async with working(lambda: orchestrator.work(spawner)):
         await spawner.until(orchestrator.ready.is_set)
 
 
-async def test_one_that_left_before_it_had_claimed_is_set_free_and_no_other(
+async def test_an_attempt_whose_runner_ended_before_it_claimed_is_freed_and_no_other(
     config: Config, backlog: Backlog, store: Store
 ) -> None:
     for each in (7, 8):

@@ -13,7 +13,7 @@ from trio_runner.orchestrator.daemon import MAX_PAUSE_SECONDS, _keep
 
 
 async def pauses(*lasting: float) -> list[float]:
-    """After each of some sessions that last so long and end with their peer; the last one ends with a bug."""
+    """The pauses after sessions that last so long and end with their peer; one more session ends with a bug."""
     began: list[float] = []
 
     async def session() -> None:

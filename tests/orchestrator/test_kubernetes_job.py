@@ -1,4 +1,4 @@
-"""The Job of an attempt and what is read out of one that ended, without a cluster."""
+"""The Job of an attempt, and the outcome that is read from a Job that has ended, without a cluster."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from hypothesis import strategies as st
 from trio_runner.config.sections import KubernetesSection
 from trio_runner.config.settings import parse_settings
 from trio_runner.database.backlog import Work
-from trio_runner.orchestrator.spawners.kubernetes_job import how_it_ended, job, job_name, label_of, why_waiting
+from trio_runner.orchestrator.spawners.kubernetes_job import job, job_name, label_of
+from trio_runner.orchestrator.spawners.kubernetes_outcome import how_it_ended, why_waiting
 
-# PostgreSQL keeps no NUL and no surrogate, and a path of either is refused long before.
+# A path with a NUL or a surrogate is refused before it reaches the ledger: PostgreSQL stores neither.
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 paths = st.builds(lambda name: str(PurePosixPath("/", name.lstrip("/"))), texts)
 
 
 def as_kubernetes_passes_it(argument: str) -> str:
-    """What k8s.io/kubernetes/third_party/forked/golang/expansion does where no such variable is set."""
+    """Expand like k8s.io/kubernetes/third_party/forked/golang/expansion where no such variable is set."""
     return argument.replace("$$", "$")
 
 
 @given(path=paths | st.just("/a $$(CREDENTIALS_DIRECTORY) $ \\ \"'.mp4"), fps=st.floats(0, 1000))
-def test_what_a_runner_is_told_arrives_as_it_was_said(path: str, fps: float) -> None:
+def test_a_runners_settings_survive_kubernetes_expansion_of_its_command(path: str, fps: float) -> None:
     work = Work(scenario_id=7, epoch=3, video_path=path, settings={"video": {"max_fps": fps, "on_corrupt": "skip"}})
     command = job(KubernetesSection(), "node-a", work)["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["trio-runner", "run", "/etc/trio-runner/runner.toml"]
@@ -42,7 +43,7 @@ def test_what_a_runner_is_told_arrives_as_it_was_said(path: str, fps: float) -> 
 
 
 def test_the_longest_names_are_names() -> None:
-    # A pod's is that of its Job and six characters; a label's value has at most 63.
+    # The name of a pod is that of its Job and six characters. The value of a label has at most 63.
     assert len(job_name(2**63 - 1, 2**63 - 1)) + 6 <= 63
 
 
@@ -58,9 +59,9 @@ def ended(reason: str, message: str) -> dict[str, Any]:
 
 
 def test_a_pod_that_is_gone_with_its_node_was_killed() -> None:
-    told = how_it_ended(ended("BackoffLimitExceeded", "Job has reached the specified backoff limit"), [])
-    assert told.failure is not None
-    assert (told.failure.code, told.detail) == (
+    found = how_it_ended(ended("BackoffLimitExceeded", "Job has reached the specified backoff limit"), [])
+    assert found.failure is not None
+    assert (found.failure.code, found.detail) == (
         "runner_killed",
         "its pod is gone (Job has reached the specified backoff limit)",
     )
@@ -73,7 +74,7 @@ def test_a_signal_without_a_name_is_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "reason"),
     [
         (
             {"containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}}]},
@@ -85,5 +86,5 @@ def test_a_signal_without_a_name_is_a_number() -> None:
         ({"phase": "Running"}, "it has not claimed yet"),
     ],
 )
-def test_what_keeps_a_pod_waiting_is_said(status: dict[str, Any], said: str) -> None:
-    assert why_waiting(ended("", ""), [{"status": status}]) == said
+def test_the_reason_why_a_pod_waits_is_found(status: dict[str, Any], reason: str) -> None:
+    assert why_waiting(ended("", ""), [{"status": status}]) == reason

@@ -63,7 +63,7 @@ def test_in_no_window_of_time_there_are_more_starts_than_its_length_allows(
 
 
 @given(st.floats(0.01, 1000), st.floats(0, 1e6))
-def test_what_was_not_used_is_not_saved_up_beyond_a_second(rate: float, idle: float) -> None:
+def test_unused_starts_are_saved_up_for_a_second_at_most(rate: float, idle: float) -> None:
     budget = StartBudget(rate, 0.0)
     assert budget.available(idle) == int(max(1.0, rate))
 
@@ -109,21 +109,23 @@ def test_no_other_code_opens_it(code: str) -> None:
     assert breaker_code(died(code, BREAKER_WINDOW)) is None
 
 
-def test_one_that_stores_something_closes_it_at_once() -> None:
+def test_an_attempt_that_stores_something_closes_it_at_once() -> None:
     storm = died("inference_timeout", BREAKER_WINDOW)
     assert breaker_code([UNDER_WAY, *storm]) == "inference_timeout"
     assert breaker_code([PROGRESS, *storm]) is None
     assert breaker_code([*died("inference_timeout", 9), PROGRESS, *storm]) is None
 
 
-def test_what_is_older_than_the_window_is_not_looked_at() -> None:
+def test_attempts_older_than_the_window_do_not_count() -> None:
     assert breaker_code([UNDER_WAY] * 15 + died("store_lost", 30)) is None
 
 
 @given(st.integers(0, 1000), st.lists(attempts, max_size=30), st.integers(0, 50))
 @example(5, died("store_unreachable", 20), 0)
 @example(5, died("store_unreachable", 20), 1)
-def test_while_it_is_open_one_is_tried_at_a_time(available: int, recent: list[RecentAttempt], unproven: int) -> None:
+def test_while_it_is_open_one_attempt_is_tried_at_a_time(
+    available: int, recent: list[RecentAttempt], unproven: int
+) -> None:
     starts = allowed_starts(available, recent, unproven)
     if breaker_code(recent) is None:
         assert starts == available

@@ -1,8 +1,9 @@
-"""What the spawner of child processes does with them, where no peer answers: what is to be told waits in the spool."""
+"""The spawner of child processes, where no peer answers: retry events wait in the spool."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,15 +18,18 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.harness import PATIENCE_SECONDS, until
+from tests.support.hanging_disk import hanging_disk
+from tests.support.harness import until
 from trio_runner.base import aio
-from trio_runner.config.load import Config
+from trio_runner.base.files import write_private
+from trio_runner.config.load import Config, load_config
 from trio_runner.database.backlog import Work
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure.marker import Marker
-from trio_runner.orchestrator.spawners import process
+from trio_runner.orchestrator.spawners import runner_directories
 from trio_runner.orchestrator.spawners.process import open_processes
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
+from trio_runner.orchestrator.spawners.runner_directories import RunnerDirectories
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
 
 
@@ -45,7 +49,7 @@ def config_in(directory: Path, *, stop_timeout_seconds: float = 60.0) -> Config:
 
 def into(ends: list[Ended]) -> Callable[[Ended], Awaitable[None]]:
     async def on_ended(ended: Ended) -> None:
-        # Whatever does not wait for this is through by then.
+        # Tasks that do not wait for this call have ended by then.
         await trio.testing.wait_all_tasks_blocked()
         ends.append(ended)
         raise RunnerError(ErrorCode.STORE_UNREACHABLE, "away")
@@ -54,7 +58,7 @@ def into(ends: list[Ended]) -> Callable[[Ended], Awaitable[None]]:
 
 
 def spooled(directory: Path) -> list[str]:
-    """The codes of the deaths that wait there."""
+    """The codes of the deaths whose events wait in the spool."""
     records = [json.loads(path.read_text()) for path in (directory / "spool").glob("*.json")]
     return [json.loads(record["value"])["error"]["code"] for record in records]
 
@@ -62,7 +66,7 @@ def spooled(directory: Path) -> list[str]:
 def runners_in(directory: Path) -> list[psutil.Process]:
     found = []
     for each in psutil.Process().children():
-        # It may end meanwhile.
+        # The process may end meanwhile.
         with suppress(psutil.NoSuchProcess):
             if any(str(directory) in text for text in each.cmdline()):
                 found.append(each)
@@ -70,7 +74,7 @@ def runners_in(directory: Path) -> list[psutil.Process]:
 
 
 async def frozen(directory: Path) -> psutil.Process:
-    """The one runner, which does nothing more."""
+    """Stop the only runner with SIGSTOP, and return it."""
 
     async def found() -> list[psutil.Process]:
         return runners_in(directory)
@@ -85,7 +89,9 @@ async def frozen(directory: Path) -> psutil.Process:
     return runner
 
 
-async def test_one_is_asked_once_and_by_its_attempts_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_runner_is_asked_to_drain_once_and_by_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     send_signal = subprocess.Popen.send_signal
 
@@ -104,19 +110,19 @@ async def test_one_is_asked_once_and_by_its_attempts_number(tmp_path: Path, monk
         for _ in range(2):
             await spawner.stop(7, 1)
         runner.resume()
-    # Nor once more for the end of all.
+    # The end of the block does not ask it a second time.
     assert asked == [signal.SIGTERM]
     assert [(ended.scenario_id, ended.epoch, ended.failure) for ended in ends] == [(7, 1, None)]
 
 
-async def test_who_does_not_leave_in_time_is_killed_and_reported(tmp_path: Path) -> None:
+async def test_a_runner_that_does_not_drain_in_time_is_killed_and_reported(tmp_path: Path) -> None:
     config, ends = config_in(tmp_path, stop_timeout_seconds=0.1), list[Ended]()
-    with trio.CancelScope() as told_to_leave:
+    with trio.CancelScope() as stopping:
         async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
             await spawner.start(work())
             await frozen(tmp_path)
             assert spawner.count == 1
-            told_to_leave.cancel()
+            stopping.cancel()
             await trio.sleep_forever()
     assert runners_in(tmp_path) == []
     assert spawner.count == 0
@@ -125,17 +131,17 @@ async def test_who_does_not_leave_in_time_is_killed_and_reported(tmp_path: Path)
     assert list((tmp_path / "runners").iterdir()) == []
 
 
-async def test_an_end_is_told_when_there_is_room_again_and_told_to_the_end(tmp_path: Path) -> None:
+async def test_an_end_is_reported_when_there_is_room_again_and_the_report_is_not_cut_off(tmp_path: Path) -> None:
     config, counted = config_in(tmp_path), list[int]()
-    told, may_go_on = trio.Event(), trio.Event()
+    called, may_go_on = trio.Event(), trio.Event()
 
     async def on_ended(_: Ended) -> None:
-        told.set()
+        called.set()
         await may_go_on.wait()
         counted.append(spawner.count)
 
     async def go_on() -> None:
-        # The block below has ended by then.
+        # The block below waits for the report by then.
         await trio.testing.wait_all_tasks_blocked()
         may_go_on.set()
 
@@ -146,12 +152,12 @@ async def test_an_end_is_told_when_there_is_room_again_and_told_to_the_end(tmp_p
     ):
         await spawner.start(work())
         (await frozen(tmp_path)).kill()
-        await told.wait()
+        await called.wait()
         nursery.start_soon(go_on)
     assert counted == [0]
 
 
-async def test_of_two_attempts_the_earlier_makes_room_and_of_one_none(tmp_path: Path) -> None:
+async def test_an_earlier_attempts_runner_is_killed_for_a_later_attempt_and_its_own_is_not(tmp_path: Path) -> None:
     config, ends = config_in(tmp_path), list[Ended]()
 
     async def reported() -> bool:
@@ -171,7 +177,7 @@ async def test_of_two_attempts_the_earlier_makes_room_and_of_one_none(tmp_path: 
     assert [ended.epoch for ended in ends] == [1, 2]
 
 
-async def test_what_a_manager_tells_the_orchestrator_is_not_for_its_runners(
+async def test_the_variables_of_the_orchestrators_service_manager_do_not_reach_its_runners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID"):
@@ -186,7 +192,7 @@ async def test_what_a_manager_tells_the_orchestrator_is_not_for_its_runners(
     assert environ["RUNTIME_DIRECTORY"] == str(tmp_path / "runners" / "7")
 
 
-async def test_one_that_a_former_orchestrator_left_is_reported_before_the_next_starts(tmp_path: Path) -> None:
+async def test_a_runner_that_a_former_orchestrator_left_is_reported_before_the_next_one_starts(tmp_path: Path) -> None:
     config, ends = config_in(tmp_path), list[Ended]()
     place, other = (tmp_path / "runners" / name for name in ("7", "8"))
     for each in (place, other):
@@ -197,9 +203,6 @@ async def test_one_that_a_former_orchestrator_left_is_reported_before_the_next_s
     (place / f"attempt-7-{left.instance_id}.json").write_bytes(msgspec.json.encode(left))
 
     async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
-        # From its first step on, and Trio runs what is ready in any order.
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
         with pytest.raises(SpawnRefusedError, match="is being reported"):
             await spawner.start(work(epoch=2))
 
@@ -216,27 +219,114 @@ async def test_one_that_a_former_orchestrator_left_is_reported_before_the_next_s
     assert (other / "runner.toml").exists()
 
 
-async def test_one_that_is_just_starting_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# a disk that hangs
+
+
+async def test_a_start_on_a_hanging_disk_is_refused_in_time_and_succeeds_once_the_disk_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, ends = config_in(tmp_path), list[Ended]()
-    written, may_start = threading.Event(), threading.Event()
-    write_config = process._write_config
-
-    def write(config: Config, place: Path) -> Path:
-        path = write_config(config, place)
-        written.set()
-        assert may_start.wait(PATIENCE_SECONDS)
-        return path
-
-    monkeypatch.setattr(process, "_write_config", write)
-    monkeypatch.setattr(process, "FILE_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(runner_directories, "FILE_SECONDS", 0.5)
     async with (
+        hanging_disk() as disk,
         aio.open_loop(),
         open_processes(config, config, "here", into(ends)) as spawner,
-        trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(spawner.start, work())
-        assert await trio.to_thread.run_sync(written.wait, PATIENCE_SECONDS)
-        await spawner.report_left_behind()
+        monkeypatch.setattr(runner_directories, "write_private", disk.holding_up(write_private))
+        with pytest.raises(SpawnRefusedError, match=r"runners/7: it did not answer within 0\.5 s"):
+            await spawner.start(work())
+        # The first call may still write the config of the first attempt, so no second call begins.
+        with pytest.raises(SpawnRefusedError, match="has not answered an earlier call yet"):
+            await spawner.start(work(epoch=2))
+        disk.answers.set()
+
+        async def started() -> bool:
+            try:
+                await spawner.start(work(epoch=2))
+            except SpawnRefusedError:
+                return False
+            return True
+
+        await until(started, described="the disk answers, and the runner starts")
+        assert load_config(tmp_path / "runners" / "7" / "runner.toml").scenario.epoch == 2
+    assert [ended.epoch for ended in ends] == [2]
+
+
+async def test_a_removal_on_a_hanging_disk_holds_up_no_report_and_cannot_hit_the_next_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+    monkeypatch.setattr(runner_directories, "FILE_SECONDS", 0.5)
+
+    async def reported() -> bool:
+        return bool(ends)
+
+    async with (
+        hanging_disk() as disk,
+        aio.open_loop(),
+        open_processes(config, config, "here", into(ends)) as spawner,
+    ):
+        await spawner.start(work())
+        monkeypatch.setattr(shutil, "rmtree", disk.holding_up(shutil.rmtree))
+        (await frozen(tmp_path)).kill()
+        await until(reported, described="its end is reported")
+        assert "runners/7: it did not answer within 0.5 s" in caplog.text
+        with pytest.raises(SpawnRefusedError, match="has not answered an earlier call yet"):
+            await spawner.start(work(epoch=2))
+
+
+async def test_a_disk_that_hangs_at_the_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_in(tmp_path)
+    monkeypatch.setattr(runner_directories, "FILE_SECONDS", 0.5)
+    monkeypatch.setattr(runner_directories, "LOCKED_SECONDS", 0.01)
+    async with hanging_disk() as disk:
+        monkeypatch.setattr(RunnerDirectories, "_make_root", disk.holding_up(RunnerDirectories._make_root))
+
+        async def waits() -> bool:
+            return "runners: it did not answer within 0.5 s" in caplog.text
+
+        async def answer() -> None:
+            await until(waits, described="the log says what is waited for")
+            disk.answers.set()
+
+        async with trio.open_nursery() as nursery, aio.open_loop():
+            nursery.start_soon(answer)
+            async with open_processes(config, config, "here", into([])) as spawner:
+                assert spawner.count == 0
+
+
+async def test_configs_that_a_hanging_disk_does_not_give_are_named_and_hold_up_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+    monkeypatch.setattr(runner_directories, "FILE_SECONDS", 0.5)
+    async with hanging_disk() as disk:
+        monkeypatch.setattr(RunnerDirectories, "_configs", disk.holding_up(RunnerDirectories._configs))
+        async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+            assert "is not reported: it did not answer within 0.5 s" in caplog.text
+            await spawner.start(work())
+    assert [ended.epoch for ended in ends] == [1]
+
+
+async def test_no_start_precedes_the_look_at_what_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory of a runner that has just started would look like one that is left behind."""
+    config, ends, looked = config_in(tmp_path), list[Ended](), list[bool]()
+    look = RunnerDirectories._configs
+
+    def slow(directories: RunnerDirectories) -> list[Config]:
+        found = look(directories)
+        threading.Event().wait(0.5)
+        looked.append(True)
+        return found
+
+    monkeypatch.setattr(RunnerDirectories, "_configs", slow)
+    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+        assert looked == [True]
+        await spawner.start(work())
+        await trio.testing.wait_all_tasks_blocked()
         assert (tmp_path / "runners" / "7" / "runner.toml").exists()
-        may_start.set()
     assert [ended.failure for ended in ends] == [None]

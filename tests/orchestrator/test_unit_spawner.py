@@ -1,4 +1,4 @@
-"""What the systemd spawner makes of what a manager says and of the configs it finds; a real one is asked elsewhere."""
+"""The spawner of systemd units with a fake `systemctl`; tests/deployment/test_systemd_spawner.py has a real one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import pytest
 import tomli
 import trio
 
+from tests.support.hanging_disk import hanging_disk
 from tests.support.harness import PATIENCE_SECONDS
+from tests.support.harness import until as until_async
+from trio_runner.base.files import write_private
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import Config, load_config
 from trio_runner.database.backlog import Work
 from trio_runner.errors import ErrorCode
+from trio_runner.orchestrator.spawners import units
 from trio_runner.orchestrator.spawners.runner_config import as_toml, load_template, runner_config
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
 from trio_runner.orchestrator.spawners.units import WRITTEN_BY, UnitSpawner, _how_it_ended, open_units
@@ -42,12 +46,13 @@ def config_in(directory: Path) -> Config:
     )
 
 
-# what a unit is given
+# the config of a unit
 
 
-def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/the-orchestrators")
-    template = load_template(config_in(tmp_path))
+    template = await load_template(config_in(tmp_path))
+    assert template is not None
     config = runner_config(template, work(), data_dir=Path("/var/lib/trio-runner/7"), node="here")
     tables = tomli.loads(as_toml(config))
     assert tables["database"]["password_file"] == "$CREDENTIALS_DIRECTORY/password"
@@ -60,12 +65,12 @@ def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeypatch: 
     assert (read.scenario.id, read.scenario.epoch, read.video.path) == (7, 1, "/srv/videos/7.mp4")
 
 
-def test_units_want_a_config_of_their_own() -> None:
-    with pytest.raises(ConfigError, match=r"orchestrator\.runner_config"):
-        load_template(Config().replace(orchestrator={"spawner": "systemd"}))
+def test_units_need_a_config_of_their_own() -> None:
+    with pytest.raises(ConfigError, match=r"orchestrator\.runner_config: missing, for orchestrator\.spawner"):
+        Config().replace(orchestrator={"spawner": "systemd"})
 
 
-# how one has ended
+# how a unit ended
 
 
 @pytest.mark.parametrize(
@@ -83,24 +88,26 @@ def test_units_want_a_config_of_their_own() -> None:
         ("success", "0", "0", ErrorCode.RUNNER_KILLED),
     ],
 )
-def test_what_nobody_may_have_told_is_a_failure(result: str, how: str, status: str, code: ErrorCode | None) -> None:
+def test_an_end_that_the_unit_may_not_have_reported_is_a_failure(
+    result: str, how: str, status: str, code: ErrorCode | None
+) -> None:
     seen = {"Result": result, "ExecMainCode": how, "ExecMainStatus": status}
     failure, _ = _how_it_ended("trio-runner@7.service", seen)
     assert (failure and failure.code) == code
     assert failure is None or "journalctl --unit=trio-runner@7.service" in failure.message
 
 
-def test_a_unit_that_was_forgotten_before_it_was_looked_at_may_not_have_been_reported() -> None:
-    failure, told = _how_it_ended("trio-runner@7.service", {})
+def test_a_unit_that_the_manager_forgot_before_the_last_look_may_not_have_been_reported() -> None:
+    failure, detail = _how_it_ended("trio-runner@7.service", {})
     assert failure is not None
-    assert (failure.code, told) == (ErrorCode.RUNNER_KILLED, "gone")
+    assert (failure.code, detail) == (ErrorCode.RUNNER_KILLED, "gone")
 
 
-# a manager that says what the test wants
+# a manager whose answers the test chooses
 
 
 class Manager:
-    """In the place of `systemctl`."""
+    """Answers in the place of `systemctl`."""
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
@@ -135,9 +142,9 @@ UNIT = "trio-runner@7.service"
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Of an end is told in a task of its own: what else follows from it may come before or after."""
+    """Wait for the condition. An end is reported in a task of its own, before or after what else follows from it."""
     with trio.fail_after(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - what is asked here has no event
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await trio.sleep(0.01)
 
 
@@ -145,18 +152,20 @@ def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.glob("*.toml"))
 
 
-def spawner_in(directory: Path, ends: list[Ended]) -> tuple[Config, Config, Callable[[Ended], Awaitable[None]]]:
+async def spawner_in(directory: Path, ends: list[Ended]) -> tuple[Config, Config, Callable[[Ended], Awaitable[None]]]:
     async def on_ended(ended: Ended) -> None:
         await trio.lowlevel.checkpoint()
         ends.append(ended)
 
     config = config_in(directory)
-    return config, load_template(config), on_ended
+    template = await load_template(config)
+    assert template is not None
+    return config, template, on_ended
 
 
-async def test_an_attempt_is_started_once_and_the_next_one_when_it_has_left(tmp_path: Path, manager: Manager) -> None:
+async def test_an_attempt_is_started_once_and_the_next_one_when_it_has_ended(tmp_path: Path, manager: Manager) -> None:
     ends: list[Ended] = []
-    config, template, on_ended = spawner_in(tmp_path, ends)
+    config, template, on_ended = await spawner_in(tmp_path, ends)
     async with open_units(config, template, "here", on_ended) as spawner:
         await spawner.start(work())
         await spawner.start(work())
@@ -175,15 +184,13 @@ async def test_an_attempt_is_started_once_and_the_next_one_when_it_has_left(tmp_
         await until(lambda: len(ends) == 2 and not (tmp_path / "7.toml").exists())
 
 
-async def test_one_whose_start_has_yet_to_come_has_not_ended_and_asked_for_twice_it_comes_once(
-    tmp_path: Path, manager: Manager
-) -> None:
+async def test_a_unit_whose_start_is_queued_has_not_ended_and_is_started_once(tmp_path: Path, manager: Manager) -> None:
     ends: list[Ended] = []
-    config, template, on_ended = spawner_in(tmp_path, ends)
+    config, template, on_ended = await spawner_in(tmp_path, ends)
     async with open_units(config, template, "here", on_ended) as spawner:
         for _ in range(2):
             await spawner.start(work())
-        # The job of an earlier attempt's end comes first.
+        # The unit's stop, of an earlier attempt, comes before its start.
         manager.states[UNIT] = "inactive\nJob=3"
         asked = manager.asked
         await until(lambda: manager.asked >= asked + 3)
@@ -193,9 +200,9 @@ async def test_one_whose_start_has_yet_to_come_has_not_ended_and_asked_for_twice
     assert manager.calls == [("start", UNIT)]
 
 
-async def test_what_was_stopped_is_not_followed_by_what_waited(tmp_path: Path, manager: Manager) -> None:
+async def test_an_attempt_that_was_stopped_while_it_waited_is_not_started(tmp_path: Path, manager: Manager) -> None:
     ends: list[Ended] = []
-    config, template, on_ended = spawner_in(tmp_path, ends)
+    config, template, on_ended = await spawner_in(tmp_path, ends)
     async with open_units(config, template, "here", on_ended) as spawner:
         await spawner.start(work())
         await spawner.start(work(epoch=2))
@@ -205,7 +212,7 @@ async def test_what_was_stopped_is_not_followed_by_what_waited(tmp_path: Path, m
     assert manager.calls == [("start", UNIT)]
 
 
-async def test_only_what_an_orchestrator_wrote_is_found_again(tmp_path: Path, manager: Manager) -> None:
+async def test_only_units_whose_configs_an_orchestrator_wrote_are_found_again(tmp_path: Path, manager: Manager) -> None:
     text = "[scenario]\nepoch = 3\n"
     for name, content in {
         "7.toml": f"{WRITTEN_BY}\n{text}",
@@ -217,7 +224,7 @@ async def test_only_what_an_orchestrator_wrote_is_found_again(tmp_path: Path, ma
         (tmp_path / name).write_text(content)
     manager.states = {f"trio-runner@{number}.service": "active" for number in (7, 8, 10)}
     ends: list[Ended] = []
-    config, template, on_ended = spawner_in(tmp_path, ends)
+    config, template, on_ended = await spawner_in(tmp_path, ends)
     async with open_units(config, template, "here", on_ended) as spawner:
         await spawner.start(work(epoch=3))
         await spawner.stop(8, 3)
@@ -227,7 +234,7 @@ async def test_only_what_an_orchestrator_wrote_is_found_again(tmp_path: Path, ma
         assert manager.calls == [("stop", UNIT)]
         manager.states.clear()
         await until(lambda: len(ends) == 2 and len(names_in(tmp_path)) == 3)
-    # Which attempt the last one is cannot be read: nothing is said of it.
+    # The epoch of the last one cannot be read, so no failure is reported for it.
     assert {(ended.scenario_id, ended.epoch, ended.failure is None) for ended in ends} == {(7, 3, False), (10, 0, True)}
     assert names_in(tmp_path) == ["1x.toml", "8.toml", "runner.toml"]
 
@@ -245,7 +252,7 @@ async def test_only_what_an_orchestrator_wrote_is_found_again(tmp_path: Path, ma
 async def test_a_refusal_says_why_and_what_to_do(
     tmp_path: Path, manager: Manager, code: int, text: str, remedy: str
 ) -> None:
-    config, template, on_ended = spawner_in(tmp_path, [])
+    config, template, on_ended = await spawner_in(tmp_path, [])
     async with trio.open_nursery() as nursery:
         spawner = UnitSpawner(config, template, "here", nursery, on_ended)
         await spawner.stop(7, 1)
@@ -256,8 +263,35 @@ async def test_a_refusal_says_why_and_what_to_do(
 
 
 async def test_a_directory_that_is_not_there_is_named_with_its_key(tmp_path: Path, manager: Manager) -> None:
-    config, template, on_ended = spawner_in(tmp_path, [])
+    config, template, on_ended = await spawner_in(tmp_path, [])
     elsewhere = config.replace(systemd={"config_dir": str(tmp_path / "none")})
     async with open_units(elsewhere, template, "here", on_ended) as spawner:
         with pytest.raises(SpawnRefusedError, match=r"none: No such file.*systemd\.config_dir"):
             await spawner.start(work())
+
+
+async def test_a_hanging_disk_refuses_starts_in_time_and_answers_no_later_call_before_the_first(
+    tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[Ended] = []
+    config, template, on_ended = await spawner_in(tmp_path, ends)
+    monkeypatch.setattr(units, "FILE_SECONDS", 0.5)
+    async with hanging_disk() as disk, open_units(config, template, "here", on_ended) as spawner:
+        monkeypatch.setattr(units, "write_private", disk.holding_up(write_private))
+        with pytest.raises(SpawnRefusedError, match=r"it did not answer within 0\.5 s; .*systemd\.config_dir"):
+            await spawner.start(work())
+        with pytest.raises(SpawnRefusedError, match="has not answered an earlier call yet"):
+            await spawner.start(work(epoch=2))
+        assert manager.calls == []
+        disk.answers.set()
+
+        async def started() -> bool:
+            try:
+                await spawner.start(work(epoch=2))
+            except SpawnRefusedError:
+                return False
+            return True
+
+        await until_async(started, described="the disk answers, and the unit starts")
+        assert load_config(tmp_path / "7.toml", None).scenario.epoch == 2
+    assert manager.calls == [("start", UNIT)]

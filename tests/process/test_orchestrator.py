@@ -1,4 +1,4 @@
-"""The orchestrator as a real process on real PostgreSQL and Kafka: nothing is lost, nothing doubled, whoever dies."""
+"""The orchestrator as a real process on real PostgreSQL and Kafka: nothing is lost or doubled, whatever dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import trio
 from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from tests.support.fake_inference import Fake, Fault, once, open_fake
 from tests.support.fleet import Fleet, open_fleet, prepare
-from tests.support.harness import Cli, Running, Servers, free_port, open_service_manager, until
+from tests.support.harness import Cli, Running, Servers, as_toml, free_port, open_service_manager, until
 from trio_runner.errors import ErrorCode
 from trio_runner.kafka import retry_event as retry
 from trio_runner.model import Claim, Failure, Progress
@@ -64,17 +64,43 @@ async def test_what_is_submitted_is_completed(fleet: Fleet, clip: Path) -> None:
     assert not list((fleet.directory / "node_1.data" / "runners").iterdir())
     started = [line for line in done.log() if line["event"] == "started"]
     assert [(line["scenario_id"], line["epoch"], line["why"]) for line in started] == [(given, 1, "submitted")]
+    ended = [line for line in done.log() if line["event"] == "ended: exit code 0"]
+    assert [(line["scenario_id"], line["epoch"]) for line in ended] == [(given, 1)]
 
 
 async def held(fleet: Fleet, fake: Fake, scenario_id: int, frames: int = 4) -> psutil.Process:
-    """Wait until some frames are stored and the service keeps the next answers; returns the runner."""
+    """Wait until so many frames are stored, while the service holds back further answers; returns the runner."""
     await fleet.has("id = $1 AND next_frame >= $2 AND instance_id IS NOT NULL", scenario_id, frames)
     return await fleet.runner(scenario_id)
 
 
 def hold(fake: Fake, number: int = 6) -> None:
-    """Keep the answers from this frame on until the gate opens."""
+    """Hold back the answers from this frame on until the gate opens."""
     fake.held = lambda each: each >= number
+
+
+# configs that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("orchestrator", "named"),
+    [
+        ({"spawner": "systemd"}, ':2: orchestrator.runner_config: missing, for orchestrator.spawner is "systemd"'),
+        ({"runner_config": "runner.toml"}, "runner.toml:2: video.stride: "),
+    ],
+)
+async def test_a_config_that_cannot_be_used_is_exit_code_78_and_opens_nothing(
+    cli: Cli, tmp_path: Path, orchestrator: dict[str, Any], named: str
+) -> None:
+    (tmp_path / "runner.toml").write_text("[video]\nstride = 0\n")
+    config = tmp_path / "orchestrator.toml"
+    config.write_text(as_toml({"orchestrator": orchestrator, "runner": {"data_dir": "data"}}))
+    done = await cli("orchestrate", config)
+    assert (done.code, "Traceback" in done.err) == (78, False), done.err
+    assert named in done.err
+    assert not (tmp_path / "data").exists(), "the embedded servers were started"
+    if "spawner" in orchestrator:
+        assert named in (await cli("validate", config)).err
 
 
 # commands on Kafka
@@ -95,7 +121,7 @@ async def test_commands_start_and_stop_and_a_repeated_one_changes_nothing(fleet:
         await fleet.command("start", 7, "first", video_path=str(clip))
         await fleet.command("start", 8, "third", video_path=str(clip))
         await fleet.has("id = 8 AND instance_id IS NOT NULL")
-        # The one before it on the topic was obeyed once and is not again.
+        # The command before it on the topic was applied once, and is not applied again.
         assert (await fleet.ledger.existing(7))["status"] == "inactive"
         fake.gate.set()
         await fleet.command("start", 7, "fourth", video_path=str(clip), settings={"scenario": {"max_failures": 3}})
@@ -138,8 +164,8 @@ async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_
     assert await fleet.rows([7, 9]) == []
     assert {each.headers["ce_type"] for each in asides} == {"trio-runner.refused.v1"}
     assert len(asides) == len(records)
-    told = {aside.headers["refused-at"].rpartition("/")[0].rpartition("/")[0]: aside for aside in asides}
-    assert told.keys() == {fleet.command_topic, fleet.retry_topic}
+    sources = {aside.headers["refused-at"].rpartition("/")[0].rpartition("/")[0]: aside for aside in asides}
+    assert sources.keys() == {fleet.command_topic, fleet.retry_topic}
     reasons = " ".join(aside.headers["refused-because"] for aside in asides)
     for because in ("self: not for", "inference.url: not for", "video.stride: bad value", "does not exist", "bytes"):
         assert because in reasons
@@ -158,7 +184,7 @@ async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
 ) -> None:
     hold(fake)
     given = await fleet.submit(clip)
-    # Were it left to the lease, this test would wait for an hour.
+    # If the report were left to the lease, this test would wait for an hour.
     async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
         (await held(fleet, fake, given)).kill()
         await fleet.has("id = $1 AND epoch = 2", given)
@@ -172,7 +198,7 @@ async def test_a_killed_runner_is_reported_within_seconds_and_the_next_goes_on(
     assert first["end_frame"] >= 4
 
 
-async def test_one_that_a_nameless_signal_ends_does_not_take_the_orchestrator_along(
+async def test_a_runner_that_a_nameless_signal_ends_does_not_end_the_orchestrator(
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
     hold(fake)
@@ -200,7 +226,7 @@ async def test_a_poison_scenario_has_max_failures_attempts_and_one_dead_letter(
         assert (letter.key, letter.headers["ce_type"]) == (b"7", "trio-runner.given-up.v1")
         assert (letter.headers["ce_epoch"], body["epoch"], body["failures"]) == ("3", 3, 3)
         assert body["error"]["code"] == "inference_unavailable"
-        # By hand, once the service is well.
+        # A person tries again once the service answers.
         fake.plan = lambda *_: None
         done = await fleet.cli("retry", fleet.config("dba"), "7")
         assert done.code == 0
@@ -209,7 +235,8 @@ async def test_a_poison_scenario_has_max_failures_attempts_and_one_dead_letter(
 
 
 async def test_a_scenario_that_always_makes_progress_finishes(fleet: Fleet, fake: Fake, clip: Path) -> None:
-    # Further from where an attempt begins than the window is wide: it is asked about once something is stored.
+    # Each of these frames is further from the attempt's first one than the window is wide, so it is sent only after
+    # something is stored.
     fake.plan = once(*range(9, 60, 10))
     given = await fleet.submit(clip, 0, "scenario.max_failures=1", "inference.in_flight=1")
     async with fleet.orchestrator():
@@ -228,9 +255,9 @@ async def test_a_permanent_error_is_the_last(fleet: Fleet) -> None:
 
 
 async def test_a_runner_that_cannot_use_its_config_is_recorded_as_such(fleet: Fleet, clip: Path) -> None:
-    """As after an update under way: what the orchestrator has made is no config for the runner."""
+    """As during an update: the orchestrator writes a config that the runner cannot use."""
     given = await fleet.submit(clip)
-    # A settings key that a later version knows, and what its table says is not what this one can read.
+    # A key that only a later version knows.
     await fleet.ledger.query("UPDATE scenarios SET settings = $2 WHERE id = $1", given, {"video": {"strides": 2}})
     async with fleet.orchestrator():
         assert await fleet.ended([given]) == {given: "failed"}
@@ -243,9 +270,9 @@ async def test_a_runner_that_cannot_use_its_config_is_recorded_as_such(fleet: Fl
 
 EXIT_78 = """\
 import sys
-from trio_runner.orchestrator import process
-as_toml = process.as_toml
-process.as_toml = lambda config: as_toml(config) + "[surprise]\\n"
+from trio_runner.orchestrator.spawners import runner_directories
+as_toml = runner_directories.as_toml
+runner_directories.as_toml = lambda config: as_toml(config) + "[surprise]\\n"
 from trio_runner.cli.main import main
 sys.exit(main())
 """
@@ -282,9 +309,7 @@ async def test_stop_drains_and_submit_goes_on(fleet: Fleet, fake: Fake, clip: Pa
     assert len(await fleet.ledger.attempts(given)) == 2
 
 
-async def test_an_orchestrator_that_is_told_to_leave_lets_its_runners_drain(
-    fleet: Fleet, fake: Fake, clip: Path
-) -> None:
+async def test_an_orchestrator_that_is_stopped_lets_its_runners_drain(fleet: Fleet, fake: Fake, clip: Path) -> None:
     hold(fake)
     ids = [await fleet.submit(clip) for _ in range(2)]
     async with fleet.orchestrator() as running:
@@ -324,7 +349,7 @@ async def test_a_second_ctrl_c_ends_runners_that_drain_at_once(fleet: Fleet, fak
     assert (row["status"], row["instance_id"], row["failures"], row["epoch"]) == ("init_startup", None, 0, 2)
 
 
-async def test_one_that_is_told_to_leave_before_it_had_begun_holds_nothing_up(fleet: Fleet, clip: Path) -> None:
+async def test_a_runner_that_is_stopped_before_it_claims_holds_nothing_up(fleet: Fleet, clip: Path) -> None:
     given = await fleet.submit(clip)
     patient = {"start_timeout_seconds": 3600.0}
     async with fleet.orchestrator(orchestrator=patient) as running:
@@ -352,15 +377,15 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("why", ["told to leave", "a bug"])
-async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
+@pytest.mark.parametrize("why", ["a signal", "a bug"])
+async def test_the_service_manager_is_notified_for_as_long_as_runners_drain(
     fleet: Fleet, fake: Fake, clip: Path, why: str
 ) -> None:
     hold(fake)
     given = await fleet.submit(clip)
     wrapper = fleet.directory / "bug.py"
     wrapper.write_text(BUG)
-    # Who is not gone by then is killed, also where it is the machine that stood still.
+    # A runner that needs longer to drain is killed, even if it was the machine that stood still.
     config = fleet.config(database={"lease_seconds": 3600.0}, orchestrator={"stop_timeout_seconds": 600.0})
     async with open_service_manager() as manager:
         variables = manager.variables | {"WATCHDOG_USEC": "300000"}
@@ -374,12 +399,12 @@ async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
                 running.send_signal(signal.SIGTERM)
 
             async def asked() -> bool:
-                """SIGTERM waits until it goes on (proc_pid_status(5))."""
+                """Whether SIGTERM is pending for the stopped runner (proc_pid_status(5))."""
                 status = await trio.Path(f"/proc/{runner.pid}/status").read_text()
                 (pending,) = re.findall(r"ShdPnd:\t(\w+)", status)
                 return bool(int(pending, 16) & 1 << signal.SIGTERM - 1)
 
-            await until(asked, described="its runner is asked to leave")
+            await until(asked, described="its runner is asked to drain")
             so_far = manager.states.count("WATCHDOG=1")
 
             async def fed() -> bool:
@@ -391,7 +416,7 @@ async def test_its_manager_hears_of_it_as_long_as_its_runners_drain(
             fake.gate.set()
             done = await running.wait()
             await manager.wait_for("STOPPING=1")
-    assert (done.code == 0) == (why == "told to leave"), done.err
+    assert (done.code == 0) == (why == "a signal"), done.err
     assert ("a bug" in done.err) == (why == "a bug")
     (attempt,) = await fleet.ledger.attempts(given)
     assert attempt["outcome"] == "interrupted"
@@ -418,7 +443,7 @@ async def test_runners_of_a_killed_orchestrator_drain_and_the_next_one_goes_on(
         await fleet.completed(ids)
 
 
-async def test_what_was_killed_together_with_its_orchestrator_is_reported_by_the_next(
+async def test_runners_killed_together_with_their_orchestrator_are_reported_by_the_next(
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
     hold(fake)
@@ -441,16 +466,16 @@ async def test_what_was_killed_together_with_its_orchestrator_is_reported_by_the
 
 DAEMON = "trio_runner.orchestrator"
 STEPS = {
-    "what is due is taken, nothing started": "trio_runner.database.backlog:Backlog:due:after:wanted",
+    "due attempts are taken, nothing is started": "trio_runner.database.backlog:Backlog:due:after:wanted",
     "a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:after:",
     "before a runner is started": f"{DAEMON}.spawners.process:ProcessSpawner:start:before:",
-    "a command is obeyed, its offset not committed": "trio_runner.database.backlog:Backlog:apply:after:",
+    "a command is applied, its offset not committed": "trio_runner.database.backlog:Backlog:apply:after:",
     "offsets are committed": "trio_runner.kafka.inbox:Inbox:commit:after:",
     "before a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:before:",
     "a runner's end is reported": f"{DAEMON}.spawners.process:ProcessSpawner:_report:after:",
     "a runner has ended": f"{DAEMON}.daemon:Orchestrator:on_ended:before:",
-    "an event is read": f"{DAEMON}.daemon:Orchestrator:_reconcile:before:",
-    "an event is noted": f"{DAEMON}.daemon:Orchestrator:_reconcile:after:",
+    "an event is read": f"{DAEMON}.listener:Listener:_reconcile:before:",
+    "an event is reconciled": f"{DAEMON}.listener:Listener:_reconcile:after:",
 }
 
 
@@ -469,7 +494,8 @@ async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
         hold(fake)
     async with fleet.orchestrator(dying=STEPS[step]) as running:
         if reported:
-            # One that reports itself leaves nothing to be reported; what is held keeps it from that until it is killed.
+            # The gate keeps the runner from its end until it is killed. A runner that reported itself would leave the
+            # orchestrator nothing to report.
             (await fleet.runner(7)).kill()
             fake.gate.set()
 
@@ -502,7 +528,7 @@ async def test_an_orchestrator_without_kafka_finishes_everything_by_the_ledger(
         assert await fleet.ended([given, missing]) == {given: "completed", missing: "failed"}
     assert len(await fleet.ledger.attempts(given)) == 2
     await fleet.ledger.check_invariants(given)
-    # That it was given up is told by the next that has Kafka, once the turn of the one that tried is over.
+    # The next orchestrator that has Kafka publishes the dead letter, once the first one's lease on it is over.
     await fleet.ledger.query("UPDATE scenarios SET dead_letter_due = now() WHERE dead_letter_due IS NOT NULL")
     async with fleet.orchestrator():
         await fleet.has("id = $1 AND dead_letter_due IS NULL", missing)
@@ -548,7 +574,7 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
 ) -> None:
     hold(fake)
     given = await fleet.submit(clip)
-    # Kafka takes its time with a new topic; the lease is not to be what tells.
+    # Kafka needs a while for a new topic, and the lease must not end first.
     async with fleet.orchestrator(database={"lease_seconds": 3600.0}):
         runner = await held(fleet, fake, given)
         await forged(fleet, given, instance_id=str(uuid.uuid4()))
@@ -565,14 +591,14 @@ async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right
         await forged(fleet, given)
         await fleet.has("id = $1 AND epoch = 2", given)
 
-        async def told() -> bool:
+        async def published() -> bool:
             (death,) = await fleet.ledger.retry_events(given)
             assert death["body"]["error"]["message"] == "forged"
             return death["published_at"] is not None
 
-        # That comes after the death, in a statement of its own.
-        await until(told, described="it counts as told")
-        # It may have made room for the next by now.
+        # The mark comes after the death, in a statement of its own.
+        await until(published, described="it is marked published")
+        # It may have been killed to make room for the next attempt.
         with suppress(psutil.NoSuchProcess):
             runner.resume()
         fake.gate.set()
@@ -641,24 +667,24 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     ids = list(range(1, 31))
     await fleet.insert(clip, ids, {"video": {"max_frames": 4}})
     async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 8}) as running:
-        await until(lambda: said(running, "the breaker is open"), described="the breaker is open")
+        await until(lambda: logged(running, "the breaker is open"), described="the breaker is open")
         await fleet.has("epoch > 1")
         (row,) = await fleet.ledger.query(
             "SELECT count(*) AS n FROM scenarios WHERE epoch > 1 OR instance_id IS NOT NULL"
         )
         fake.plan = lambda *_: None
-        await until(lambda: said(running, "the breaker is closed"), described="the breaker is closed")
+        await until(lambda: logged(running, "the breaker is closed"), described="the breaker is closed")
         await fleet.completed(ids, frames=4)
     attempts = await fleet.ledger.query("SELECT extract(epoch FROM started_at)::float8 AS at FROM attempts ORDER BY 1")
     moments = [attempt["at"] for attempt in attempts]
-    # The ledger has claims and not starts: a busy machine may bunch them, but not more than a few together.
+    # The ledger has the times of claims and not of starts. On a busy machine a few claims come together.
     for first in range(len(moments)):
         in_five_seconds = sum(moments[first] <= moment < moments[first] + 5 for moment in moments)
         assert in_five_seconds <= 3 * (5 + 1) + 8
     assert row["n"] <= 8 + 10
 
 
-async def said(running: Running, event: str) -> bool:
+async def logged(running: Running, event: str) -> bool:
     return event in running.err()
 
 
@@ -674,9 +700,7 @@ async def test_two_orchestrators_run_every_scenario_once(fleet: Fleet, clip: Pat
 # secrets
 
 
-async def test_what_a_runner_is_given_is_its_users_alone_and_holds_no_secret(
-    fleet: Fleet, fake: Fake, clip: Path
-) -> None:
+async def test_a_runners_config_is_its_users_alone_and_holds_no_secret(fleet: Fleet, fake: Fake, clip: Path) -> None:
     hold(fake)
     given = await fleet.submit(clip)
     async with fleet.orchestrator():
@@ -687,7 +711,7 @@ async def test_what_a_runner_is_given_is_its_users_alone_and_holds_no_secret(
         password = fleet.servers.password
         given_to_it = [*runner.cmdline(), *runner.environ().values(), (place / "runner.toml").read_text()]
         for child in runner.children(recursive=True):
-            # The decoder of a video that is read is gone.
+            # The decoder may have ended.
             with suppress(psutil.NoSuchProcess):
                 given_to_it += [*child.cmdline(), *child.environ().values()]
         assert not any(password in text for text in given_to_it)
@@ -702,7 +726,7 @@ async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
     given = await fleet.submit(clip)
     async with fleet.orchestrator(database={"lease_seconds": 1.0}, orchestrator={"reap_seconds": 0.5}):
         await held(fleet, fake, given)
-        # So short a lease may have ended before: on a busy machine this is not the first.
+        # On a busy machine so short a lease may have ended before, and this is not the first attempt.
         row = await fleet.has("id = $1 AND instance_id IS NOT NULL", given)
         frozen = await fleet.runner(given)
         frozen.suspend()
@@ -714,7 +738,7 @@ async def test_a_runner_that_was_frozen_past_its_lease_makes_room_for_the_next(
 
 
 @pytest.mark.parametrize("settings", [{"inference": {"url": "http://127.0.0.1:1"}}, {"video": {"stride": None}}])
-async def test_a_row_that_says_what_it_may_not_is_given_up_and_ends_nobody(
+async def test_a_row_with_a_setting_that_is_not_allowed_is_given_up_and_ends_no_other(
     fleet: Fleet, fake: Fake, clip: Path, settings: dict[str, Any]
 ) -> None:
     fake.gate.set()

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster as its administrator sees it: namespaces for tests, raw objects, and the kubelet's part."""
+"""A Kubernetes cluster with an administrator's rights: namespaces for tests, raw objects, and the part of a kubelet."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ NODE = "TRIO_RUNNER_TEST_KUBERNETES_NODE"
 """Set where that cluster has a node, with an image of this tree."""
 
 IMAGE = "docker.io/trio-runner-test/trio-runner:1"
-"""What the node knows the image by."""
+"""The name of the image on the node."""
 
 PASSWORD_FILE = "$CREDENTIALS_DIRECTORY/database-password"
-"""Where the config of a runner in a pod finds what `Cluster.give` was given."""
+"""Where a runner in a pod finds the password that `Cluster.give` put into the Secret."""
 
 NOWHERE = {"cpu_request": "1000"}
-"""What no node has: the pod waits, and a test says what becomes of it."""
+"""More than any node has: the pod waits, and the test decides how it ends."""
 
 Object = dict[str, Any]
 
 
 def why_not() -> str:
-    """What keeps tests from a cluster; empty where there is one."""
+    """Why there is no cluster for tests; empty where there is one."""
     return "" if os.environ.get(ASKED) else f"{ASKED} is not set: tests/deployment/kubernetes.sh start DIRECTORY"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One namespace of the cluster, with every right."""
+    """One namespace of the cluster, with all rights."""
 
     client: httpx.AsyncClient
     kubeconfig: dict[str, Any]
     namespace: str
 
     async def ask(self, method: str, path: str, body: Object | None = None, **parameters: str) -> Object:
-        """Ask for "pods" or "batch/v1@jobs" of the namespace; raises httpx.HTTPStatusError for what is no success."""
+        """Send a request for "pods" or "batch/v1@jobs" of the namespace; raises httpx.HTTPStatusError."""
         answer = await self.send(method, self.path(path), body, token="", **parameters)
         answer.raise_for_status()
         found: Object = answer.json()
@@ -90,12 +90,12 @@ class Cluster:
         return pod
 
     async def ends(self, job: str, exit_code: int, reason: str = "Error") -> None:
-        """What the kubelet says of a pod whose container has ended."""
+        """Write the status that a kubelet writes when a pod's container has ended."""
         ended = {"exitCode": exit_code, "reason": reason if exit_code else "Completed"}
         await self.befalls(job, "Failed" if exit_code else "Succeeded", containerStatuses=[container(terminated=ended)])
 
     async def befalls(self, job: str, phase: str, **status: Any) -> None:
-        """What somebody else says of a pod."""
+        """Write a pod's phase and status."""
         pod = await self.pod(job)
         body = {"status": {"phase": phase, **status}}
         await self.ask("PATCH", f"pods/{pod['metadata']['name']}/status", body)
@@ -136,7 +136,7 @@ class Cluster:
 
 
 def container(**state: Object) -> Object:
-    """A container's status."""
+    """The status of a container."""
     return {"name": "runner", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": state}
 
 
@@ -179,7 +179,7 @@ async def open_cluster(labels: Mapping[str, str]) -> AsyncIterator[Cluster]:
 
 @asynccontextmanager
 async def host_network(cluster: Cluster) -> AsyncIterator[None]:
-    """Every pod of the namespace is on the host's network, without a word of it in the objects under test."""
+    """Every pod of the namespace is on the host's network, though no object under test says so."""
     name, admission = cluster.namespace, "admissionregistration.k8s.io/v1beta1"
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
     policy = {

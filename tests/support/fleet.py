@@ -46,12 +46,12 @@ async def dying(*args, **kwargs):
 setattr(owner, method, dying)
 sys.exit(main())
 """
-"""`trio-runner` that kills itself before or after a call; given `wanted`, after one that returns something."""
+"""`trio-runner` that kills itself before or after a call; given `wanted`, after a call that returns something true."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """A record of any topic."""
+    """A record of a topic."""
 
     key: bytes | None
     value: bytes
@@ -84,11 +84,11 @@ class Fleet:
         return f"dead-letters.{self.name}"
 
     def config(self, node: str = "node_1", **sections: dict[str, Any]) -> Path:
-        """A config for an orchestrator that is quicker than as shipped, and shows what it does as JSON."""
+        """Write a config for an orchestrator, with shorter times than the defaults, and JSON logs."""
         base: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": f"{node}.data", "drain_seconds": 5.0},
             "log": {"format": "json"},
-            # On a busy machine a held frame is held for long, and a heartbeat may be late.
+            # On a busy machine an answer is held back for long, and a heartbeat may be late.
             "inference": {"url": self.inference_url, "timeout_seconds": 60.0},
             "database": self.section | {"batch_frames": 4, "lease_seconds": 60.0},
             "pipeline": {"max_buffered_frames": 8},
@@ -115,7 +115,7 @@ class Fleet:
     async def orchestrator(
         self, node: str = "node_1", *, dying: str = "", config: Path | None = None, **sections: dict[str, Any]
     ) -> AsyncIterator[Running]:
-        """One that listens; `dying` names the call that it kills itself at."""
+        """Start an orchestrator; `dying` names the call at which it kills itself."""
         program: list[str] = []
         if dying:
             (self.directory / "dying.py").write_text(DYING)
@@ -125,7 +125,7 @@ class Fleet:
             yield running
 
     async def submit(self, video: Path, scenario_id: int = 0, *settings: str) -> int:
-        """As the verb does, without starting a process for it."""
+        """Do what the verb `submit` does, without a process."""
         sections = parse_settings(settings)
         failures = sections.get("scenario", {}).get("max_failures", 5)
         (row,) = await self.ledger.query(
@@ -134,7 +134,7 @@ class Fleet:
         return int(row["id"])
 
     async def insert(self, video: Path, ids: Collection[int], settings: Mapping[str, Any] | None = None) -> None:
-        """As the API of the user's own system may do it."""
+        """Insert rows, as the API of another system may."""
         await self.ledger.query(
             "INSERT INTO scenarios (id, video_path, settings) SELECT unnest($1::bigint[]), $2, $3",
             list(ids),
@@ -174,7 +174,7 @@ class Fleet:
         return await trio.to_thread.run_sync(lambda: asyncio.run(_lag(self.servers.brokers, topic, group)))
 
     async def ended(self, ids: Collection[int], *, hurry: bool = True) -> dict[int, str]:
-        """Wait until each has an outcome; in a `hurry` nothing backs off for long."""
+        """Wait until each scenario has an outcome; in a `hurry` none backs off for long."""
 
         async def outcomes() -> dict[int, str]:
             if hurry:
@@ -194,7 +194,7 @@ class Fleet:
         return await self.ledger.query("SELECT * FROM scenarios WHERE id = ANY($1) ORDER BY id", list(ids))
 
     async def has(self, condition: str, *args: object) -> dict[str, Any]:
-        """Wait for a scenario about which this is true; returns its row."""
+        """Wait for a scenario that meets the SQL condition; returns its row."""
 
         async def found() -> dict[str, Any]:
             rows = await self.ledger.query(f"SELECT * FROM scenarios WHERE {condition} ORDER BY id LIMIT 1", *args)  # noqa: S608 - ours
@@ -203,7 +203,7 @@ class Fleet:
         return await until(found, described=condition)
 
     async def completed(self, ids: Collection[int], frames: int = 60) -> None:
-        """All of them do, and every frame is there once."""
+        """Wait until all scenarios are completed; each frame must be stored once."""
         assert await self.ended(ids) == dict.fromkeys(ids, "completed"), await self.rows(ids)
         for each in ids:
             await self.ledger.check_invariants(each)
@@ -211,7 +211,7 @@ class Fleet:
             assert indices == list(range(frames))
 
     def runners(self) -> list[psutil.Process]:
-        """The living runners of this test, whoever started them."""
+        """The living runners of this test, of all its orchestrators."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -224,7 +224,7 @@ class Fleet:
         return living and "run" in command and "-m" in command and mine
 
     async def runner(self, scenario_id: int) -> psutil.Process:
-        """Wait for that scenario's runner, past the leash."""
+        """Wait for the scenario's runner; the leash, which becomes the runner, does not count."""
 
         async def found() -> list[psutil.Process]:
             marker = f"{scenario_id}/runner.toml"
@@ -234,7 +234,7 @@ class Fleet:
                 except psutil.NoSuchProcess:
                     continue
                 leashed = any("leash" in argument for argument in command)
-                # One that is about to end has no command line any more.
+                # A process that is about to end has no command line.
                 if command and command[-1].endswith(f"/{marker}") and not leashed:
                     return [process]
             return []
@@ -249,7 +249,7 @@ class Fleet:
         await until(none, described="no runners")
 
     async def clean_up(self) -> None:
-        """Whatever still lives of this test's runners is killed."""
+        """Kill the runners of this test that still live."""
         for process in self.runners():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -257,7 +257,7 @@ class Fleet:
 
 
 async def prepare(server: DatabaseServer) -> None:
-    """Make the database that each fleet's is a copy of."""
+    """Make the database of which each fleet gets a copy."""
     async with aio.open_loop(), open_store(DatabaseSection(**server.section()), application_name="fleet") as store:
         await store.create_schema()
 
@@ -266,7 +266,7 @@ async def prepare(server: DatabaseServer) -> None:
 async def open_fleet(
     server: DatabaseServer, servers: Servers, cli: Cli, directory: Path, inference_url: str
 ) -> AsyncIterator[Fleet]:
-    """With a database that nobody else uses."""
+    """A fleet with a database of its own."""
     name = uuid.uuid4().hex[:12]
     await server.as_superuser(f"CREATE DATABASE fleet_{name} TEMPLATE {OWNER} OWNER {OWNER}")
     mine = Servers(

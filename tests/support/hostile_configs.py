@@ -263,6 +263,9 @@ RULES: Sequence[HostileConfig] = (
         (("database.password_file", 3),),
     ),
     HostileConfig("two ways of sampling", "[video]\nstride = 2\nmax_fps = 1\n", (("video.max_fps", 3),)),
+    HostileConfig(
+        "units without a config", "[orchestrator]\nspawner = 'systemd'\n", (("orchestrator.runner_config", 2),)
+    ),
     HostileConfig("batch larger than the buffer", "[database]\nbatch_frames = 65\n", (("database.batch_frames", 2),)),
     HostileConfig(
         "everything at once",

@@ -1,4 +1,4 @@
-"""The shipped orchestrator's unit under a service manager, with a database of its own: what a test asks of it."""
+"""The shipped orchestrator's unit under a service manager, with a database of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fleet:
     scene: Scene
     manager: Manager
     fake: Fake
-    """Its runners' inference service, which keeps the answers from frame 5 on until its gate is set."""
+    """Its runners' inference service, which holds back the answers from frame 5 on until its gate is set."""
     config: Path
 
     async def submit(self, video: Path, scenario_id: int | None = None) -> int:
@@ -39,13 +39,13 @@ class Fleet:
         await self.scene.ledger.query("SELECT stop($1)", scenario_id)
 
     async def status(self, scenario_id: int) -> dict[str, Any]:
-        """What `status` says of it."""
+        """The scenario's row in the output of `trio-runner status`."""
         done = await self.scene.cli("status", self.config, "--json")
         (row,) = (row for row in json.loads(done.out) if row["id"] == scenario_id)
         return dict(row)
 
     async def at_work(self, scenario_id: int) -> None:
-        """Wait until a runner of it has stored something and lives."""
+        """Wait until a runner of the scenario lives and has stored something."""
 
         async def stored() -> bool:
             row = await self.scene.ledger.existing(scenario_id)
@@ -54,7 +54,7 @@ class Fleet:
         await self._until(stored, scenario_id, "is at work")
 
     async def drained(self, scenario_id: int) -> None:
-        """Wait until it is stopped, as its own runner has told."""
+        """Wait until the scenario is stopped, and its runner has reported that itself."""
 
         async def is_inactive() -> bool:
             return bool((await self.scene.ledger.existing(scenario_id))["status"] == "inactive")
@@ -64,7 +64,7 @@ class Fleet:
         await self.scene.ledger.check_invariants(scenario_id)
 
     async def refused(self, scenario_id: int) -> str:
-        """Wait until `status` says why it is not started."""
+        """Wait until `status` shows why the scenario is not started."""
 
         async def why() -> str:
             error = (await self.status(scenario_id))["last_error"]
@@ -73,7 +73,7 @@ class Fleet:
         return await until(why, described=f"scenario {scenario_id} is not started")
 
     async def without_config(self, scenario_id: int) -> None:
-        """Wait until the config of its runner is removed."""
+        """Wait until the config of the scenario's runner is removed."""
 
         async def is_removed() -> bool:
             return not (self.manager.configs / f"{scenario_id}.toml").exists()
@@ -81,7 +81,7 @@ class Fleet:
         await until(is_removed, described="its config is removed")
 
     async def completed(self, scenario_id: int) -> list[dict[str, Any]]:
-        """Wait for it; its attempts."""
+        """Wait until the scenario is completed; returns its attempts."""
 
         async def is_completed() -> bool:
             return bool((await self.scene.ledger.existing(scenario_id))["outcome"] == "completed")
@@ -96,25 +96,25 @@ class Fleet:
         return [(event["body"]["error"]["code"], event["reporter"]) for event in events]
 
     async def gone(self, unit: str) -> None:
-        """Wait until it has ended."""
+        """Wait until the unit has ended."""
 
         async def is_gone() -> bool:
             return (await self.manager.show(unit))["ActiveState"] in {"inactive", "failed"}
 
         await until(is_gone, described=f"{unit} has ended")
 
-    async def told(self, text: str) -> None:
-        """Wait until the orchestrator has logged that."""
+    async def logged(self, text: str) -> None:
+        """Wait until the text is in the orchestrator's log."""
 
-        async def is_told() -> bool:
+        async def is_logged() -> bool:
             return text in self.log()
 
-        await until(is_told, described=text)
+        await until(is_logged, described=text)
 
     async def kill(self, unit: str = NAME, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal the unit's main process, and no other."""
-        said = await self.manager.systemctl("kill", "--kill-who=main", f"--signal={number.name}", unit)
-        assert said.code == 0, said.text
+        done = await self.manager.systemctl("kill", "--kill-who=main", f"--signal={number.name}", unit)
+        assert done.code == 0, done.text
 
     async def _until(self, condition: Callable[[], Awaitable[bool]], scenario_id: int, described: str) -> None:
         try:
@@ -134,7 +134,7 @@ def unit_of(scenario_id: int) -> str:
 async def open_fleet(
     manager: Manager, scene: Scene, spawner: str, **sections: dict[str, dict[str, Any]]
 ) -> AsyncIterator[Fleet]:
-    """An orchestrator that is ready; it ends with the block, and whatever runners are left.
+    """An orchestrator that is ready; it and its runners are ended with the block.
 
     `orchestrator` and `runner` are further sections of their configs.
     """
@@ -146,7 +146,7 @@ async def open_fleet(
         both: dict[str, dict[str, Any]] = {
             **SMALL_WINDOW,
             "database": SMALL_WINDOW["database"] | servers.database,
-            # On a busy machine a held frame is held for long.
+            # On a busy machine an answer is held back for long.
             "inference": {"url": fake.url, "timeout_seconds": 60.0},
         }
         data = scene.directory / "data"
@@ -172,8 +172,8 @@ async def open_fleet(
             (manager.configs / path).write_text(written.read_text())
         fleet = Fleet(scene=scene, manager=manager, fake=fake, config=scene.directory / "orchestrator.toml")
         (manager.directory / f"{NAME}.log").unlink(missing_ok=True)
-        said = await manager.systemctl("start", NAME)
-        assert said.code == 0, said.text + fleet.log()
+        done = await manager.systemctl("start", NAME)
+        assert done.code == 0, done.text + fleet.log()
         try:
             yield fleet
         finally:

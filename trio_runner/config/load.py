@@ -19,6 +19,7 @@ from trio_runner.config.rules import (
     inference_rules,
     kafka_rules,
     kubernetes_rules,
+    orchestrator_rules,
     topic_rules,
     video_rules,
 )
@@ -194,6 +195,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),
         topic_rules(config.kafka, config.orchestrator),
+        orchestrator_rules(config.orchestrator),
         kubernetes_rules(config.kubernetes),
     )
     for problem in rules:

@@ -177,6 +177,13 @@ def topic_rules(kafka: KafkaSection, orchestrator: OrchestratorSection) -> Itera
             yield _broken(other, f"the same topic as {key}", "name another", key)
 
 
+def orchestrator_rules(orchestrator: OrchestratorSection) -> Iterator[Problem]:
+    """The credentials of a unit lie where the orchestrator may not look, so units need a config of their own."""
+    if orchestrator.spawner == "systemd" and not orchestrator.runner_config:
+        key, spawner = "orchestrator.runner_config", "orchestrator.spawner"
+        yield _broken(key, f'missing, for {spawner} is "systemd"', "name the config that runners are given", spawner)
+
+
 def kubernetes_rules(kubernetes: KubernetesSection) -> Iterator[Problem]:
     """Videos come from one place, at an absolute path; what an object must have is named."""
     claim, host_path = "kubernetes.videos_claim", "kubernetes.videos_host_path"

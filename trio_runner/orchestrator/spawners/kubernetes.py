@@ -1,4 +1,4 @@
-"""The spawner `kubernetes`: a Job for each attempt; one that has ended is told once, and kept for people to look at."""
+"""The spawner `kubernetes`: a Job for each attempt. A Job that has ended is reported once, and kept for people."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_runner.base.logs import about
 from trio_runner.config.errors import ConfigError
-from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.errors import RunnerError
+from trio_runner.orchestrator.spawners.kubernetes_api import KubernetesError, open_api
 from trio_runner.orchestrator.spawners.kubernetes_job import (
     EPOCH,
     OF_RUNNERS,
     ORCHESTRATOR,
     REPORTED_LABEL,
     SCENARIO,
-    KubernetesError,
-    attempt_of,
-    how_it_ended,
-    is_over,
     job,
     job_name,
     label_of,
-    why_waiting,
 )
+from trio_runner.orchestrator.spawners.kubernetes_outcome import attempt_of, how_it_ended, is_over, why_waiting
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
 
 if TYPE_CHECKING:
@@ -40,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 1.0
 MAX_POLL_SECONDS: Final = 30.0
-"""While the API server does not answer."""
+"""The longest pause while the API server does not answer."""
 
 ORPHAN_SECONDS: Final = 30.0
-"""A Job that ended so long ago, and that its orchestrator has not told of, is told of by any other of the fleet."""
+"""A Job that ended this long ago, and that its own orchestrator has not reported, is reported by any other one."""
 
 WAITING_SECONDS: Final = 60.0
-"""How long a Job may have nothing that runs before that is logged, and how often then."""
+"""How long a Job may have no container that runs before that is logged, and how often it is logged then."""
 
 PAGE: Final = 500
 REPORTERS: Final = 8
@@ -59,21 +57,10 @@ CONFLICT: Final = 409
 async def open_kubernetes(
     config: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
 ) -> AsyncIterator[Spawner]:
-    """Start Jobs as `[kubernetes]` says; they outlive the block, and its next opener is told how they ended.
+    """Start Jobs as `[kubernetes]` says. They outlive the block, and the next block reports those that end in between.
 
-    `on_ended` is called for each Job once; again where it raised RunnerError, or where the block ended meanwhile.
-
-    Raises:
-        RunnerError: `config_invalid`, where kr8s is not installed.
+    `on_ended` is called once for each Job. It is called again if it raised RunnerError or was cancelled.
     """
-    try:
-        from trio_runner.orchestrator.spawners.kubernetes_api import open_api  # noqa: PLC0415 - needs the extra
-    except ImportError as error:
-        message = (
-            f'orchestrator.spawner = "kubernetes" needs a package that is not here: {error}. Install the extra:'
-            " pip install 'trio_runner[kubernetes]'"
-        )
-        raise RunnerError(ErrorCode.CONFIG_INVALID, message) from None
     async with open_api(config.kubernetes) as api, trio.open_nursery() as nursery:
         spawner = _Kubernetes(config, node, api, nursery, on_ended)
         nursery.start_soon(spawner.watch)
@@ -95,18 +82,18 @@ class _Kubernetes:
         self._asked: set[str] = set()
         self._reporting: set[str] = set()
         self._reported: set[str] = set()
-        """By their uids: a list may be older than the label that says so."""
+        """The uids of Jobs that are reported. A list of Jobs may be older than the label that marks them so."""
         self._reporters = trio.CapacityLimiter(REPORTERS)
         self._running: dict[str, Object] = {}
-        """This orchestrator's Jobs that had not ended when they were last looked at."""
+        """This orchestrator's Jobs that had not ended at the last look, by name."""
         self._unreported: dict[str, float] = {}
-        """When another orchestrator's Job, which has ended, was first seen untold."""
+        """When a Job that had ended was first seen without the label `REPORTED_LABEL`, by name."""
         self._waiting: dict[str, float] = {}
-        """Since when a Job has nothing that runs, or when that was last logged."""
+        """Since when a Job has no container that runs, or when that was last logged, by name."""
 
     @property
     def count(self) -> int:
-        """Room is the cluster's affair: what has a claim counts, by the ledger."""
+        """Always 0: the ledger counts the runners that have a claim, and the cluster limits the others."""
         return 0
 
     async def start(self, work: Work) -> None:
@@ -120,21 +107,23 @@ class _Kubernetes:
             raise SpawnRefusedError(f"{name} is being removed. It is tried again")
 
     async def _create(self, wanted: Object) -> bool:
-        """Make the Job; False: there is one of its name."""
+        """Create the Job; False: a Job of its name exists."""
         try:
             await self._api.call("POST", "jobs", body=wanted)
         except KubernetesError as error:
             if error.status == CONFLICT:
                 return False
             raise
-        logger.debug("%s is made", wanted["metadata"]["name"])
+        logger.debug("%s is created", wanted["metadata"]["name"])
         return True
 
     async def _is_under_way(self, name: str) -> bool:
-        """Whether the Job of that name will still do its work; one that has ended without having claimed makes room.
+        """Whether the Job of that name still does its work; a Job that has ended and is reported is deleted.
+
+        A Job that has ended is found here only if its runner never claimed the attempt, which is due again then.
 
         Raises:
-            SpawnRefusedError: not yet, for it has to be told of first, or its pod still drains.
+            SpawnRefusedError: The Job has ended and is not reported yet, or its pod still drains.
         """
         try:
             found = await self._api.call("GET", f"jobs/{name}")
@@ -145,7 +134,7 @@ class _Kubernetes:
         if "deletionTimestamp" in found["metadata"]:
             raise SpawnRefusedError(f"{name} is being removed, and its pod drains. It is tried again")
         if not is_over(found):
-            logger.info("%s is there already", name)
+            logger.info("%s exists already", name)
             return True
         if REPORTED_LABEL not in found["metadata"]["labels"]:
             raise SpawnRefusedError(f"{name} has ended, which has yet to be reported. It is tried again")
@@ -157,7 +146,7 @@ class _Kubernetes:
         if name in self._asked:
             return
         try:
-            # Its pod is told SIGTERM and drains; the Job is there until it has.
+            # The pod gets SIGTERM and drains. "Foreground" keeps the Job until the pod has ended.
             if await self._delete(name, "Foreground"):
                 logger.info("%s is asked to drain", name)
             self._asked.add(name)
@@ -165,7 +154,7 @@ class _Kubernetes:
             logger.warning("%s cannot be asked to drain: %s", name, error)
 
     async def _delete(self, name: str, propagation: str, **preconditions: str) -> bool:
-        """Whether there was one."""
+        """Whether the Job existed."""
         options = {"propagationPolicy": propagation} | ({"preconditions": preconditions} if preconditions else {})
         try:
             await self._api.call("DELETE", f"jobs/{name}", body=options)
@@ -176,7 +165,7 @@ class _Kubernetes:
         return True
 
     async def watch(self) -> None:
-        """Look at the Jobs for ever, whatever the API server says."""
+        """Look at the Jobs for ever; an error of the API server makes the pauses longer."""
         pause_seconds = POLL_SECONDS
         while True:
             try:
@@ -188,6 +177,7 @@ class _Kubernetes:
             await trio.sleep(pause_seconds)
 
     async def _look(self) -> None:
+        """Start to report the Jobs that have ended or were deleted, and log those that wait."""
         jobs = {
             each["metadata"]["name"]: each
             for each in await self._all("jobs", "batch/v1", f"{OF_RUNNERS},{SCENARIO},{EPOCH},!{REPORTED_LABEL}")
@@ -206,7 +196,7 @@ class _Kubernetes:
                 self._start_reporting(each, self._report)
         for each in gone:
             self._start_reporting(each, self._report_deleted)
-        await self._log_what_waits()
+        await self._log_waiting()
 
     def _is_own(self, found: Object) -> bool:
         return bool(found["metadata"]["labels"].get(ORCHESTRATOR) == label_of(self._node))
@@ -225,20 +215,22 @@ class _Kubernetes:
         return await self._all("pods", "v1", f"batch.kubernetes.io/job-name={_name(found)}")
 
     def _start_reporting(self, found: Object, report: Callable[[Object], Awaitable[None]]) -> None:
-        """In a task of its own: telling may wait for a ledger or for Kafka, and the next look should not."""
+        """Call `report` in a task of its own: it may wait for the ledger or Kafka, and the next look need not."""
         name = _name(found)
         if name in self._reporting:
             return
         self._reporting.add(name)
 
         async def reporting() -> None:
-            try:
-                async with self._reporters:
-                    await report(found)
-            except (KubernetesError, RunnerError) as error:
-                logger.warning("how %s ended is told again: %s", name, error, extra=_of(found))
-            finally:
-                self._reporting.discard(name)
+            scenario_id, epoch = attempt_of(found)
+            with about(scenario_id=scenario_id, epoch=epoch):
+                try:
+                    async with self._reporters:
+                        await report(found)
+                except (KubernetesError, RunnerError) as error:
+                    logger.warning("the end of %s is not reported yet, and is tried again: %s", name, error)
+                finally:
+                    self._reporting.discard(name)
 
         self._nursery.start_soon(reporting)
 
@@ -248,7 +240,7 @@ class _Kubernetes:
         self._reported.add(found["metadata"]["uid"])
 
     async def _report_deleted(self, found: Object) -> None:
-        """Its runner was told SIGTERM and speaks for itself, or else its lease does."""
+        """The runner got SIGTERM and reports itself. If it does not, its lease ends."""
         scenario_id, epoch = attempt_of(found)
         try:
             await self._on_ended(
@@ -258,7 +250,7 @@ class _Kubernetes:
             self._running[_name(found)] = found
             raise
 
-    async def _log_what_waits(self) -> None:
+    async def _log_waiting(self) -> None:
         now = trio.current_time()
         idle = [each for each in self._running.values() if not each.get("status", {}).get("ready")]
         self._waiting = {name: self._waiting.get(name, now) for name in map(_name, idle)}
@@ -266,12 +258,9 @@ class _Kubernetes:
             if now - self._waiting[_name(each)] >= WAITING_SECONDS:
                 self._waiting[_name(each)] = now
                 why = why_waiting(each, await self._pods_of(each))
-                logger.warning("%s is not at work yet: %s", _name(each), why, extra=_of(each))
-
-
-def _of(found: Object) -> dict[str, object]:
-    scenario_id, epoch = attempt_of(found)
-    return {"scenario_id": scenario_id, "epoch": epoch}
+                scenario_id, epoch = attempt_of(each)
+                with about(scenario_id=scenario_id, epoch=epoch):
+                    logger.warning("%s is not at work yet: %s", _name(each), why)
 
 
 def _name(found: Object) -> str:

@@ -1,4 +1,4 @@
-"""The door to Kubernetes' API server: one call under one deadline, and errors with a cause and a remedy."""
+"""The client of Kubernetes' API server: one call under one deadline, and errors with a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import kr8s
 import kr8s.asyncio
 import trio
 
-from trio_runner.orchestrator.spawners.kubernetes_job import KubernetesError
+from trio_runner.orchestrator.spawners.spawner import SpawnRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,21 +19,33 @@ if TYPE_CHECKING:
 
 CALL_SECONDS: Final = 10.0
 STEP_SECONDS: Final = 5.0
-"""For each step of a call: what did not connect in time httpx closes, and what is cancelled meanwhile it does not."""
+"""How long httpx gives each step of a call: connecting, sending, receiving.
+
+httpx closes a connection whose step took too long, but not one whose caller was cancelled. So a step ends before
+`CALL_SECONDS` cancels the call.
+"""
 
 CLOSE_SECONDS: Final = 2.0
 
 
+class KubernetesError(SpawnRefusedError):
+    """A call to the API server that failed: why, and what to do; `status` is None where there was no answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class KubernetesApi:
-    """One namespace, as whoever the kubeconfig or the pod's service account is. Made by `open_api`."""
+    """One namespace, with the rights of the kubeconfig or of the pod's service account. Made by `open_api`."""
 
     def __init__(self, settings: KubernetesSection) -> None:
         self._settings = settings
-        # Not by its factory, which shares connections among callers, and loses them where its first question fails.
+        # kr8s' factory shares connections among callers, and leaks them if its first call fails.
         self._api = kr8s.asyncio.Api(bypass_factory=True, kubeconfig=settings.kubeconfig or None)
         self._api.timeout = STEP_SECONDS
-        self._knows_whom_to_ask = False
-        # kr8s closes its connections under everybody when it reads its credentials again, as after each 401 and 403.
+        self._has_credentials = False
+        # One call at a time: after each 401 and 403 kr8s reads its credentials again, and closes every connection.
         self._one_at_a_time = trio.Lock()
 
     async def call(
@@ -45,15 +57,15 @@ class KubernetesApi:
         parameters: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Ask for `resource` of the namespace, as "jobs" or "jobs/NAME"; raises KubernetesError, after 10 s at most."""
+        """Send a request for "jobs" or "jobs/NAME" of the namespace; raises KubernetesError, after 10 s at most."""
         kind = "merge-patch+json" if method == "PATCH" else "json"
         try:
-            # Not cancelled halfway: nobody would know whether the server has done it.
+            # Shielded: after a call that was cancelled halfway nobody would know what the server has done.
             with trio.fail_after(CALL_SECONDS, shield=True):
                 async with self._one_at_a_time:
-                    if not self._knows_whom_to_ask:
+                    if not self._has_credentials:
                         await self._api.reauthenticate()
-                        self._knows_whom_to_ask = True
+                        self._has_credentials = True
                     async with self._api.call_api(
                         method,
                         version=version,
@@ -71,12 +83,12 @@ class KubernetesApi:
             status = error.response.status_code if error.response is not None else 0
             raise KubernetesError(f"{_cause(error)}. {self._remedy(status, str(error))}", status) from None
         except Exception as error:
-            # httpx for the network, and for a kubeconfig that cannot be used whatever reading it raised.
+            # httpx raises its own errors for the network, and kr8s raises anything for a kubeconfig that it cannot use.
             raise self._away(str(error) or type(error).__name__) from error
 
     async def aclose(self) -> None:
-        """Close its connections."""
-        if (session := self._api._session) is not None:  # noqa: SLF001 - kr8s itself never closes it
+        """Close the connections, within `CLOSE_SECONDS`."""
+        if (session := self._api._session) is not None:  # noqa: SLF001 - kr8s never closes its session
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await session.aclose()
 
@@ -106,7 +118,7 @@ def _cause(error: kr8s.ServerError) -> str:
 
 @asynccontextmanager
 async def open_api(settings: KubernetesSection) -> AsyncIterator[KubernetesApi]:
-    """Nothing is asked before the first call, and an API server that is away then is asked again by the next."""
+    """A client that connects at its first call. A call that fails leaves the client usable."""
     api = KubernetesApi(settings)
     try:
         yield api

@@ -1,58 +1,77 @@
-"""The config of one attempt's runner: the fleet's, the scenario's settings, and what is this attempt's own."""
+"""The config of one attempt's runner: the fleet's config, the scenario's settings, and the attempt's own keys."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import tomli_w
 
+from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.load import load_config
 from trio_runner.config.sections import EMBEDDED
 from trio_runner.config.settings import check_scenario_settings, is_canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trio_runner.config.load import Config
     from trio_runner.database.backlog import Work
 
+FILE_SECONDS: Final = 5.0
+"""How long the file system is given for the runners' config."""
 
-def load_template(config: Config) -> Config:
-    """What all runners are given: `orchestrator.runner_config`, or else the orchestrator's own config.
+
+async def load_template(config: Config) -> Config | None:
+    """The config of `orchestrator.runner_config`; None where runners are given the orchestrator's own.
 
     Raises:
-        ConfigError: that file cannot be used, or each runner would bring a database of its own.
+        ConfigError: That file cannot be used, or each runner would bring a database of its own.
     """
-    of_units = config.orchestrator.spawner == "systemd"
-    if of_units and not config.orchestrator.runner_config:
-        # The orchestrator's credentials lie where no unit of another name may look.
-        path, remedy = ("orchestrator", "runner_config"), "name the config that runners are given"
-        raise ConfigError([Problem(problem="units have credentials of their own", path=path, remedy=remedy)])
-    if not config.orchestrator.runner_config:
-        return config
-    template = load_config(Path(config.orchestrator.runner_config), None if of_units else os.environ)
+    path = config.orchestrator.runner_config
+    if not path:
+        return None
+    # The credentials of a unit lie where the orchestrator, a unit of another name, may not look.
+    environ = None if config.orchestrator.spawner == "systemd" else os.environ
+    try:
+        template = await bounded(lambda: load_config(Path(path), environ), seconds=FILE_SECONDS)
+    except ConfigError as error:
+        raise _unusable_template(path, error.problems) from None
+    except OSError as error:
+        raise _unusable_template(path, [Problem(problem=f"cannot read the file: {error.strerror}")]) from None
     addresses = {
         "database.url": template.database.url,
         "kafka.brokers": template.kafka.brokers,
         "inference.url": template.inference.url,
     }
-    embedded = [key for key, address in addresses.items() if address == EMBEDDED]
-    if embedded:
-        remedy = f"write the address there, in {config.orchestrator.runner_config}"
-        raise ConfigError(
-            Problem(problem="runners of a fleet share their servers", path=tuple(key.split(".")), remedy=remedy)
-            for key in embedded
+    if embedded := [key for key, address in addresses.items() if address == EMBEDDED]:
+        said, remedy = "runners of a fleet share their servers", "write the address there"
+        raise _unusable_template(
+            path, [Problem(problem=said, path=tuple(key.split(".")), remedy=remedy) for key in embedded]
         )
     return template
 
 
+def _unusable_template(path: str, problems: Iterable[Problem]) -> ConfigError:
+    """The mistakes of another file than the one that the orchestrator was called with."""
+    return ConfigError(
+        Problem(
+            problem=f"{path}:{problem.line}: {problem.sentence}" if problem.line else f"{path}: {problem.sentence}",
+            path=("orchestrator", "runner_config"),
+        )
+        for problem in problems
+    )
+
+
 def own_keys(work: Work, *, data_dir: str, node: str) -> dict[str, dict[str, Any]]:
-    """What this attempt's runner is told beyond the fleet's config.
+    """The keys of this attempt's runner that are not in the fleet's config.
 
     Raises:
-        ConfigError: the row says what is not for a scenario to say. It may have been written past every check of ours.
+        ConfigError: The scenario's row sets a key that no scenario may set, or its path is not canonical. Other
+            programs write rows too, and none of our checks sees those before.
     """
     check_scenario_settings(work.settings)
     if not is_canonical(work.video_path):
@@ -62,22 +81,22 @@ def own_keys(work: Work, *, data_dir: str, node: str) -> dict[str, dict[str, Any
     sections["runner"] = {"id": f"{node}-{work.scenario_id}"[-200:], "data_dir": data_dir}
     sections.setdefault("scenario", {}).update(id=work.scenario_id, epoch=work.epoch)
     sections.setdefault("video", {}).update(path=work.video_path)
-    # Whoever starts the next attempt looks into the ledger: Kafka's absence need not keep anybody from working.
+    # The orchestrator finds the next attempt in the ledger, so a runner need not wait for Kafka.
     sections["kafka"] = {"required": False}
     return sections
 
 
 def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) -> Config:
-    """The config of this attempt's runner; raises ConfigError where the scenario's settings do not go with it."""
+    """The config of this attempt's runner; raises ConfigError where the scenario's settings do not fit into it."""
     sections = own_keys(work, data_dir=str(data_dir), node=node)
     if not template.kafka.spool_dir:
-        # One for all runners of this node, so that the next of any of them sends what waits.
+        # All runners of this node share one spool, so that the next one that starts publishes the events in it.
         sections["kafka"]["spool_dir"] = str(Path(template.runner.data_dir) / "spool")
     return template.replace(**sections)
 
 
 def as_toml(config: Config) -> str:
-    """A config file for a runner, which has no use for the sections of an orchestrator."""
+    """The config file of a runner, without the sections that only an orchestrator uses."""
     tables: dict[str, Any] = msgspec.to_builtins(config)
     for name in ("orchestrator", "systemd", "kubernetes"):
         del tables[name]

@@ -1,4 +1,4 @@
-"""What the orchestrator asks of whatever starts its runners."""
+"""The interface between the orchestrator and its spawners."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from trio_runner.base.logs import about
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import Failure
 
@@ -21,50 +22,51 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a runner ended, as its spawner saw it."""
+    """How a runner ended, as its spawner observed."""
 
     scenario_id: int
     epoch: int
     failure: Failure | None
-    """What nobody has reported yet; None where the runner, or the spawner's own means, has."""
+    """The failure that has yet to be reported; None where the runner or its spawner has reported the end."""
     detail: str
     """For the log: "exit code 75", "signal KILL"."""
 
 
 class SpawnRefusedError(Exception):
-    """A runner could not be started, for now: why, and what to do about it. No attempt was made."""
+    """A runner could not be started now: why, and what to do about it. The attempt has not begun."""
 
 
 class Spawner(Protocol):
-    """Starts runners and asks them to leave. Opened by its module, with what to call when a runner has ended."""
+    """Starts runners and asks them to drain. Each spawner's module has the function that opens it."""
 
     @property
     def count(self) -> int:
-        """How many of its runners live, with a claim or without; 0 where only the ledger knows."""
+        """How many runners live, with a claim or without; 0 where only the ledger knows."""
         ...
 
     async def start(self, work: Work) -> None:
-        """Start a runner for that attempt; a second one for the same attempt is no harm.
+        """Start a runner for that attempt; harmless if it was started before.
 
         Raises:
-            SpawnRefusedError: not now.
+            SpawnRefusedError: The runner cannot be started now.
         """
         ...
 
     async def stop(self, scenario_id: int, epoch: int) -> None:
-        """Ask that attempt's runner to drain; asked twice it is asked once, and one that is gone is not asked."""
+        """Ask the attempt's runner to drain; once, however often this is called, and only while that runner lives."""
         ...
 
 
 def unusable(work: Work, error: ConfigError) -> Ended:
-    """The end of an attempt that cannot even be given a config."""
+    """The end of an attempt for which no config can be made."""
     failure = Failure(code=ErrorCode.CONFIG_INVALID, type="ConfigError", message=str(error)[:2000])
     return Ended(scenario_id=work.scenario_id, epoch=work.epoch, failure=failure, detail="its config cannot be used")
 
 
 async def report_end(on_ended: Callable[[Ended], Awaitable[None]], ended: Ended) -> None:
-    """Call it, once; where the ledger cannot be reached the lease will tell."""
-    try:
-        await on_ended(ended)
-    except RunnerError as error:
-        logger.warning("its lease will tell of it: %s", error, extra={"scenario_id": ended.scenario_id})
+    """Call `on_ended` once. If the ledger does not take the report, the end of the lease reports the death."""
+    with about(scenario_id=ended.scenario_id, epoch=ended.epoch):
+        try:
+            await on_ended(ended)
+        except RunnerError as error:
+            logger.warning("the end is not reported, so the lease has to end first: %s", error)

@@ -1,11 +1,12 @@
-"""Runners as units of systemd: they outlive the orchestrator, and their deaths are reported by their own unit file."""
+"""Runners as systemd units: they outlive the orchestrator, and each unit reports its runner's death itself."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
-import os
 import signal
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 
 from trio_runner.base.files import write_private
+from trio_runner.base.logs import about
+from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
 from trio_runner.errors import REPORTED, ErrorCode, ExitCode
@@ -20,9 +23,9 @@ from trio_runner.failure.unreported import cause_of_death
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError, report_end, unusable
+from trio_runner.orchestrator.spawners.systemctl import systemctl
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_runner.config.load import Config
@@ -32,32 +35,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MANAGER_SECONDS: Final = 10.0
-"""How long the manager is given for an answer. Nothing that is asked of it here waits for a unit."""
-
 REFUSED_SECONDS: Final = 5.0
+"""The shortest pause after the service manager has refused an answer."""
+
 FILE_SECONDS: Final = 5.0
 
 WRITTEN_BY: Final = "# Written by trio-runner orchestrate, and removed when the runner has ended."
-"""The first line of a config. A file without it is somebody's own, and so is its unit."""
+"""The first line of a config. A file without it was written by a person, and its unit is not the orchestrator's."""
 
 PROPERTIES: Final = "Id,ActiveState,Job,Result,ExecMainCode,ExecMainStatus"
-
-NOT_ALLOWED, NOT_INSTALLED = 4, 5
-"""What `systemctl` exits with, by the codes of LSB; where polkit would ask for a password it is 1, and words say so."""
-
-ADVICE: Final = {
-    NOT_ALLOWED: "install systemd/trio-runner-orchestrator.rules into /etc/polkit-1/rules.d, or run as root",
-    NOT_INSTALLED: "install systemd/trio-runner@.service into /etc/systemd/system and run `systemctl daemon-reload`, "
-    "or change systemd.unit",
-}
 
 
 @asynccontextmanager
 async def open_units(
     config: Config, template: Config, node: str, on_ended: Callable[[Ended], Awaitable[None]]
 ) -> AsyncIterator[UnitSpawner]:
-    """A spawner whose runners go on when the block ends; the next orchestrator on this machine finds them again."""
+    """A spawner whose runners outlive the block; the next orchestrator on this machine finds them again."""
     async with trio.open_nursery() as nursery:
         spawner = UnitSpawner(config, template, node, nursery, on_ended)
         nursery.start_soon(spawner.watch)
@@ -66,10 +59,10 @@ async def open_units(
 
 
 class UnitSpawner:
-    """The instances of the template whose configs an orchestrator wrote; made by `open_units`.
+    """The instances of the unit template whose configs an orchestrator wrote; made by `open_units`.
 
-    By way of `systemctl` and not of D-Bus: it finds the system's and the user's manager, needs no bus where it runs as
-    root, and says in words what is refused. Asking for all units takes it 10 ms.
+    The service manager is asked by `systemctl` and not over D-Bus. It finds the system's and the user's
+    manager, needs no bus as root, says in words why it refuses something, and shows all units in 10 ms.
     """
 
     def __init__(
@@ -80,25 +73,29 @@ class UnitSpawner:
         nursery: trio.Nursery,
         on_ended: Callable[[Ended], Awaitable[None]],
     ) -> None:
-        """What ends is told in a task of its own in `nursery`."""
+        """Each end of a runner is reported in a task of its own in `nursery`."""
         self._settings, self._poll_seconds = config.systemd, config.orchestrator.poll_seconds
         self._directory = Path(config.systemd.config_dir)
         self._template, self._node = template, node
         self._nursery, self._on_ended = nursery, on_ended
-        # A unit that was started after the manager was asked would be missing in the answer: one task at a time.
+        # One task at a time: a unit that starts while the manager lists the living ones would seem to have ended.
         self._lock = trio.Lock()
+        self._disk = threading.Lock()
         self._epochs: dict[int, int] | None = None
+        """The epoch of each living runner, by scenario; None until the configs on the disk were read."""
         self._seen: dict[int, dict[str, str]] = {}
+        """The properties of each unit at the last look."""
         self._next: dict[int, Work] = {}
+        """The attempts that wait for an earlier attempt's runner to end."""
         self._asked: set[tuple[int, int]] = set()
 
     @property
     def count(self) -> int:
-        """How many units are known to live."""
+        """How many units live, as far as is known."""
         return len(self._epochs or ())
 
     async def start(self, work: Work) -> None:
-        """Start a runner; where an earlier attempt's is still leaving, as soon as that has left."""
+        """Start a runner now, or as soon as an earlier attempt's runner, which still drains, has ended."""
         async with self._lock:
             epochs = await self._known()
             epoch = epochs.get(work.scenario_id)
@@ -108,7 +105,7 @@ class UnitSpawner:
                 self._next[work.scenario_id] = work
 
     async def stop(self, scenario_id: int, epoch: int) -> None:
-        """`systemctl stop`, once."""
+        """Run `systemctl stop` for the attempt's unit, once."""
         async with self._lock:
             self._next.pop(scenario_id, None)
             if (scenario_id, epoch) in self._asked:
@@ -116,14 +113,14 @@ class UnitSpawner:
             try:
                 if (await self._known()).get(scenario_id) != epoch:
                     return
-                await self._systemctl("stop", "--no-block", self._unit(scenario_id))
+                await systemctl(self._settings.manager, "stop", "--no-block", self._unit(scenario_id))
             except SpawnRefusedError as error:
-                logger.warning("not asked to leave: %s", error, extra={"scenario_id": scenario_id, "epoch": epoch})
+                logger.warning("the runner cannot be asked to drain: %s", error)
             else:
                 self._asked.add((scenario_id, epoch))
 
     async def watch(self) -> None:
-        """Ask the manager again and again which units live; tell of each that does not any more."""
+        """Ask the manager again and again which units live, and report each end."""
         while True:
             pause = self._poll_seconds
             try:
@@ -131,26 +128,26 @@ class UnitSpawner:
                     await self._look(await self._known())
             except SpawnRefusedError as error:
                 pause = max(pause, REFUSED_SECONDS)
-                logger.warning("which runners live is not known: %s", error, extra={"again_in_seconds": pause})
+                logger.warning("it is not known which runners live: %s. It is tried again in %g s", error, pause)
             await trio.sleep(pause)
 
     async def _known(self) -> dict[int, int]:
-        """The epoch of each runner that an orchestrator has started here and that has not been seen to end."""
+        """The epochs of the runners that live here. At the first call they are read from the configs on the disk."""
         if self._epochs is None:
             living = await self._living()
-            files = self._directory.glob("[1-9]*.toml")
-            found = await self._on_disk(
-                lambda: {int(path.stem): _epoch_of(path) for path in files if path.stem.isdecimal() and _is_ours(path)}
-            )
+            found = await self._on_disk(lambda: _epochs_in(self._directory))
             self._epochs = {scenario_id: epoch for scenario_id, epoch in found.items() if scenario_id in living}
             for scenario_id in found.keys() - living.keys():
-                # It ended while nobody watched. Its unit has reported it, or its lease tells, or nobody has claimed it.
+                # This runner ended while no orchestrator watched. Its unit has reported that, unless the runner had not
+                # claimed. If the unit could not, the lease ends.
                 await self._remove(scenario_id)
             if self._epochs:
-                logger.info("runners of a former orchestrator go on", extra={"scenarios": sorted(self._epochs)})
+                scenarios = ", ".join(map(str, sorted(self._epochs)))
+                logger.info("runners of a former orchestrator go on, of the scenarios %s", scenarios)
         return self._epochs
 
     async def _look(self, epochs: dict[int, int]) -> None:
+        """Report the runners that have ended since the last look, and start the attempts that waited for that."""
         if not epochs:
             return
         living = await self._living()
@@ -165,11 +162,13 @@ class UnitSpawner:
             if work is None:
                 await self._remove(scenario_id)
                 continue
-            try:
-                await self._start(epochs, work)
-            except SpawnRefusedError as error:
-                # Nobody is left to be told; it is due once more when the time for its start is over.
-                logger.warning("not started: %s", error, extra={"scenario_id": scenario_id, "epoch": work.epoch})
+            with about(scenario_id=scenario_id, epoch=work.epoch):
+                try:
+                    await self._start(epochs, work)
+                except SpawnRefusedError as error:
+                    # The caller of `start` has returned long ago. The attempt is due again after
+                    # `orchestrator.start_timeout_seconds`.
+                    logger.warning("not started: %s", error)
 
     async def _start(self, epochs: dict[int, int], work: Work) -> None:
         place = Path(self._template.runner.data_dir) / str(work.scenario_id)
@@ -183,67 +182,60 @@ class UnitSpawner:
             raise SpawnRefusedError(f"{path} was written by hand; move it away, or submit the video under another id")
         await self._on_disk(lambda: write_private(path, f"{WRITTEN_BY}\n{text}".encode()))
         try:
-            await self._systemctl("start", "--no-block", self._unit(work.scenario_id))
+            await systemctl(self._settings.manager, "start", "--no-block", self._unit(work.scenario_id))
         except SpawnRefusedError:
-            await self._remove(work.scenario_id)  # noqa: ASYNC120 - whoever is cancelled here starts nothing more
+            await self._remove(work.scenario_id)  # noqa: ASYNC120 - a caller that is cancelled here starts nothing more
             raise
         epochs[work.scenario_id] = work.epoch
 
     async def _living(self) -> dict[int, dict[str, str]]:
-        """What the manager knows of each instance that runs, or is about to."""
+        """The properties of each instance that runs, or is about to, by scenario."""
         pattern = f"{self._settings.unit}*.service"
-        said = await self._systemctl("show", f"--property={PROPERTIES}", pattern)
+        shown = await systemctl(self._settings.manager, "show", f"--property={PROPERTIES}", pattern)
         living = {}
-        for paragraph in said.split("\n\n"):
+        for paragraph in shown.split("\n\n"):
             unit = dict(line.split("=", 1) for line in paragraph.splitlines())
             instance = unit.get("Id", "").removeprefix(self._settings.unit).removesuffix(".service")
             if instance.isdecimal() and (unit["ActiveState"] not in {"inactive", "failed"} or "Job" in unit):
                 living[int(instance)] = unit
         return living
 
-    async def _systemctl(self, *arguments: str) -> str:
-        manager = f"--{self._settings.manager}"
-        # What it says is recognised by its words; and it is not the one from whom the manager wants to hear.
-        environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"} | {"LC_ALL": "C"}
-        try:
-            with trio.fail_after(MANAGER_SECONDS):
-                done = await trio.run_process(
-                    ["systemctl", manager, "--no-ask-password", "--no-pager", *arguments],
-                    capture_stdout=True,
-                    capture_stderr=True,
-                    check=False,
-                    env=environ,
-                )
-        except trio.TooSlowError:
-            raise SpawnRefusedError(f"systemctl {manager} has not answered within {MANAGER_SECONDS:g} s") from None
-        except OSError as error:
-            remedy = 'install systemd, or change orchestrator.spawner to "process"'
-            raise SpawnRefusedError(f"systemctl cannot be run: {error.strerror}; {remedy}") from error
-        if done.returncode:
-            raise SpawnRefusedError(_refusal(done))
-        return done.stdout.decode(errors="replace")
-
     async def _remove(self, scenario_id: int) -> None:
         path = self._path(scenario_id)
         try:
             await self._on_disk(lambda: path.unlink(missing_ok=True))
         except SpawnRefusedError as error:
-            logger.warning("left behind: %s", error)
+            logger.warning("the config of a runner that has ended stays: %s", error)
 
     async def _on_disk(self, function: Callable[[], T]) -> T:
+        """Call `function` in a thread, for at most `FILE_SECONDS`; raises SpawnRefusedError where that fails."""
+
+        def alone() -> T:
+            # A call that was left behind at its deadline still changes files when the disk answers at last. No later
+            # call begins before that.
+            if not self._disk.acquire(blocking=False):
+                raise OSError(errno.EBUSY, "the disk has not answered an earlier call yet")
+            try:
+                return function()
+            finally:
+                self._disk.release()
+
         try:
-            with trio.fail_after(FILE_SECONDS):
-                return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-        except (OSError, trio.TooSlowError) as error:
-            why = getattr(error, "strerror", None) or "the disk does not answer"
+            return await bounded(alone, seconds=FILE_SECONDS)
+        except OSError as error:
             remedy = "let the orchestrator's user write there, or change systemd.config_dir"
-            raise SpawnRefusedError(f"{self._directory}: {why}; {remedy}") from error
+            raise SpawnRefusedError(f"{self._directory}: {error.strerror or error}; {remedy}") from error
 
     def _unit(self, scenario_id: int) -> str:
         return f"{self._settings.unit}{scenario_id}.service"
 
     def _path(self, scenario_id: int) -> Path:
         return self._directory / f"{scenario_id}.toml"
+
+
+def _epochs_in(directory: Path) -> dict[int, int]:
+    files = [path for path in directory.glob("[1-9]*.toml") if path.stem.isdecimal()]
+    return {int(path.stem): _epoch_of(path) for path in files if _is_ours(path)}
 
 
 def _is_ours(path: Path) -> bool:
@@ -255,17 +247,17 @@ def _epoch_of(path: Path) -> int:
     try:
         return load_config(path, None).scenario.epoch
     except ConfigError as error:
-        # Of another version, perhaps. Its unit is there all the same; 0 is no attempt's number.
+        # Another version may have written the file, and its unit counts all the same. No attempt has the number 0.
         logger.warning("%s: %s", path, error)
         return 0
 
 
 def _how_it_ended(unit: str, seen: dict[str, str]) -> tuple[Failure | None, str]:
-    """What the ledger is told where nobody else has told it, and in words what was seen.
+    """The failure to report, if nobody has reported this end yet, and the end in words.
 
-    A unit reports its own runner's death, and whoever takes this failure looks whether it has. What is left over is a
-    unit that could not even start, or read its config. What such a one ended with is seen only where the manager was
-    asked while it was ending; a moment later it is forgotten (CollectMode=).
+    A unit reports its own runner's death, and `report_ended` looks whether it has. The units that cannot are those that
+    could not even start, or not read their config. Their exit code is known only if the manager was asked while the
+    unit ended: the manager forgets it a moment later (CollectMode=).
     """
     how, status = {"1": "exited", "2": "killed", "3": "dumped"}.get(seen.get("ExecMainCode", ""), ""), ""
     if how:
@@ -274,19 +266,9 @@ def _how_it_ended(unit: str, seen: dict[str, str]) -> tuple[Failure | None, str]
     if how == "exited" and status in map(str, REPORTED - {ExitCode.CONFIG}):
         return None, detail
     if how == "killed" and status == str(signal.SIGTERM.value):
-        # The environment of ExecStopPost= has signals by their names.
+        # `cause_of_death` expects a name, as in the environment of ExecStopPost=.
         status = "TERM"
     failure = cause_of_death({"SERVICE_RESULT": seen.get("Result", ""), "EXIT_CODE": how, "EXIT_STATUS": status})
-    # 78: it could not use a config that the orchestrator could, which says something of this machine.
+    # 78: the runner could not use a config that the orchestrator could use, so the fault is this machine's.
     failure = failure or Failure(code=ErrorCode.INTERNAL, type="Ended", message="could not use its config")
     return dataclasses.replace(failure, message=f"{failure.message}; journalctl --unit={unit} says more"), detail
-
-
-def _refusal(done: subprocess.CompletedProcess[bytes]) -> str:
-    said = " ".join(done.stderr.decode(errors="replace").split()) or f"systemctl exits with {done.returncode}"
-    advice = ADVICE.get(done.returncode, "")
-    if "authentication required" in said:
-        advice = ADVICE[NOT_ALLOWED]
-    elif "connect to bus" in said:
-        advice = "is systemd running, and systemd.manager right?"
-    return f"{said.rstrip('.')}; {advice}" if advice else said

@@ -1,0 +1,126 @@
+"""The directories of child processes: one orchestrator's at a time, every access in a thread under a deadline."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from trio_runner.base.directory_lock import DirectoryLock
+from trio_runner.base.files import write_private
+from trio_runner.base.threads import bounded
+from trio_runner.config.errors import ConfigError
+from trio_runner.config.load import load_config
+from trio_runner.failure.marker import begun_of
+from trio_runner.orchestrator.spawners.runner_config import as_toml
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from trio_runner.config.load import Config
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FILE_SECONDS: Final = 5.0
+LOCKED_SECONDS: Final = 2.0
+"""The pause between two attempts to lock the directory."""
+
+
+class RunnerDirectories:
+    """A directory with one directory for each runner, which is named after the scenario and holds `runner.toml`."""
+
+    def __init__(self, root: Path) -> None:
+        """Touch nothing yet."""
+        self._root = root
+        self._busy: set[int] = set()
+        """The scenarios in whose directories a thread is at work, perhaps one that was left behind at its deadline."""
+
+    def of(self, scenario_id: int) -> Path:
+        """Where the scenario's runner lives."""
+        return self._root / str(scenario_id)
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        """Wait for a lock on the directory, for two orchestrators in it would overwrite each other's configs.
+
+        An orchestrator that waits takes no work from the ledger, and does not send READY.
+        """
+        lock = DirectoryLock(self._root, seconds=FILE_SECONDS)
+        try:
+            while True:
+                why = "another orchestrator's runners live there; give each a runner.data_dir of its own"
+                try:
+                    await bounded(self._make_root, seconds=FILE_SECONDS)
+                    if await lock.take():
+                        break
+                except OSError as error:
+                    why = error.strerror or str(error)
+                logger.warning("no runner is started before this orchestrator can lock %s: %s", self._root, why)
+                await trio.sleep(LOCKED_SECONDS)
+            yield
+        finally:
+            await lock.release()
+
+    async def configs(self) -> list[Config]:
+        """The configs of all runners, as far as they can be read; raises OSError."""
+        return await bounded(self._configs, seconds=FILE_SECONDS)
+
+    async def write(self, config: Config) -> Path:
+        """Write a runner's config, which this user alone can read, as its directory; raises OSError."""
+        return await self._change(config.scenario.id, lambda: self._write(config))
+
+    async def remove(self, scenario_id: int, *, unless_marked: bool = False) -> None:
+        """Remove a runner's directory; it stays if a marker in it has yet to be reported and `unless_marked`."""
+        place = self.of(scenario_id)
+
+        def remove() -> None:
+            if not (unless_marked and any(place.glob("attempt-*"))):
+                shutil.rmtree(place, ignore_errors=True)
+
+        try:
+            await self._change(scenario_id, remove)
+        except OSError as error:
+            logger.warning("the directory of a runner that has ended stays: %s: %s", place, error.strerror or error)
+
+    async def _change(self, scenario_id: int, function: Callable[[], T]) -> T:
+        """Call `function`, which changes the scenario's directory."""
+        if scenario_id in self._busy:
+            raise OSError(errno.EBUSY, "the disk has not answered an earlier call yet")
+
+        def alone() -> T:
+            # A call that was left behind at its deadline still changes files when the disk answers at last. No later
+            # call for the same directory begins before that.
+            self._busy.add(scenario_id)
+            try:
+                return function()
+            finally:
+                self._busy.discard(scenario_id)
+
+        return await bounded(alone, seconds=FILE_SECONDS)
+
+    def _make_root(self) -> None:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _configs(self) -> list[Config]:
+        found = []
+        for path in sorted(self._root.glob("*/runner.toml")):
+            try:
+                found.append(load_config(path))
+            except ConfigError as error:
+                logger.warning("%s is no runner's config: %s", path, error)
+        return found
+
+    def _write(self, config: Config) -> Path:
+        place = self.of(config.scenario.id)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        begun_of(place, config.scenario.id).unlink(missing_ok=True)
+        path = place / "runner.toml"
+        write_private(path, as_toml(config).encode())
+        return path
