@@ -1,7 +1,8 @@
-"""What the door makes of aiokafka's errors; those that a real broker gives by itself are in test_kafka_secure.py."""
+"""aiokafka's errors in words; those that a real broker gives by itself are in test_kafka_secure.py."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,27 +20,31 @@ import pytest
 import trio
 from aiokafka import errors
 
-from tests.kafka.test_retry import DOORS, make_event
+from tests.kafka.test_retry import CALLS, make_event
 from tests.support.certificates import Authority
-from tests.support.harness import PATIENCE_SECONDS, Servers, full_backlog
+from tests.support.harness import PATIENCE_SECONDS, Servers, full_backlog, read_topic
 from trio_runner.base import aio
 from trio_runner.config.sections import KafkaSection
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.kafka import connection as kafka
+from trio_runner.kafka import connection
 from trio_runner.kafka import retry_event as retry
-from trio_runner.kafka.errors import CauseCollector, explain
+from trio_runner.kafka.connection import check_broker, named_errors, send
+from trio_runner.kafka.errors import CauseCollector, Target, explain
 from trio_runner.kafka.record import Record
 from trio_runner.kafka.topic import open_topic
 
-PLAIN = KafkaSection(brokers="one:9092")
-TWO = KafkaSection(brokers="one:9092,two:9092")
+RETRY_TOPIC = {"runner.retry": "kafka.retry_topic"}
+PLAIN = Target(KafkaSection(brokers="one:9092"), RETRY_TOPIC, "WRITE")
+TWO = Target(KafkaSection(brokers="one:9092,two:9092"), RETRY_TOPIC, "WRITE")
+MEMBER = Target(PLAIN.config, RETRY_TOPIC | {"runner.commands": "orchestrator.command_topic"}, "READ", "orchestrators")
 
 
-def named(config: KafkaSection, lines: list[tuple[Any, ...]], error: BaseException, **late: float) -> RunnerError:
-    with CauseCollector(config) as causes:
+def named(target: Target, lines: list[tuple[Any, ...]], error: BaseException, **late: float) -> RunnerError:
+    causes = CauseCollector(target)
+    with causes.collecting():
         for line in lines:
             logging.getLogger("aiokafka").error(*line)
-        return causes.as_error(error, **late)
+    return causes.as_error(error, **late)
 
 
 BOOTSTRAP = 'Unable connect to "%s:%s": %s'
@@ -83,7 +89,8 @@ def test_a_broker_that_advertises_an_address_where_nobody_is() -> None:
 
 
 def test_what_was_overcome_is_forgotten() -> None:
-    with CauseCollector(PLAIN) as causes:
+    causes = CauseCollector(PLAIN)
+    with causes.collecting():
         logging.getLogger("aiokafka").error(*REFUSED)
         logging.getLogger("aiokafka.cluster").error("Topic %s not found in cluster metadata", "runner.retry")
         causes.forget()
@@ -91,11 +98,14 @@ def test_what_was_overcome_is_forgotten() -> None:
     assert error.message == "Kafka at one:9092: did not answer in time. Check kafka.brokers, and whether it runs"
 
 
-def test_nothing_is_heard_after_the_end() -> None:
-    with CauseCollector(PLAIN) as causes:
+def test_only_lines_of_the_call_under_way_are_collected() -> None:
+    causes = CauseCollector(PLAIN)
+    with causes.collecting():
+        logging.getLogger("aiokafka").error(*WRONG_PASSWORD)
+    with causes.collecting():
         pass
     logging.getLogger("aiokafka").error(*REFUSED)
-    assert "refused" not in causes.as_error(NOTHING).message
+    assert named(PLAIN, [], NOTHING).message == causes.as_error(NOTHING).message
 
 
 def test_lines_about_no_error_are_no_causes() -> None:
@@ -110,6 +120,8 @@ def test_being_late_is_told_beside_what_was_heard() -> None:
     assert "(one:9092) refused the connection; did not answer within 5 s. Check kafka.brokers" in error.message
     alone = named(PLAIN, [], trio.TooSlowError(), late_after_seconds=5.0)
     assert alone.message == "Kafka at one:9092: did not answer within 5 s. Check kafka.brokers, and whether it runs"
+    attempt = (BOOTSTRAP, "one", 9092, TimeoutError())
+    assert named(PLAIN, [attempt], trio.TooSlowError(), late_after_seconds=5.0).message == alone.message
 
 
 def test_waiting_for_a_topic_in_vain_is_about_the_topic() -> None:
@@ -129,6 +141,49 @@ def test_a_broker_that_goes_while_a_topic_is_waited_for_is_not_about_the_topic()
     """That is what aiokafka raises, UnknownTopicOrPartitionError, whatever kept it from the metadata."""
     error = named(PLAIN, [REFUSED], errors.UnknownTopicOrPartitionError())
     assert error.code is ErrorCode.KAFKA_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            errors.TopicAuthorizationFailedError("runner.commands"),
+            (
+                "does not let this client use topic 'runner.commands', or create it. "
+                "Grant this client READ on it, or correct orchestrator.command_topic"
+            ),
+        ),
+        (
+            errors.TopicAuthorizationFailedError({"runner.retry"}),
+            (
+                "does not let this client use topic 'runner.retry', or create it. "
+                "Grant this client READ on it, or correct kafka.retry_topic"
+            ),
+        ),
+        (
+            errors.TopicAuthorizationFailedError(),
+            (
+                "does not let this client use topic 'runner.retry' or 'runner.commands', or create it. "
+                "Grant this client READ on it, or correct kafka.retry_topic or orchestrator.command_topic"
+            ),
+        ),
+        (
+            errors.InvalidTopicError("runner.commands"),
+            "does not take 'runner.commands' for a topic's name. Correct orchestrator.command_topic",
+        ),
+    ],
+)
+def test_an_error_names_its_topic_and_the_key_that_names_the_topic(error: Exception, words: str) -> None:
+    assert named(MEMBER, [], error).message == f"Kafka at one:9092: {words}"
+
+
+def test_a_group_that_this_user_may_not_join_is_named_with_its_key() -> None:
+    error = named(MEMBER, [], errors.GroupAuthorizationFailedError("orchestrators"))
+    assert error.code is ErrorCode.KAFKA_AUTH
+    assert error.message == (
+        "Kafka at one:9092: does not let this client read as a member of the consumer group 'orchestrators'. "
+        "Grant this client READ on this group, or correct orchestrator.group"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +216,7 @@ def test_what_a_test_broker_does_not_do(error: Exception, code: ErrorCode, words
     assert cause.remedy
 
 
-# the door, with the embedded broker
+# the connection, with the embedded broker
 
 
 @pytest.fixture
@@ -183,7 +238,7 @@ async def test_a_broker_that_takes_nobody_leaves_the_other_its_time(
             publish_timeout_seconds=4.0,
         )
         with trio.fail_after(PATIENCE_SECONDS):
-            await retry.check_broker(config)
+            await check_broker(config)
             await retry.publish(config, make_event())
 
 
@@ -191,8 +246,8 @@ async def test_records_of_any_bytes_arrive_as_they_are(loop: None, servers: Serv
     config = KafkaSection(brokers=servers.brokers, retry_topic="not this one")
     headers = [("ce_id", b"\x00\xff"), ("ce_id", b""), ("\N{SNOWMAN}", b"x")]
     with trio.fail_after(PATIENCE_SECONDS):
-        await kafka.send(config, topic, b"\xff\x00", b"\x00" * 1000, headers)
-        await kafka.send(config, topic, b"\xff\x00", b"second", [])
+        await send(config, topic, b"\xff\x00", b"\x00" * 1000, headers)
+        await send(config, topic, b"\xff\x00", b"second", [])
         found: list[Record] = []
         async with open_topic(KafkaSection(brokers=servers.brokers, retry_topic=topic)) as reader:
             while len(found) < 2:
@@ -216,55 +271,179 @@ def freezing_broker() -> Iterator[tuple[str, int]]:
             process.kill()
 
 
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """The process stands still within this block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def call_first(monkeypatch: pytest.MonkeyPatch, moment: str, act: Callable[[], object]) -> None:
+    """Before the function of `kafka.connection` that is called `moment` is called for the first time, `act`."""
+    function = getattr(connection, moment)
+    begun: list[object] = []
+
+    async def act_and_call(*arguments: Any) -> Any:
+        if not begun:
+            begun.append(act())
+        return await function(*arguments)
+
+    monkeypatch.setattr(connection, moment, act_and_call)
+
+
 async def test_a_broker_that_freezes_between_metadata_and_record(
     loop: None, freezing_broker: tuple[str, int], topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, pid = freezing_broker
-    find_topic = kafka._find_topic
-
-    async def find_and_freeze(*arguments: Any) -> None:
-        await find_topic(*arguments)
-        os.kill(pid, signal.SIGSTOP)
-        await trio.to_thread.run_sync(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED))
-
-    monkeypatch.setattr(kafka, "_find_topic", find_and_freeze)
-    try:
-        for number, door in enumerate(DOORS):
+    for number, call in enumerate(CALLS):
+        with monkeypatch.context() as patch, ExitStack() as freeze:
+            call_first(patch, "_ask_leader", lambda: freeze.enter_context(frozen(pid)))
             config = KafkaSection(
                 brokers=address,
                 # New, so that it is created first, which a line of aiokafka's log calls an error.
                 retry_topic=f"{topic}.{number}",
                 connect_timeout_seconds=2.0,
-                publish_timeout_seconds=10.0,
+                publish_timeout_seconds=3.0,
             )
             with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError) as caught:
-                await door(config)
-            assert caught.value.code is ErrorCode.KAFKA_UNREACHABLE
-            assert "did not answer" in caught.value.message
-            os.kill(pid, signal.SIGCONT)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+                await call(config)
+        assert caught.value.code is ErrorCode.KAFKA_UNREACHABLE
+        assert "did not answer" in caught.value.message
+
+
+@pytest.mark.parametrize("moment", ["_bootstrap", "_find_topic", "_ask_leader"])
+@pytest.mark.parametrize("brokers", [1, 10])
+async def test_a_broker_that_is_away_for_longer_than_one_request_may_take_still_gets_the_record(
+    loop: None,
+    freezing_broker: tuple[str, int],
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    brokers: int,
+) -> None:
+    """Wherever it is away: `publish_timeout_seconds` is the time for the record, and not that for one request."""
+    address, pid = freezing_broker
+    config = KafkaSection(
+        brokers=",".join([address] * brokers),
+        retry_topic=topic,
+        connect_timeout_seconds=0.5,
+        publish_timeout_seconds=PATIENCE_SECONDS,
+    )
+    with trio.fail_after(PATIENCE_SECONDS), ExitStack() as freeze:
+        away = trio.Event()
+
+        def go_away() -> None:
+            freeze.enter_context(frozen(pid))
+            away.set()
+
+        call_first(monkeypatch, moment, go_away)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(retry.publish, config, make_event())
+            await away.wait()
+            await trio.sleep(4 * config.connect_timeout_seconds)
+            freeze.close()
+    assert await read_topic(address, topic)
+
+
+@pytest.mark.slow
+async def test_by_default_a_broker_may_be_away_for_seven_seconds(
+    loop: None, freezing_broker: tuple[str, int], topic: str
+) -> None:
+    """As long as the failover of a leader takes; one request may take 5 s."""
+    address, pid = freezing_broker
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            with frozen(pid):
+                nursery.start_soon(retry.publish, KafkaSection(brokers=address, retry_topic=topic), make_event())
+                await trio.sleep(7.0)
+    assert await read_topic(address, topic)
+
+
+async def test_of_two_calls_at_the_same_time_each_is_given_its_own_cause(loop: None) -> None:
+    """Both are under way before either peer misbehaves."""
+    connected = {"PLAINTEXT": trio.Event(), "SSL": trio.Event()}
+    caught: dict[str, RunnerError] = {}
+
+    async def misbehave(protocol: str, stream: trio.SocketStream) -> None:
+        async with stream:
+            connected[protocol].set()
+            for event in connected.values():
+                await event.wait()
+            if protocol == "SSL":
+                await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async def fail(protocol: Any, address: str) -> None:
+        with pytest.raises(RunnerError) as error:
+            await retry.publish(KafkaSection(brokers=address, security_protocol=protocol), make_event())
+        caught[protocol] = error.value
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as peers:
+            async with trio.open_nursery() as calls:
+                for protocol in connected:
+                    serve = partial(trio.serve_tcp, partial(misbehave, protocol), 0, host="127.0.0.1")
+                    (listener,) = await peers.start(serve)
+                    calls.start_soon(fail, protocol, f"127.0.0.1:{listener.socket.getsockname()[1]}")
+            peers.cancel_scope.cancel()
+    plain, tls = caught["PLAINTEXT"], caught["SSL"]
+    assert (plain.code, tls.code) == (ErrorCode.KAFKA_UNREACHABLE, ErrorCode.KAFKA_TLS)
+    assert "hung up" in plain.message
+    assert "TLS" not in plain.message
+    assert "is kafka.brokers a port that speaks TLS?" in tls.message
+    assert "hung up" not in tls.message
+
+
+async def test_a_line_of_a_background_task_belongs_to_the_client_that_started_the_task(loop: None) -> None:
+    mine, other = CauseCollector(PLAIN), CauseCollector(PLAIN)
+    log = asyncio.Event()
+
+    async def start() -> asyncio.Task[None]:
+        async def background() -> None:
+            await log.wait()
+            logging.getLogger("aiokafka").error(*REFUSED)
+
+        return asyncio.get_running_loop().create_task(background())
+
+    async def finish(task: asyncio.Task[None]) -> None:
+        log.set()
+        await task
+
+    with mine.collecting():
+        task = await aio.call(start)
+    with mine.collecting(), other.collecting():
+        await aio.call(finish, task)
+    assert "refused the connection" in mine.as_error(NOTHING).message
+    assert "refused the connection" not in other.as_error(NOTHING).message
 
 
 class TopicWithoutLeader:
-    """As much of a producer as the wait for a topic needs, whose topic nobody leads."""
+    """As much of a client as the wait for a topic needs, whose topic nobody leads."""
 
     def __init__(self) -> None:
-        self.client = self.cluster = self
+        self.cluster = self
+        self.unauthorized_topics: set[str] = set()
 
-    async def partitions_for(self, _: str) -> set[int]:
+    async def add_topic(self, _: str) -> None:
+        pass
+
+    def partitions_for_topic(self, _: str) -> set[int]:
         return {0}
 
     def available_partitions_for_topic(self, _: str) -> set[int]:
         return set()
 
-    async def force_metadata_update(self) -> None:
-        pass
+    async def force_metadata_update(self) -> bool:
+        return True
 
 
 async def test_a_topic_that_nobody_leads(loop: None) -> None:
-    with pytest.raises(RunnerError) as caught, kafka.named_errors(PLAIN, seconds=0.2) as causes:
-        await kafka._find_topic(TopicWithoutLeader(), "runner.retry", causes)
+    causes = CauseCollector(PLAIN)
+    with pytest.raises(RunnerError) as caught, named_errors(causes, seconds=0.2):
+        await connection._find_topic(TopicWithoutLeader(), "runner.retry", causes)
     assert caught.value.code is ErrorCode.KAFKA_TOPIC
     assert caught.value.message.startswith("Kafka at one:9092: has no leader for topic 'runner.retry'. ")
 
@@ -300,7 +479,7 @@ async def test_a_peer_that_breaks_tls_off(loop: None, tmp_path: Any, behave: Cal
         address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         config = KafkaSection(brokers=address, security_protocol="SSL", ca_file=str(ca.ca_file))
         with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError) as caught:
-            await retry.check_broker(config)
+            await check_broker(config)
         nursery.cancel_scope.cancel()
     assert caught.value.code is ErrorCode.KAFKA_TLS
     assert words in caught.value.message

@@ -1,4 +1,4 @@
-"""The door to Kafka against Apache Kafka itself: who may come in, who may not, and what that is called.
+"""The connection to Apache Kafka itself: which clients it accepts, which not, and how the errors are named.
 
 `tests/support/apache_kafka.sh` starts it for this module, unless TRIO_RUNNER_TEST_KAFKA_DIRECTORY names one that runs.
 Skipped where Java or Maven is missing.
@@ -13,10 +13,12 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka.admin
+import msgspec
 import psutil
 import pytest
 import trio
@@ -24,12 +26,17 @@ import trio
 from tests.kafka.test_retry import make_event
 from tests.support.harness import PATIENCE_SECONDS, REPOSITORY, free_port, read_topic, until
 from trio_runner.base import aio
+from trio_runner.config.load import Config
 from trio_runner.config.sections import KafkaSection
+from trio_runner.database.backlog import GivenUp
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.kafka import connection as kafka
+from trio_runner.kafka import connection
 from trio_runner.kafka import retry_event as retry
+from trio_runner.kafka.connection import check_broker
+from trio_runner.kafka.inbox import open_inbox
 from trio_runner.kafka.record import Record
 from trio_runner.kafka.topic import open_topic
+from trio_runner.orchestrator.dead_letters import publish_given_up
 
 pytestmark = pytest.mark.slow
 
@@ -168,7 +175,7 @@ async def test_who_may_come_in_is_heard(
     config = way(apache, topic)
     event = make_event()
     with trio.fail_after(PATIENCE_SECONDS):
-        await retry.check_broker(config)
+        await check_broker(config)
         await retry.publish(config, event)
         async with open_topic(config) as reader:
             found: list[Record] = []
@@ -179,7 +186,7 @@ async def test_who_may_come_in_is_heard(
     assert not [secret for secret in apache.secrets() if secret in caplog.text]
 
 
-Door = Callable[[KafkaSection], Awaitable[None]]
+Call = Callable[[KafkaSection], Awaitable[None]]
 
 
 async def read_something(config: KafkaSection) -> None:
@@ -187,28 +194,28 @@ async def read_something(config: KafkaSection) -> None:
         await reader.read(wait_seconds=0.1)
 
 
-DOORS: list[Any] = [
-    pytest.param(retry.check_broker, id="check_broker"),
+CALLS: list[Any] = [
+    pytest.param(check_broker, id="check_broker"),
     pytest.param(lambda config: retry.publish(config, make_event()), id="publish"),
     pytest.param(read_something, id="open_topic"),
 ]
-WRITING_DOORS = DOORS[:2]
+WRITING_CALLS = CALLS[:2]
 
 
 async def refusal(
-    apache: ApacheKafka, door: Door, config: KafkaSection, caplog: pytest.LogCaptureFixture
+    apache: ApacheKafka, call: Call, config: KafkaSection, caplog: pytest.LogCaptureFixture
 ) -> RunnerError:
-    """The error with which the door ends; no secret is in it, nor in what lies below it, nor in any log."""
+    """The error with which the call ends; no secret is in it, nor in what lies below it, nor in any log."""
     caplog.set_level(logging.DEBUG)
     with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError) as caught:
-        await door(config)
+        await call(config)
     told = f"{caught.value} {caught.getrepr(style='long', showlocals=False)} {caught.value.__cause__!r} {caplog.text}"
     assert not [secret for secret in apache.secrets() if secret in told]
     assert caught.value.message.startswith(f"Kafka at {config.brokers}: ")
     return caught.value
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("way", "code", "cause", "remedy"),
     [
@@ -323,47 +330,47 @@ async def test_who_may_not_come_in_is_told_why(
     loop: None,
     apache: ApacheKafka,
     wrong_password: str,
-    door: Door,
+    call: Call,
     way: Way,
     code: ErrorCode,
     cause: str,
     remedy: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    error = await refusal(apache, door, way(apache, wrong_password), caplog)
+    error = await refusal(apache, call, way(apache, wrong_password), caplog)
     assert error.code is code
     assert cause in error.message
     assert remedy in error.message
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("call", CALLS)
 async def test_of_several_brokers_every_cause_is_told_and_the_most_telling_gives_the_code(
-    loop: None, apache: ApacheKafka, door: Door, caplog: pytest.LogCaptureFixture
+    loop: None, apache: ApacheKafka, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing, other = f"127.0.0.1:{free_port()}", apache.tls("expired").brokers
-    error = await refusal(apache, door, apache.tls(brokers=f"{refusing},{other}"), caplog)
+    error = await refusal(apache, call, apache.tls(brokers=f"{refusing},{other}"), caplog)
     assert error.code is ErrorCode.KAFKA_TLS
     assert f"({refusing}) refused the connection" in error.message
     assert f"({other}) its certificate is not accepted: certificate has expired" in error.message
 
 
-@pytest.mark.parametrize("door", WRITING_DOORS)
+@pytest.mark.parametrize("call", WRITING_CALLS)
 async def test_a_broker_that_does_not_serve_does_not_hide_one_that_does(
-    loop: None, apache: ApacheKafka, topic: str, door: Door
+    loop: None, apache: ApacheKafka, topic: str, call: Call
 ) -> None:
     brokers = f"127.0.0.1:{free_port()},{apache.at('plain').brokers},kafka.invalid:9092"
     with trio.fail_after(PATIENCE_SECONDS):
-        await door(apache.at("plain", brokers=brokers, retry_topic=topic))
+        await call(apache.at("plain", brokers=brokers, retry_topic=topic))
 
 
 # topics
 
 
-def grant(apache: ApacheKafka, user: str, topic: str, operation: str) -> None:
+def grant(apache: ApacheKafka, user: str, name: str, operation: str, kind: Any = admin.ResourceType.TOPIC) -> None:
     client = admin.AdminClient({"bootstrap.servers": apache.at("plain").brokers})
     binding = admin.AclBinding(
-        admin.ResourceType.TOPIC,
-        topic,
+        kind,
+        name,
         admin.ResourcePatternType.LITERAL,
         f"User:{user}",
         "*",
@@ -374,35 +381,36 @@ def grant(apache: ApacheKafka, user: str, topic: str, operation: str) -> None:
         future.result(PATIENCE_SECONDS)
 
 
+GIVEN_UP = GivenUp(scenario_id=7, epoch=3, video_path="/v.mp4", failures=3, frames_stored=0, error={})
 NOT_AUTHORISED = "does not let user {!r} use topic {!r}, or create it. Grant user {!r} WRITE on it"
 
 
-@pytest.mark.parametrize("door", WRITING_DOORS)
+@pytest.mark.parametrize("call", WRITING_CALLS)
 @pytest.mark.parametrize("created_by", ["plain", ""], ids=["topic", "no topic"])
 async def test_a_user_without_rights_is_not_authorised(
     loop: None,
     apache: ApacheKafka,
     topic: str,
-    door: Door,
+    call: Call,
     created_by: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if created_by:
-        await retry.check_broker(apache.at(created_by, retry_topic=topic))
-    error = await refusal(apache, door, apache.sasl("stranger", retry_topic=topic), caplog)
+        await check_broker(apache.at(created_by, retry_topic=topic))
+    error = await refusal(apache, call, apache.sasl("stranger", retry_topic=topic), caplog)
     assert error.code is ErrorCode.KAFKA_TOPIC
     assert NOT_AUTHORISED.format("stranger", topic, "stranger") in error.message
 
 
-@pytest.mark.parametrize("door", WRITING_DOORS)
+@pytest.mark.parametrize("call", WRITING_CALLS)
 async def test_a_user_that_may_only_read_is_not_authorised(
-    loop: None, apache: ApacheKafka, topic: str, door: Door, caplog: pytest.LogCaptureFixture
+    loop: None, apache: ApacheKafka, topic: str, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who may read also sees the topic: only the question for the right to write finds this out."""
-    await retry.check_broker(apache.at("plain", retry_topic=topic))
+    await check_broker(apache.at("plain", retry_topic=topic))
     grant(apache, "stranger", topic, "READ")
     config = apache.sasl("stranger", retry_topic=topic)
-    error = await refusal(apache, door, config, caplog)
+    error = await refusal(apache, call, config, caplog)
     assert error.code is ErrorCode.KAFKA_TOPIC
     assert NOT_AUTHORISED.format("stranger", topic, "stranger") in error.message
     await read_something(config)
@@ -410,11 +418,11 @@ async def test_a_user_that_may_only_read_is_not_authorised(
 
 async def test_the_right_to_write_is_all_that_a_runner_needs(loop: None, apache: ApacheKafka, topic: str) -> None:
     plain = apache.at("plain", retry_topic=topic)
-    await retry.check_broker(plain)
+    await check_broker(plain)
     grant(apache, "writer", topic, "WRITE")
     config = apache.sasl("writer", retry_topic=topic)
     with trio.fail_after(PATIENCE_SECONDS):
-        await retry.check_broker(config)
+        await check_broker(config)
         assert await read_topic(plain.brokers, topic) == []
         await retry.publish(config, make_event())
     assert len(await read_topic(plain.brokers, topic)) == 1
@@ -435,53 +443,97 @@ async def test_who_may_not_read_is_told_so(
 
     error = await refusal(apache, read_to_the_end, apache.sasl(user, retry_topic=topic), caplog)
     assert error.code is ErrorCode.KAFKA_TOPIC
-    assert "(READ for `trio-runner events`)" in error.message
+    assert error.message.endswith(f"Grant user {user!r} READ on it, or correct kafka.retry_topic")
 
 
-@pytest.mark.parametrize("door", WRITING_DOORS)
+@pytest.mark.parametrize("call", WRITING_CALLS)
 async def test_a_name_that_no_topic_may_have(
-    loop: None, apache: ApacheKafka, door: Door, caplog: pytest.LogCaptureFixture
+    loop: None, apache: ApacheKafka, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = apache.at("plain", retry_topic="..", connect_timeout_seconds=2.0)
-    error = await refusal(apache, door, config, caplog)
+    error = await refusal(apache, call, config, caplog)
     assert error.code is ErrorCode.KAFKA_TOPIC
     assert error.message.endswith("does not take '..' for a topic's name. Correct kafka.retry_topic")
 
 
-async def test_what_a_record_for_another_topic_meets_is_told_of_that_topic(
+async def test_a_record_for_the_dead_letter_topic_that_is_refused_names_that_topic_and_its_key(
     loop: None, apache: ApacheKafka, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def send(config: KafkaSection) -> None:
-        await kafka.send(config, f"{topic}.other", b"7", b"{}", [])
+    def publish(section: KafkaSection) -> Awaitable[None]:
+        config = Config().replace(orchestrator={"dead_letter_topic": f"{topic}.other"})
+        return publish_given_up(msgspec.structs.replace(config, kafka=section), GIVEN_UP)
 
-    error = await refusal(apache, send, apache.sasl("stranger", retry_topic=topic), caplog)
-    assert NOT_AUTHORISED.format("stranger", f"{topic}.other", "stranger") in error.message
+    error = await refusal(apache, publish, apache.sasl("stranger", retry_topic=topic), caplog)
+    assert error.code is ErrorCode.KAFKA_TOPIC
+    assert error.message.endswith(
+        f"{NOT_AUTHORISED.format('stranger', f'{topic}.other', 'stranger')}, or correct orchestrator.dead_letter_topic"
+    )
 
 
-@pytest.mark.parametrize("door", WRITING_DOORS)
+async def receive_something(config: KafkaSection, group: str) -> None:
+    topics = {config.retry_topic: "kafka.retry_topic", f"{config.retry_topic}.c": "orchestrator.command_topic"}
+    async with open_inbox(config, topics, group) as inbox:
+        while not await inbox.receive(wait_seconds=0.1, limit=1):
+            pass
+
+
+async def test_a_command_topic_that_may_not_be_read_is_named_with_its_key(
+    loop: None, apache: ApacheKafka, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (topic, f"{topic}.c"):
+        await check_broker(apache.at("plain", retry_topic=name))
+    grant(apache, "stranger", topic, "READ")
+    grant(apache, "stranger", f"{topic}.c", "DESCRIBE")
+    grant(apache, "stranger", topic, "READ", admin.ResourceType.GROUP)
+    receive = partial(receive_something, group=topic)
+    error = await refusal(apache, receive, apache.sasl("stranger", retry_topic=topic), caplog)
+    assert error.code is ErrorCode.KAFKA_TOPIC
+    assert error.message.endswith(
+        f"does not let user 'stranger' use topic '{topic}.c', or create it. "
+        "Grant user 'stranger' READ on it, or correct orchestrator.command_topic"
+    )
+
+
+async def test_a_group_that_may_not_be_joined_is_named_with_its_key(
+    loop: None, apache: ApacheKafka, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (topic, f"{topic}.c"):
+        await check_broker(apache.at("plain", retry_topic=name))
+        grant(apache, "stranger", name, "READ")
+    receive = partial(receive_something, group=topic)
+    error = await refusal(apache, receive, apache.sasl("stranger", retry_topic=topic), caplog)
+    assert error.code is ErrorCode.KAFKA_AUTH
+    assert error.message.endswith(
+        f"does not let user 'stranger' read as a member of the consumer group {topic!r}. "
+        "Grant user 'stranger' READ on this group, or correct orchestrator.group"
+    )
+
+
+@pytest.mark.parametrize("call", WRITING_CALLS)
 async def test_a_broker_that_freezes_after_it_has_created_the_topic(
     loop: None,
     apache: ApacheKafka,
     topic: str,
-    door: Door,
+    call: Call,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That the topic was not there at first is logged like an error, and is none."""
     process = psutil.Process(int((apache.directory / "pid").read_text()))
-    find_topic = kafka._find_topic
+    find_topic = connection._find_topic
 
     async def is_stopped() -> bool:
         return process.status() == psutil.STATUS_STOPPED
 
-    async def find_and_freeze(*arguments: Any) -> None:
-        await find_topic(*arguments)
+    async def find_and_freeze(*arguments: Any) -> list[int]:
+        partitions = await find_topic(*arguments)
         process.suspend()
         await until(is_stopped, described="the broker is stopped")
+        return partitions
 
-    monkeypatch.setattr(kafka, "_find_topic", find_and_freeze)
+    monkeypatch.setattr(connection, "_find_topic", find_and_freeze)
     try:
-        error = await refusal(apache, door, apache.at("plain", retry_topic=topic, connect_timeout_seconds=3.0), caplog)
+        error = await refusal(apache, call, apache.at("plain", retry_topic=topic, connect_timeout_seconds=3.0), caplog)
     finally:
         process.resume()
     assert error.code is ErrorCode.KAFKA_UNREACHABLE
@@ -492,7 +544,7 @@ async def test_a_topic_that_takes_no_record_of_this_size(
     loop: None, apache: ApacheKafka, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = apache.at("plain", retry_topic=topic)
-    await retry.check_broker(config)
+    await check_broker(config)
     limit = admin.ConfigEntry("max.message.bytes", "100", incremental_operation=admin.AlterConfigOpType.SET)
     resource = admin.ConfigResource(admin.ConfigResource.Type.TOPIC, topic, incremental_configs=[limit])
     client = admin.AdminClient({"bootstrap.servers": config.brokers})
@@ -518,8 +570,8 @@ async def test_a_topic_that_is_not_there_and_is_not_created(
     loop: None, strict_apache: ApacheKafka, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = strict_apache.at("plain", retry_topic=topic, connect_timeout_seconds=3.0)
-    for door in (retry.check_broker, lambda section: retry.publish(section, make_event())):
-        error = await refusal(strict_apache, door, config, caplog)
+    for call in (check_broker, lambda section: retry.publish(section, make_event())):
+        error = await refusal(strict_apache, call, config, caplog)
         assert error.code is ErrorCode.KAFKA_TOPIC
         remedy = "Create it, or correct kafka.retry_topic"
         assert error.message == f"Kafka at {config.brokers}: has no topic {topic!r}, and does not create it. {remedy}"

@@ -28,6 +28,7 @@ from trio_runner.base.logs import set_up_logging
 from trio_runner.config.sections import KafkaSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError, Stage
 from trio_runner.kafka import retry_event as retry
+from trio_runner.kafka.connection import check_broker
 from trio_runner.model import Claim, Failure, Progress
 
 SCHEMA = json.loads(resources.files("trio_runner").joinpath("kafka/schemas/retry_event.json").read_text())
@@ -284,7 +285,7 @@ def test_a_value_of_another_type_is_refused(path: tuple[str, ...], name: str) ->
         VALIDATOR.validate(body)
 
 
-# the door
+# the connection
 
 
 @pytest.fixture
@@ -332,7 +333,7 @@ async def test_the_largest_event_goes_through(loop: None, kafka: KafkaSection) -
 
 
 async def test_check_broker_is_content_with_a_broker_and_sends_nothing(loop: None, kafka: KafkaSection) -> None:
-    await retry.check_broker(kafka)
+    await check_broker(kafka)
     event = make_event()
     await retry.publish(kafka, event)
     (record,) = await everything_on(kafka, 1)
@@ -345,8 +346,8 @@ async def test_one_of_several_brokers_is_enough(loop: None, kafka: KafkaSection)
     assert len(await everything_on(kafka, 1)) == 1
 
 
-Door = Callable[[KafkaSection], Awaitable[None]]
-DOORS: list[Door] = [retry.check_broker, lambda config: retry.publish(config, make_event())]
+Call = Callable[[KafkaSection], Awaitable[None]]
+CALLS: list[Call] = [check_broker, lambda config: retry.publish(config, make_event())]
 
 
 async def say_nothing(stream: trio.SocketStream) -> None:
@@ -376,29 +377,29 @@ async def peer_that(behaves: Callable[[trio.SocketStream], Awaitable[None]]) -> 
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("door", DOORS, ids=["check_broker", "publish"])
+@pytest.mark.parametrize("call", CALLS, ids=["check_broker", "publish"])
 @pytest.mark.parametrize(
     "peer",
     [partial(peer_that, say_nothing), partial(peer_that, hang_up), partial(peer_that, speak_http), full_backlog],
     ids=["says nothing", "hangs up", "speaks HTTP", "accepts nobody"],
 )
 async def test_whatever_is_wrong_with_the_broker_ends_in_time_with_its_name(
-    loop: None, door: Door, peer: Callable[[], Any]
+    loop: None, call: Call, peer: Callable[[], Any]
 ) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with peer() as address:
             config = KafkaSection(brokers=address, connect_timeout_seconds=0.5, publish_timeout_seconds=1.0)
             with pytest.raises(RunnerError) as caught:
-                await door(config)
+                await call(config)
     assert caught.value.code is ErrorCode.KAFKA_UNREACHABLE
     assert address in caught.value.message
 
 
-@pytest.mark.parametrize("door", DOORS, ids=["check_broker", "publish"])
-async def test_a_closed_port_is_named_with_its_cause(loop: None, door: Door) -> None:
+@pytest.mark.parametrize("call", CALLS, ids=["check_broker", "publish"])
+async def test_a_closed_port_is_named_with_its_cause(loop: None, call: Call) -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(RunnerError) as caught:
-        await door(KafkaSection(brokers=address))
+        await call(KafkaSection(brokers=address))
     assert caught.value.code is ErrorCode.KAFKA_UNREACHABLE
     assert address in caught.value.message
     assert "refused the connection" in caught.value.message
@@ -411,7 +412,7 @@ async def test_the_cause_is_named_also_when_the_command_line_has_set_up_logging(
     try:
         set_up_logging(level="info", form="auto")
         with pytest.raises(RunnerError) as caught:
-            await retry.check_broker(KafkaSection(brokers=f"127.0.0.1:{free_port()}"))
+            await check_broker(KafkaSection(brokers=f"127.0.0.1:{free_port()}"))
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

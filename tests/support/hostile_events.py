@@ -210,8 +210,9 @@ def _by_field() -> Iterator[Case]:
 def _by_json() -> Iterator[Case]:
     good = valid()
     body = "the body is no retry event"
-    yield "a key twice", good.with_text('{"scenario_id":7', '{"scenario_id":8,"scenario_id":7'), "a key is there twice"
-    yield "the code twice", good.with_text('"code":', '"code":"internal","code":'), "a key is there twice"
+    twice = good.with_text('{"scenario_id":7', '{"scenario_id":8,"scenario_id":7')
+    yield "a key twice", twice, "$.scenario_id: appears twice"
+    yield "the code twice", good.with_text('"code":', '"code":"internal","code":'), "$.error.code: appears twice"
     yield "NaN", good.with_text('"uptime_seconds":12.5', '"uptime_seconds":NaN'), body
     yield "Infinity", good.with_text('"uptime_seconds":12.5', '"uptime_seconds":Infinity'), body
     yield "1e400", good.with_text('"uptime_seconds":12.5', '"uptime_seconds":1e400'), body

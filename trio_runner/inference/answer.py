@@ -1,21 +1,18 @@
-"""What every wire protocol shares: its interface, strict JSON, and checks that keep detections finite and inside."""
+"""The part that all wire protocols share: their interface, strict JSON, and checks of every value in an answer."""
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 from unicodedata import category
 
 import msgspec
 
 from trio_runner.base.redact import redact
+from trio_runner.base.strict_json import RepeatedKeyError, refuse_repeated_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx
 
     from trio_runner.config.sections import InferenceSection
@@ -33,14 +30,14 @@ class BadAnswerError(ValueError):
 
 
 class WireProtocol(Protocol):
-    """How one kind of service is asked and understood; pure, so that it can be tested without a network."""
+    """How one kind of service is asked and its answer read; pure, so that a test needs no network."""
 
     def request(self, config: InferenceSection, frame: Frame) -> httpx.Request:
         """The request that carries `frame`."""
         ...
 
     def detections(self, body: bytes, frame: Frame) -> tuple[Detection, ...]:
-        """What the answer says, in source pixels; raises BadAnswerError."""
+        """The answer's detections, with boxes in source pixels; raises BadAnswerError."""
         ...
 
 
@@ -48,10 +45,13 @@ def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN, no number beyond a double, no lone surrogate, no key twice; raises BadAnswerError."""
     try:
         answer = msgspec.json.decode(body)
-        # msgspec takes the last of two equal keys in silence. Each one dropped takes its colon along, so what is
-        # written again has fewer; only an escaped colon could hide that. A third of the cost of asking json.
+        # msgspec keeps the last of two equal keys and says nothing. Each key that it drops takes its colon along, so
+        # the answer written again has fewer colons; only an escaped colon could hide that. Counting costs a third of
+        # `refuse_repeated_keys`.
         if b"\\" in body or body.count(b":") != msgspec.json.encode(answer).count(b":"):
-            _refuse_repeated_keys(body)
+            refuse_repeated_keys(body, quote=quoted)
+    except RepeatedKeyError as error:
+        raise BadAnswerError(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadAnswerError(f"$: not JSON: {error}") from error
     except RecursionError as error:
@@ -59,48 +59,12 @@ def parse_json(body: bytes) -> Any:
     return answer
 
 
-class _RepeatedKey(str):
-    """Stands in for an object that has this key twice."""
+def quoted(value: Any) -> str:
+    """A value of the answer, fit for a message: one printable line of at most 200 characters, no user part of a URL.
 
-    __slots__ = ()
-
-
-def _refuse_repeated_keys(body: bytes) -> None:
-    repeated: list[_RepeatedKey] = []
-
-    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _RepeatedKey:
-        made = dict(pairs)
-        if len(made) == len(pairs):
-            return made
-        repeated.append(_RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0]))
-        return repeated[-1]
-
-    # Of the numbers nothing is wanted, and Python is slow to read long integers.
-    answer = json.loads(body, object_pairs_hook=make, parse_int=str, parse_float=str)
-    if repeated:
-        path = next(_paths_of_repeated_keys(answer))
-        raise BadAnswerError(f"${path[:MAX_QUOTED_CHARACTERS]}: appears twice")
-
-
-def _paths_of_repeated_keys(value: Any) -> Iterator[str]:
-    if isinstance(value, _RepeatedKey):
-        yield f".{quoted(value)}"
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            for path in _paths_of_repeated_keys(inner):
-                yield f".{quoted(key)}{path}"
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            for path in _paths_of_repeated_keys(inner):
-                yield f"[{number}]{path}"
-
-
-def quoted(said: Any) -> str:
-    """What the service said, fit for a message: one printable line of at most 200 characters, no user part of a URL.
-
-    Cut between words, since half a secret would not be known as one.
+    The line is cut between words, because a secret that is cut in half would not be recognised and masked.
     """
-    text = said if isinstance(said, str) else msgspec.json.encode(said).decode()
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     line = textwrap.shorten(
         redact(text), MAX_QUOTED_CHARACTERS, placeholder=" …", break_long_words=False, break_on_hyphens=False
     )
@@ -156,7 +120,7 @@ def label(value: Any, path: str) -> str:
 def box(corners: tuple[float, float, float, float], frame: Frame, path: str) -> tuple[float, float, float, float]:
     """The box in source pixels, given in pixels of the picture that was sent; raises BadAnswerError.
 
-    Detectors regress boxes and may overshoot the border a little: up to 2 % of the side is cut off, more is an error.
+    A detector may overshoot the border a little: up to 2 % of the side is cut off, more is an error.
     """
     x1, y1, x2, y2 = corners
     slack_x, slack_y = 0.02 * frame.sent_width, 0.02 * frame.sent_height

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from contextlib import aclosing, asynccontextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import httpx
@@ -14,8 +13,8 @@ import trio
 from trio_runner.config.credentials import read_secret, tls_context
 from trio_runner.config.tls import causes, tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.inference.answer import BadAnswerError, WireProtocol
-from trio_runner.inference.protocols import predict
+from trio_runner.inference.answer import BadAnswerError
+from trio_runner.inference.protocols import PROTOCOLS
 from trio_runner.model import FrameResult
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from trio_runner.config.sections import InferenceSection
     from trio_runner.model import Frame
-
-PROTOCOLS: Final = MappingProxyType({"predict": cast("WireProtocol", predict)})
 
 KEEPALIVE_SECONDS: Final = 2.0
 """Shorter than any common server's own (uvicorn 5 s, nginx 75 s): a connection that the server closes in the very

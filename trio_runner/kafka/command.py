@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from trio_runner.base.strict_json import refuse_repeated_keys
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.settings import check_scenario_settings, is_canonical
-from trio_runner.kafka.record import BadEventError, check_no_key_twice
+from trio_runner.kafka.record import BadEventError
 
 if TYPE_CHECKING:
     from trio_runner.config.load import Config
@@ -54,7 +55,7 @@ def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | 
         raise BadEventError(f"the body has more than {MAX_COMMAND_BYTES} bytes")
     try:
         command = msgspec.json.decode(value, type=kinds[kind])
-        check_no_key_twice(value)
+        refuse_repeated_keys(value)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadEventError(f"the body is no command: {error}") from error
     if record.key != str(command.scenario_id).encode():

@@ -1,22 +1,30 @@
-"""The door to Kafka: how we connect, how a record leaves, and whether it could."""
+"""The connection to Kafka: how a client of ours connects, how one record is sent, and whether one could be."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import trio
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, LeaderNotAvailableError, NoError, UnknownTopicOrPartitionError, for_code
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    NoError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from trio_runner.base import aio
 from trio_runner.config.credentials import read_secret, tls_context
-from trio_runner.kafka.errors import CauseCollector
+from trio_runner.kafka.errors import CauseCollector, Target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -24,52 +32,81 @@ if TYPE_CHECKING:
     from trio_runner.config.sections import KafkaSection
 
 STOP_SECONDS: Final = 2.0
+BACKOFF_SECONDS: Final = 0.1
 NO_PARTITION: Final = 2**31 - 1
-"""The highest number a partition could have, and none has."""
+"""The highest number that a partition could have. No partition has it."""
 
 
-async def send(config: KafkaSection, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
-    """Send one record and wait until the broker has it, within `publish_timeout_seconds` and 2 s to stop.
+async def send(
+    config: KafkaSection,
+    topic: str,
+    key: bytes,
+    value: bytes,
+    headers: list[tuple[str, bytes]],
+    *,
+    topic_key: str = "kafka.retry_topic",
+) -> None:
+    """Send one record and wait until the broker has it, within `publish_timeout_seconds` and 2 s to close.
 
-    A producer of its own, made now: one that idled through the run would add states and save nothing. Not idempotent:
-    when the broker freezes, send and stop of an idempotent one never end by themselves, and its record is doubled by
-    the next producer all the same (measured by `benchmarks/producer.py`); consumers know a repeated event by its id.
+    Until then the record is sent again whenever its leader goes away, changes, or does not answer in time. So the topic
+    may hold it more than once: consumers know a repeated event by its id. aiokafka's producer is not used. It gives a
+    record up after the time that one request may take; and if the broker freezes, its `stop` may wait for ever.
+
+    Args:
+        config: Where the brokers are, and how long this may take.
+        topic: Where the record is sent.
+        key: The record's key, which chooses the partition as Kafka's own clients do.
+        value: The record's body.
+        headers: The record's headers.
+        topic_key: The config key that names `topic`, for errors.
 
     Raises:
         RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`; the record may still arrive.
     """
     seconds = config.publish_timeout_seconds
-    with named_errors(msgspec.structs.replace(config, retry_topic=topic), seconds=seconds) as causes:
-        async with _open_producer(config, seconds=seconds) as producer:
-            await _find_topic(producer, topic, causes)
-            await aio.call(partial(producer.send_and_wait, topic, value, key, headers=headers))
+    causes = CauseCollector(Target(config, {topic: topic_key}, "WRITE"))
+    with named_errors(causes, seconds=seconds):
+        async with _open_client(causes, seconds=seconds) as client:
+            partitions = await _find_topic(client, topic, causes)
+            partition = DefaultPartitioner()(key, partitions, partitions)
+            request = _produce_request(config, topic, partition, key, value, headers)
+            while error := await aio.call(_ask_leader, client, TopicPartition(topic, partition), request):
+                if not error.retriable:
+                    raise error
+                causes.add(error)
+                await aio.call(client.force_metadata_update)
+                await trio.sleep(BACKOFF_SECONDS)
 
 
 async def check_broker(config: KafkaSection) -> None:
-    """Check within `connect_timeout_seconds`, and 2 s to stop, that a retry event could leave now.
+    """Check within `connect_timeout_seconds`, and 2 s to close, that a retry event could be sent now.
 
-    A broker answers and takes us for who we say we are; the retry topic is there, or was created by this question; and
-    we may write to it, which the broker is asked with a record for a partition that does not exist: Apache Kafka
-    (`KafkaApis.handleProduceRequest`) looks for the right first and for the partition then, so nothing is left behind.
+    Three things are checked. A broker answers, and accepts our user or certificate. The retry topic exists, or this
+    question has created it. We may write to it: the broker is sent a record for a partition that does not exist. Apache
+    Kafka (`KafkaApis.handleProduceRequest`) checks the right first and the partition afterwards, so no record is left.
     Not checked: the size that the topic takes, and whether enough of its replicas are in sync. librdkafka's mock
-    cluster lets everybody do everything.
+    cluster grants every right to everybody.
 
     Raises:
         RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`.
     """
-    seconds = config.connect_timeout_seconds
-    with named_errors(config, seconds=seconds) as causes:
-        async with _open_producer(config, seconds=seconds) as producer:
-            await _find_topic(producer, config.retry_topic, causes)
-            await aio.call(_ask_to_write, producer, config.retry_topic)
+    seconds, topic = config.connect_timeout_seconds, config.retry_topic
+    causes = CauseCollector(Target(config, {topic: "kafka.retry_topic"}, "WRITE"))
+    with named_errors(causes, seconds=seconds):
+        async with _open_client(causes, seconds=seconds) as client:
+            partition, *_ = await _find_topic(client, topic, causes)
+            request = _produce_request(config, topic, NO_PARTITION, None, b"", [])
+            error = await aio.call(_ask_leader, client, TopicPartition(topic, partition), request)
+            if error is not None and not isinstance(error, UnknownTopicOrPartitionError):
+                raise error
 
 
 async def connection_options(config: KafkaSection, *, seconds: float) -> dict[str, Any]:
-    """What a producer and a consumer are both told: where the brokers are, and how to speak to them.
+    """The options that every client of aiokafka is given: where the brokers are, and how to connect to them.
 
     Args:
-        config: Where, how, and as whom.
-        seconds: How long everything together may take: every broker of the list has its turn in that time.
+        config: The addresses, the security protocol and the user.
+        seconds: How long connecting may take in all. Each broker of the list gets its share of this time.
 
     Raises:
         RunnerError: `credential_unreadable`.
@@ -80,6 +117,7 @@ async def connection_options(config: KafkaSection, *, seconds: float) -> dict[st
         "bootstrap_servers": brokers,
         "client_id": "trio-runner",
         "request_timeout_ms": max(1, int(each * 1000)),
+        "retry_backoff_ms": int(BACKOFF_SECONDS * 1000),
         "security_protocol": config.security_protocol,
     }
     if config.security_protocol in ("SSL", "SASL_SSL"):
@@ -88,18 +126,18 @@ async def connection_options(config: KafkaSection, *, seconds: float) -> dict[st
         options["sasl_mechanism"] = config.sasl_mechanism
         options["sasl_plain_username"] = config.username
         options["sasl_plain_password"] = await read_secret(config.password_file, "kafka.password_file")
-        # It logs whole requests at DEBUG, that of the mechanism PLAIN with the password in it.
+        # aiokafka logs whole requests at DEBUG. Those of the mechanism PLAIN hold the password.
         logging.getLogger("aiokafka.conn").addFilter(_is_no_request)
     return options
 
 
 @contextmanager
-def named_errors(config: KafkaSection, *, seconds: float) -> Iterator[CauseCollector]:
-    """A deadline around calls of aiokafka, whose errors come out as `RunnerError` with their causes in words."""
-    with CauseCollector(config) as causes:
+def named_errors(causes: CauseCollector, *, seconds: float) -> Iterator[None]:
+    """Give calls of aiokafka a deadline, and raise their errors as `RunnerError` with the causes in words."""
+    with causes.collecting():
         try:
             with trio.fail_after(seconds):
-                yield causes
+                yield
         except (KafkaError, OSError, ValueError, aio.LibraryCancelledError) as error:
             raise causes.as_error(error) from error
         except trio.TooSlowError as error:
@@ -107,38 +145,70 @@ def named_errors(config: KafkaSection, *, seconds: float) -> Iterator[CauseColle
 
 
 @asynccontextmanager
-async def _open_producer(config: KafkaSection, *, seconds: float) -> AsyncIterator[AIOKafkaProducer]:
-    options = await connection_options(config, seconds=seconds)
-    # Making it does not wait; a cancellation now would leave one behind that nobody stops.
+async def _open_client(causes: CauseCollector, *, seconds: float) -> AsyncIterator[AIOKafkaClient]:
+    options = await connection_options(causes.target.config, seconds=seconds)
+    # Making the client does not wait. If it were cancelled, nobody would close the client.
     with trio.CancelScope(shield=True):
-        producer = await aio.call(_make_producer, options)
+        client = await aio.call(_make_client, options)
     try:
-        await aio.call(producer.start)
-        yield producer
+        await _bootstrap(client, causes)
+        yield client
     finally:
-        # Without stop() the producer's finaliser crashes the loop, also when start() failed.
-        await aio.close(producer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
+        await aio.close(client.close, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
 
-async def _make_producer(options: dict[str, Any]) -> AIOKafkaProducer:
+async def _make_client(options: dict[str, Any]) -> AIOKafkaClient:
     """asyncio-flavoured: aiokafka's constructor needs the running loop."""
-    return AIOKafkaProducer(**options, acks="all", enable_idempotence=False, retry_backoff_ms=100, linger_ms=0)
+    return AIOKafkaClient(**options)
 
 
-async def _find_topic(producer: AIOKafkaProducer, topic: str, causes: CauseCollector) -> None:
-    """Wait until it is there and has a leader, which takes its moment where the broker creates it."""
+async def _bootstrap(client: AIOKafkaClient, causes: CauseCollector) -> None:
+    """Ask the brokers of the list in turn until one answers, and once more those that did not answer in time.
+
+    Every other failure is an answer and ends this at once: where all brokers refuse the connection, the address is
+    wrong or the cluster is down.
+    """
+    while True:
+        try:
+            await aio.call(client.bootstrap)
+        except KafkaConnectionError:
+            if not causes.unanswered:
+                raise
+        else:
+            return
+        await trio.sleep(BACKOFF_SECONDS)
+
+
+async def _find_topic(client: AIOKafkaClient, topic: str, causes: CauseCollector) -> list[int]:
+    """Wait until the topic exists and has a leader, and return its partitions in order.
+
+    A broker that creates the topic because of this question takes a moment. If brokers still answer after
+    `connect_timeout_seconds` that there is no such topic, none of them creates it.
+
+    Raises:
+        KafkaError: This user may not use the topic, or there is none.
+    """
     causes.forget()
-    await aio.call(producer.partitions_for, topic)
-    cluster = producer.client.cluster
+    cluster = client.cluster
+    give_up_at = trio.current_time() + causes.target.config.connect_timeout_seconds
+    await aio.call(client.add_topic, topic)
     while not cluster.available_partitions_for_topic(topic):
-        causes.hear(LeaderNotAvailableError())
-        await aio.call(producer.client.force_metadata_update)
-        await trio.sleep(0.05)
+        answered = await aio.call(client.force_metadata_update)
+        if topic in cluster.unauthorized_topics:
+            raise TopicAuthorizationFailedError(topic)
+        if cluster.partitions_for_topic(topic):
+            causes.add(LeaderNotAvailableError(topic))
+        elif answered and trio.current_time() >= give_up_at:
+            raise UnknownTopicOrPartitionError(topic)
+        await trio.sleep(BACKOFF_SECONDS)
     causes.forget()
+    return sorted(cluster.partitions_for_topic(topic))
 
 
-async def _ask_to_write(producer: AIOKafkaProducer, topic: str) -> None:
-    """asyncio-flavoured; raises what the broker answers, unless it is that there is no such partition."""
+def _produce_request(
+    config: KafkaSection, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
+) -> ProduceRequest:
+    """The request to append one record, which the leader answers once every replica in sync has the record."""
     batch = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
@@ -148,19 +218,27 @@ async def _ask_to_write(producer: AIOKafkaProducer, topic: str) -> None:
         base_sequence=-1,
         batch_size=0,
     )
-    batch.append(0, timestamp=0, key=None, value=b"", headers=[])
-    request = ProduceRequest(
-        transactional_id=None, required_acks=-1, timeout=1000, topics=[(topic, [(NO_PARTITION, bytes(batch.build()))])]
+    batch.append(0, timestamp=None, key=key, value=value, headers=headers)
+    return ProduceRequest(
+        transactional_id=None,
+        required_acks=-1,
+        timeout=int(config.connect_timeout_seconds * 1000),
+        topics=[(topic, [(partition, bytes(batch.build()))])],
     )
-    cluster = producer.client.cluster
-    partition = min(cluster.available_partitions_for_topic(topic))
-    leader = cluster.leader_for_partition(TopicPartition(topic, partition))
-    response = await producer.client.send(leader, request)
-    for _, answers in response.topics:
-        for _, code, *_ in answers:
-            error = for_code(code)
-            if error not in (NoError, UnknownTopicOrPartitionError):
-                raise error
+
+
+async def _ask_leader(client: AIOKafkaClient, partition: TopicPartition, request: ProduceRequest) -> KafkaError | None:
+    """asyncio-flavoured: send the request to the leader of `partition`, and return why it was not done."""
+    leader = client.cluster.leader_for_partition(partition)
+    if leader is None or leader == -1:
+        return LeaderNotAvailableError(partition.topic)
+    try:
+        response = await client.send(leader, request)
+    except KafkaError as error:
+        return error
+    ((_, ((_, code, *_),)),) = response.topics
+    answer: type[KafkaError] = for_code(code)
+    return None if answer is NoError else answer(partition.topic)
 
 
 def _is_no_request(record: logging.LogRecord) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from aiokafka import errors
 from aiokafka.errors import KafkaError
@@ -15,6 +17,8 @@ from trio_runner.config.tls import tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from trio_runner.config.sections import KafkaSection
 
 MOST_TELLING_FIRST: Final = (
@@ -31,13 +35,27 @@ TOPIC_LINES: Final = MappingProxyType(
         "Topic %s is not available during auto-create initialization": errors.LeaderNotAvailableError,
     }
 )
-"""Lines of `aiokafka.cluster` that stand for an error which is not raised, or only when the time is up."""
+"""Log lines of `aiokafka.cluster` that stand for an error. aiokafka raises that error late, or never."""
 
 SAYS_NOTHING: Final = (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.UnknownTopicOrPartitionError)
-"""What is raised when any of the causes that were logged has led to it."""
+"""aiokafka raises these whichever of the logged causes has led to them."""
 
 TLS_ALERT: Final = 0x1503
-"""A TLS alert's first two bytes (RFC 8446 §5.1): who takes them for Kafka's length waits for 350 MB."""
+"""A TLS alert's first two bytes (RFC 8446 §5.1). A client that takes them for Kafka's length waits for 350 MB."""
+
+NO_ANSWER: Final = "did not answer in time"
+
+
+class Target(NamedTuple):
+    """The brokers, topics and group that a client uses, with the config keys by which an error names them."""
+
+    config: KafkaSection
+    topics: Mapping[str, str]
+    """The config key that names each topic, by the topic's name."""
+    access: Literal["READ", "WRITE"]
+    """The right that this client needs on the topics."""
+    group: str = ""
+    """The consumer group, named by `orchestrator.group`; empty where the client is in none."""
 
 
 class Cause(NamedTuple):
@@ -48,91 +66,120 @@ class Cause(NamedTuple):
     remedy: str
 
 
-class CauseCollector(logging.Handler):
-    """Listens to aiokafka, which raises one error for nearly every reason and tells the reason to its logger only."""
+_calling: Final[ContextVar[CauseCollector | None]] = ContextVar("calling", default=None)
+"""The collector of the call under way. asyncio tasks that a client starts inherit it, so their log lines carry it."""
 
-    def __init__(self, config: KafkaSection) -> None:
-        """Collect between `__enter__` and `__exit__`; `config` says what was asked for."""
+
+class CauseCollector(logging.Handler):
+    """Collects causes from aiokafka's log: aiokafka raises one error for nearly every reason and only logs the reason.
+
+    One collector serves one client of ours. Within `collecting` it keeps the lines that this client's calls and
+    background tasks log, and no line of another client in the process.
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Start without causes; `target` is what the client was asked to use."""
         super().__init__(logging.WARNING)
-        self._config = config
+        self.target = target
         self._causes: dict[Cause, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what the line is about, if it is about an error."""
+        """Keep the error that the log line is about, if there is one and this client logged it."""
         error = _error_of(record)
-        if error is not None:
-            # The first request, which follows once the broker has said which versions it speaks.
+        if error is not None and _calling.get() is self:
+            # The metadata request is the first one after the broker has said which versions it speaks.
             connected = str(record.msg).startswith("Unable to request metadata")
-            self.hear(error, place=self._place(record), connected=connected)
+            self.add(error, place=self._place(record), connected=connected)
 
-    def hear(self, error: BaseException, *, place: str = "", connected: bool = False) -> None:
-        """Keep what `error` stands for."""
-        cause = explain(error, self._config, connected=connected)
+    def add(self, error: BaseException, *, place: str = "", connected: bool = False) -> None:
+        """Keep the cause that `error` stands for."""
+        cause = explain(error, self.target, connected=connected)
         self._causes[cause._replace(what=f"{place}{cause.what}")] = None
 
     def forget(self) -> None:
-        """What went wrong before did not matter: another broker answered, the topic has been created."""
+        """Drop all causes: they were overcome, because another broker answered or the topic has been created."""
         self._causes.clear()
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Forget the causes of the call before, and collect those of the call that this block makes."""
+        self.forget()
+        token = _calling.set(self)
+        logging.getLogger("aiokafka").addHandler(self)
+        try:
+            yield
+        finally:
+            logging.getLogger("aiokafka").removeHandler(self)
+            _calling.reset(token)
+
+    @property
+    def topic_at_fault(self) -> bool:
+        """Whether a broker has answered that something is wrong with a topic."""
+        return any(cause.code is ErrorCode.KAFKA_TOPIC for cause in self._causes)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a broker did not answer in time, so that it may answer later."""
+        return any(cause.what.endswith(NO_ANSWER) for cause in self._causes)
+
     def as_error(self, error: BaseException, *, late_after_seconds: float | None = None) -> RunnerError:
-        """Everything that was heard, and `error`, as one error: with the code of the most telling cause."""
+        """All collected causes, and `error`, as one error: with the code of the most telling cause."""
         causes = list(self._causes)
         if late_after_seconds is not None:
-            if not any(cause.code is ErrorCode.KAFKA_TOPIC for cause in causes):
-                remedy = "" if causes else explain(TimeoutError(), self._config).remedy
+            if not self.topic_at_fault:
+                causes = [cause for cause in causes if cause.what != NO_ANSWER]
+                remedy = "" if causes else explain(TimeoutError(), self.target).remedy
                 late = f"did not answer within {late_after_seconds:g} s"
                 causes.append(Cause(ErrorCode.KAFKA_UNREACHABLE, late, remedy))
         elif not causes or not isinstance(error, SAYS_NOTHING):
-            causes.append(explain(error, self._config))
+            causes.append(explain(error, self.target))
         code = min((cause.code for cause in causes), key=MOST_TELLING_FIRST.index)
         whats = dict.fromkeys(cause.what for cause in causes)
         remedies = dict.fromkeys(cause.remedy for cause in causes if cause.code is code and cause.remedy)
-        return RunnerError(code, ". ".join([f"Kafka at {self._config.brokers}: {'; '.join(whats)}", *remedies]))
+        return RunnerError(code, ". ".join([f"Kafka at {self.target.config.brokers}: {'; '.join(whats)}", *remedies]))
 
     def _place(self, record: logging.LogRecord) -> str:
         match record.args:
-            case (str(host), int(port), BaseException()) if "," in self._config.brokers:
+            case (str(host), int(port), BaseException()) if "," in self.target.config.brokers:
                 return f"({host}:{port}) "
             case (int(node), BaseException()):
                 return f"(broker {node}, at the address it advertises) "
             case _:
                 return ""
 
-    def __enter__(self) -> Self:
-        logging.getLogger("aiokafka").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("aiokafka").removeHandler(self)
-
 
 def _error_of(record: logging.LogRecord) -> BaseException | None:
     arguments = record.args if isinstance(record.args, tuple) else ()
-    for said in (TOPIC_LINES.get(str(record.msg)), *arguments):
-        error = said() if isinstance(said, type) and issubclass(said, KafkaError) else said
-        if isinstance(error, BaseException):
-            return error
+    known: type[KafkaError] | None = TOPIC_LINES.get(str(record.msg))
+    if known is not None:
+        error: BaseException = known(*arguments)
+        return error
+    for argument in arguments:
+        if isinstance(argument, type) and issubclass(argument, KafkaError):
+            return argument()  # type: ignore[no-any-return]  # aiokafka has no types
+        if isinstance(argument, BaseException):
+            return argument
     return record.exc_info[1] if record.exc_info else None
 
 
-def explain(error: BaseException, config: KafkaSection, *, connected: bool = False) -> Cause:
+def explain(error: BaseException, target: Target, *, connected: bool = False) -> Cause:
     """The cause that `error` stands for.
 
     Args:
         error: What aiokafka raised or logged, or what lies below it.
-        config: What was asked for.
-        connected: The broker had answered on this connection before.
+        target: What the client was asked to use.
+        connected: Whether the broker had answered on this connection before.
     """
     if isinstance(error, errors.KafkaConnectionError) and error.__cause__ is not None:
         error = error.__cause__
     for explained in (_tls, _authentication, _topic):
-        if cause := explained(error, config, connected=connected):
+        if cause := explained(error, target, connected=connected):
             return cause
     return _network(error)
 
 
-def _tls(error: BaseException, config: KafkaSection, *, connected: bool) -> Cause | None:
-    what = remedy = ""
+def _tls(error: BaseException, target: Target, *, connected: bool) -> Cause | None:
+    config, what, remedy = target.config, "", ""
     ours = config.security_protocol in ("SSL", "SASL_SSL")
     match error:
         case ssl.SSLError(reason=str(reason)) if "ALERT" in reason and not config.certificate_file:
@@ -149,8 +196,8 @@ def _tls(error: BaseException, config: KafkaSection, *, connected: bool) -> Caus
     return Cause(ErrorCode.KAFKA_TLS, what, remedy) if what else None
 
 
-def _authentication(error: BaseException, config: KafkaSection, *, connected: bool) -> Cause | None:
-    what = remedy = ""
+def _authentication(error: BaseException, target: Target, *, connected: bool) -> Cause | None:
+    config, what, remedy = target.config, "", ""
     match error:
         case errors.SaslAuthenticationFailed():
             what = f"does not accept the name or the password of user {config.username!r} ({config.sasl_mechanism})"
@@ -164,33 +211,52 @@ def _authentication(error: BaseException, config: KafkaSection, *, connected: bo
         case EOFError() | ConnectionError() if connected and not config.security_protocol.startswith("SASL"):
             what = "answered, and hung up at the first request: it probably wants a user"
             remedy = 'Set kafka.security_protocol to "SASL_SSL", kafka.username and kafka.password_file'
+        case errors.GroupAuthorizationFailedError():
+            who = _user(config)
+            what = f"does not let {who} read as a member of the consumer group {target.group!r}"
+            remedy = f"Grant {who} READ on this group, or correct orchestrator.group"
     return Cause(ErrorCode.KAFKA_AUTH, what, remedy) if what else None
 
 
-def _topic(error: BaseException, config: KafkaSection, *, connected: bool) -> Cause | None:  # noqa: ARG001 - one of three
+def _topic(error: BaseException, target: Target, *, connected: bool) -> Cause | None:  # noqa: ARG001 - one of three
     what = remedy = ""
-    topic = f"topic {config.retry_topic!r}"
-    who = f"user {config.username!r}" if config.security_protocol.startswith("SASL") else "this client"
+    names = _topics_of(error, target)
+    topic = f"topic {' or '.join(map(repr, names))}"
+    keys = " or ".join(target.topics[name] for name in names)
     match error:
         case errors.TopicAuthorizationFailedError() | errors.ClusterAuthorizationFailedError():
+            who = _user(target.config)
             what = f"does not let {who} use {topic}, or create it"
-            remedy = f"Grant {who} WRITE on it (READ for `trio-runner events`), or correct kafka.retry_topic"
+            remedy = f"Grant {who} {target.access} on it, or correct {keys}"
         case errors.UnknownTopicOrPartitionError():
             what = f"has no {topic}, and does not create it"
-            remedy = "Create it, or correct kafka.retry_topic"
+            remedy = f"Create it, or correct {keys}"
         case errors.InvalidTopicError():
-            what = f"does not take {config.retry_topic!r} for a topic's name"
-            remedy = "Correct kafka.retry_topic"
+            what = f"does not take {' or '.join(map(repr, names))} for a topic's name"
+            remedy = f"Correct {keys}"
         case errors.MessageSizeTooLargeError() | errors.RecordListTooLargeError():
             what = f"does not take a record of this size on {topic}"
             remedy = "Raise the topic's max.message.bytes to 32768 or more"
-        case errors.LeaderNotAvailableError():
+        case errors.LeaderNotAvailableError() | errors.NotLeaderForPartitionError():
             what = f"has no leader for {topic}"
             remedy = "See to the brokers that hold it"
         case errors.NotEnoughReplicasError() | errors.NotEnoughReplicasAfterAppendError():
             what = f"has too few replicas of {topic} in sync"
             remedy = "See to the brokers that hold it; its min.insync.replicas says how many are needed"
     return Cause(ErrorCode.KAFKA_TOPIC, what, remedy) if what else None
+
+
+def _topics_of(error: BaseException, target: Target) -> list[str]:
+    """Those of the target's topics that `error` names; all of them where it names none."""
+    named: set[object] = set()
+    for argument in error.args:
+        several = isinstance(argument, set | frozenset | list | tuple)
+        named.update(map(str, argument) if several else [argument] if isinstance(argument, str) else [])
+    return [topic for topic in target.topics if topic in named] or list(target.topics)
+
+
+def _user(config: KafkaSection) -> str:
+    return f"user {config.username!r}" if config.security_protocol.startswith("SASL") else "this client"
 
 
 def _network(error: BaseException) -> Cause:
@@ -202,7 +268,7 @@ def _network(error: BaseException) -> Cause:
             what = f"has a name that cannot be resolved: {error.strerror}"
             remedy = "Correct kafka.brokers"
         case TimeoutError() | errors.RequestTimedOutError() | errors.KafkaTimeoutError():
-            what = "did not answer in time"
+            what = NO_ANSWER
         case EOFError() | ConnectionError():
             what = "hung up"
             remedy = "Check whether kafka.brokers names a Kafka broker"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -14,12 +13,12 @@ class BadEventError(ValueError):
     """A record that is no retry event of this version, and why; the text is safe to print."""
 
     def __init__(self, reason: str) -> None:
-        """Cut the reason and take out what a terminal might obey: it quotes the record."""
+        """Cut the reason and remove control characters from it, because it quotes the record."""
         super().__init__(harmless(reason[:300]))
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One record of the topic: its place, what it holds as bytes, and that made readable whatever it is."""
+    """One record of the topic: its place, its content as bytes, and the same in readable form, whatever it holds."""
 
     topic: str
     partition: int
@@ -30,12 +29,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The CloudEvents attributes as text, and what else is there."""
+        """All headers as text, the CloudEvents attributes among them."""
         return {name: (value or b"").decode(errors="replace") for name, value in self.raw_headers}
 
     @property
     def body(self) -> Any:
-        """The body as JSON; None where it is not that."""
+        """The body as JSON; None if it is no JSON."""
         try:
             return msgspec.json.decode(self.value or b"null")
         except (msgspec.DecodeError, ValueError, RecursionError):
@@ -43,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_of(message: Any) -> Record:
-    """What aiokafka calls a ConsumerRecord."""
+    """Our own form of a record that aiokafka's consumer returned."""
     return Record(
         topic=message.topic,
         partition=message.partition,
@@ -52,13 +51,3 @@ def record_of(message: Any) -> Record:
         value=message.value,
         raw_headers=tuple(message.headers),
     )
-
-
-def check_no_key_twice(value: bytes) -> None:
-    """Raise ValueError where two readers of this JSON may not read the same: msgspec lets the last one count."""
-    json.loads(value, object_pairs_hook=_refuse_a_second)
-
-
-def _refuse_a_second(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")

@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from trio_runner import __version__
+from trio_runner.base.strict_json import refuse_repeated_keys
 from trio_runner.errors import ErrorClass, ErrorCode, Stage
-from trio_runner.kafka import connection as kafka
-from trio_runner.kafka.record import BadEventError, check_no_key_twice
+from trio_runner.kafka.connection import send
+from trio_runner.kafka.record import BadEventError
 from trio_runner.model import Claim
 
 if TYPE_CHECKING:
@@ -199,8 +200,8 @@ def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple
         raise BadEventError("there is no body" if value is None else f"the body has more than {MAX_EVENT_BYTES} bytes")
     try:
         event = msgspec.json.decode(value, type=RetryEvent)
-        # By now nothing is nested too deeply to be read again.
-        check_no_key_twice(value)
+        # A body that has this type is not nested too deeply for the second reading.
+        refuse_repeated_keys(value)
         datetime.fromisoformat(event.timestamp)
     except (msgspec.DecodeError, ValueError) as error:
         raise BadEventError(f"the body is no retry event: {error}") from error
@@ -235,9 +236,4 @@ async def publish(config: KafkaSection, event: RetryEvent) -> None:
     Raises:
         RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`; the event may still arrive.
     """
-    await kafka.send(config, config.retry_topic, _key(event), encode(event), headers(event))
-
-
-async def check_broker(config: KafkaSection) -> None:
-    """Raise what `publish` would, as far as it can be known beforehand, within `connect_timeout_seconds`."""
-    await kafka.check_broker(config)
+    await send(config, config.retry_topic, _key(event), encode(event), headers(event))

@@ -13,6 +13,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from trio_runner.base import aio
 from trio_runner.kafka.connection import STOP_SECONDS, connection_options, named_errors
+from trio_runner.kafka.errors import CauseCollector, Target
 from trio_runner.kafka.record import record_of
 
 if TYPE_CHECKING:
@@ -27,15 +28,16 @@ T = TypeVar("T")
 class TopicReader:
     """A consumer without a group: it reads from the beginning and leaves no trace on the broker."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, config: KafkaSection) -> None:
-        """Take the started consumer over; `open_topic` stops it."""
-        self._consumer, self._config = consumer, config
+    def __init__(self, consumer: AIOKafkaConsumer, causes: CauseCollector) -> None:
+        """Use the started consumer, which `open_topic` stops."""
+        self._consumer, self._causes = consumer, causes
+        self._config = causes.target.config
         self._subscribed = False
 
     async def read(self, *, wait_seconds: float) -> list[Record]:
-        """The next records, as soon as there are any; none after `wait_seconds`, or where there is no topic yet."""
+        """The next records, as soon as there are any; none after `wait_seconds`, or if the topic does not exist yet."""
         if not self._subscribed:
-            # Subscribing to a topic that does not exist would create it on many a broker.
+            # Subscribing to a topic that does not exist makes many a broker create it.
             self._subscribed = await self._exists()
             if not self._subscribed:
                 await trio.sleep(wait_seconds)
@@ -58,7 +60,7 @@ class TopicReader:
         return await self._bounded(_topic_exists, self._consumer, self._config.retry_topic)
 
     async def _bounded(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
-        with named_errors(self._config, seconds=self._config.connect_timeout_seconds):
+        with named_errors(self._causes, seconds=self._config.connect_timeout_seconds):
             return await aio.call(function, *args)
 
 
@@ -69,14 +71,15 @@ async def open_topic(config: KafkaSection) -> AsyncIterator[TopicReader]:
     Raises:
         RunnerError: one of `kafka_*`, naming the cause, or `credential_unreadable`.
     """
+    causes = CauseCollector(Target(config, {config.retry_topic: "kafka.retry_topic"}, "READ"))
     options = await connection_options(config, seconds=config.connect_timeout_seconds)
-    # Making it does not wait; a cancellation now would leave one behind that nobody stops.
+    # Making the consumer does not wait. If it were cancelled, nobody would stop the consumer.
     with trio.CancelScope(shield=True):
         consumer = await aio.call(_make_consumer, options)
     try:
-        with named_errors(config, seconds=config.connect_timeout_seconds):
+        with named_errors(causes, seconds=config.connect_timeout_seconds):
             await aio.call(consumer.start)
-        yield TopicReader(consumer, config)
+        yield TopicReader(consumer, causes)
     finally:
         await aio.close(consumer.stop, seconds=STOP_SECONDS)  # noqa: ASYNC102 - close shields and bounds
 
@@ -87,8 +90,8 @@ async def _make_consumer(options: dict[str, Any]) -> AIOKafkaConsumer:
 
 
 async def _topic_exists(consumer: AIOKafkaConsumer, topic: str) -> bool:
-    """asyncio-flavoured; does not create it, and raises where this user may not see it."""
-    client = consumer._client  # noqa: SLF001 - `topics()` leaves out what one may not see
+    """asyncio-flavoured: ask whether the topic exists without creating it; raise if this user may not see it."""
+    client = consumer._client  # noqa: SLF001 - `topics()` leaves out the topics that this user may not see
     request = MetadataRequest([topic], allow_auto_topic_creation=False)
     response = await client.send(client.get_random_node(), request)
     ((code, *_),) = response.topics

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trio_runner.kafka import connection as kafka
+from trio_runner.kafka.connection import send
 
 if TYPE_CHECKING:
     from trio_runner.config.load import Config
@@ -55,4 +55,5 @@ async def _send(config: Config, kind: str, name: str, key: bytes, value: bytes, 
         **further,
     }
     headers = [(name, text.encode()) for name, text in attributes.items()]
-    await kafka.send(config.kafka, config.orchestrator.dead_letter_topic, key, value, headers)
+    topic = config.orchestrator.dead_letter_topic
+    await send(config.kafka, topic, key, value, headers, topic_key="orchestrator.dead_letter_topic")

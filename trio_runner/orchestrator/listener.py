@@ -46,7 +46,10 @@ class Listener:
             RunnerError: PostgreSQL or Kafka cannot be used.
         """
         config = self._config
-        topics = [config.kafka.retry_topic, config.orchestrator.command_topic]
+        topics = {
+            config.kafka.retry_topic: "kafka.retry_topic",
+            config.orchestrator.command_topic: "orchestrator.command_topic",
+        }
         async with (
             open_store(config.database, application_name=APPLICATION) as store,
             open_inbox(config.kafka, topics, config.orchestrator.group) as inbox,

@@ -16,7 +16,7 @@ from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure.failure import flatten
 from trio_runner.failure.report import flush
 from trio_runner.inference.client import InferenceClient, open_client
-from trio_runner.kafka import retry_event as retry
+from trio_runner.kafka.connection import check_broker
 from trio_runner.video.child import Video, spawn_decoder
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def open_clients(
 
 async def _check_kafka(config: Config, spool: Spool) -> None:
     try:
-        await retry.check_broker(config.kafka)
+        await check_broker(config.kafka)
     except RunnerError as error:
         if config.kafka.required:
             raise
@@ -107,7 +107,7 @@ async def check(config: Config, spool: Spool) -> list[Finding]:
     things: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
         "spool": (str(spool.directory), spool.reserve),
         "database": (config.database.url, partial(_check_ledger, config)),
-        "kafka": (f"{config.kafka.brokers}, {config.kafka.retry_topic}", partial(retry.check_broker, config.kafka)),
+        "kafka": (f"{config.kafka.brokers}, {config.kafka.retry_topic}", partial(check_broker, config.kafka)),
         "inference": (config.inference.url, partial(_check_inference, config)),
         "video": (config.video.path, partial(_check_video, config)),
     }

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from trio_runner.inference import answer as protocol
-from trio_runner.inference.answer import BadAnswerError
+from trio_runner.inference.answer import BadAnswerError, box, confidence, items, label, number, parse_json, quoted
 from trio_runner.model import Detection
 
 if TYPE_CHECKING:
@@ -45,20 +44,19 @@ def request(config: InferenceSection, frame: Frame) -> httpx.Request:
 
 def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
     """The answer's detections in source pixels; raises BadAnswerError with the JSON path of what is wrong."""
-    answer = protocol.parse_json(body)
+    answer = parse_json(body)
     if not isinstance(answer, dict):
         raise BadAnswerError(f"$: expected an object, got {type(answer).__name__}")
     _refuse_failure(answer)
     key = _only_one(answer, LIST_KEYS, "$")
     return tuple(
-        _detection(item, frame, f"$.{key}[{number}]")
-        for number, item in enumerate(protocol.items(answer[key], f"$.{key}"))
+        _detection(item, frame, f"$.{key}[{place}]") for place, item in enumerate(items(answer[key], f"$.{key}"))
     )
 
 
 def _refuse_failure(answer: dict[str, Any]) -> None:
     """HTTP says 200 and the body that nothing was inferred: no answer about the picture, whatever else it holds."""
-    complaint = next((f": {protocol.quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
+    complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
     sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
     if not sign and complaint and answer.keys().isdisjoint(LIST_KEYS):
         sign = "$"
@@ -83,8 +81,8 @@ def _detection(item: Any, frame: Frame, path: str) -> Detection:
     label_key = _only_one(item, LABEL_KEYS, path)
     score_key = _only_one(item, SCORE_KEYS, path, required=False)
     return Detection(
-        label=protocol.label(item[label_key], f"{path}.{label_key}"),
-        confidence=None if score_key is None else protocol.confidence(item[score_key], f"{path}.{score_key}"),
+        label=label(item[label_key], f"{path}.{label_key}"),
+        confidence=None if score_key is None else confidence(item[score_key], f"{path}.{score_key}"),
         bbox=_box(item, frame, path),
     )
 
@@ -100,8 +98,8 @@ def _box(item: dict[str, Any], frame: Frame, path: str) -> tuple[float, float, f
             corners = corners[0]
     if not isinstance(corners, list) or len(corners) != len(CORNER_KEYS):
         raise BadAnswerError(f"{path}: expected [x1, y1, x2, y2]")
-    x1, y1, x2, y2 = (protocol.number(corner, f"{path}[{number}]") for number, corner in enumerate(corners))
-    return protocol.box((x1, y1, x2, y2), frame, path)
+    x1, y1, x2, y2 = (number(corner, f"{path}[{place}]") for place, corner in enumerate(corners))
+    return box((x1, y1, x2, y2), frame, path)
 
 
 def _only_one(holder: dict[str, Any], keys: tuple[str, ...], path: str, *, required: bool = True) -> Any:
