@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -95,7 +95,7 @@ class Progress:
     frames_stored_before: int = 0
     frames_read: int = 0
     declared_frames: int | None = None
-    detections: dict[str, int] = field(default_factory=dict)
+    detections: int = 0
     started: float = 0.0
     """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0

@@ -29,8 +29,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.harness import PATIENCE_SECONDS
-from trio_runner.embedded import inference
 from trio_runner.embedded.detector import Detector, Letterbox, decode, intersection_over_union, suppress
+from trio_runner.embedded.inference import PACKAGES, listen_on
+from trio_runner.embedded.pictures import MAX_BODY_BYTES
+from trio_runner.embedded.service import MAX_WAITING, Application
 
 ROOT = Path(__file__).parents[2]
 TEST_VIDEO = ROOT / "test_videos" / "test_video.mp4"
@@ -240,7 +242,7 @@ def test_concurrent_requests_get_their_own_answers(service: Service, shots: list
         ({"content": png_of(100_000, 100_000)}, 400, "more than 67108864 pixels"),
         ({"content": png_of(9000, 9000)}, 400, "more than 67108864 pixels"),
         ({"content": png_of(2**31 - 1, 2**31 - 1)}, 400, "not a picture"),
-        ({"content": bytes(inference.MAX_BODY_BYTES + 1)}, 413, "over 33554432 bytes"),
+        ({"content": bytes(MAX_BODY_BYTES + 1)}, 413, "over 33554432 bytes"),
     ],
 )
 def test_bad_pictures(service: Service, request_: dict[str, Any], status: int, words: str) -> None:
@@ -289,7 +291,7 @@ def test_connection_is_kept_and_not_delayed(service: Service) -> None:
 
 def test_listener_switches_nagle_off() -> None:
     with (
-        inference.listen_on("127.0.0.1:0") as listener,
+        listen_on("127.0.0.1:0") as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as accepted,
     ):
@@ -297,7 +299,7 @@ def test_listener_switches_nagle_off() -> None:
 
 
 async def test_full_queue_says_so() -> None:
-    application = inference.Application(Detector(), anyio.CapacityLimiter(1), "model")
+    application = Application(Detector(), anyio.CapacityLimiter(1), "model")
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -310,14 +312,33 @@ async def test_full_queue_says_so() -> None:
         await application({"type": "http", "path": "/predict", "method": "POST", "headers": []}, receive, send)
 
     async with application.computing, anyio.create_task_group() as waiting:
-        for _ in range(inference.MAX_WAITING):
+        for _ in range(MAX_WAITING):
             waiting.start_soon(ask)
         await anyio.wait_all_tasks_blocked()
-        assert application.computing.statistics().tasks_waiting == inference.MAX_WAITING
+        assert application.computing.statistics().tasks_waiting == MAX_WAITING
         assert not sent
         await ask()
         assert [message["status"] for message in sent if "status" in message] == [503]
         waiting.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("arguments", [["serve-inference"], []], ids=["verb", "module"])
+def test_without_the_extra_one_sentence_names_it(arguments: list[str]) -> None:
+    module = "cli.main" if arguments else "embedded.inference"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({PACKAGES[2:]})); "
+        f"from trio_runner.{module} import main; sys.exit(main({arguments}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert done.returncode == 78
+    assert done.stderr.strip().endswith(
+        "the embedded inference service needs onnxruntime, python_multipart, uvicorn, not installed here: "
+        "pip install 'trio_runner[embedded]'"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -127,7 +127,7 @@ class Terminal:
             def update() -> None:
                 progress = runner.progress
                 bar.update(task, total=progress.declared_frames, completed=progress.next_frame)
-                bar.update(task, rate=self._rate(runner), found=sum(progress.detections.values()), refresh=True)
+                bar.update(task, rate=self._rate(runner), found=progress.detections, refresh=True)
 
             try:
                 while True:
@@ -140,7 +140,7 @@ class Terminal:
         progress = runner.progress
         return (
             f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'} · {self._rate(runner):.1f} fps"
-            f" · {sum(progress.detections.values())} detections"
+            f" · {progress.detections} detections"
         )
 
     def _rate(self, runner: Runner) -> float:

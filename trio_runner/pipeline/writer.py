@@ -83,6 +83,4 @@ def _count(progress: Progress, stored: list[FrameResult]) -> None:
     progress.next_frame = stored[-1].index + 1
     progress.frames_stored += len(stored)
     progress.last_advance = trio.current_time()
-    for result in stored:
-        for detection in result.detections:
-            progress.detections[detection.label] = progress.detections.get(detection.label, 0) + 1
+    progress.detections += sum(len(result.detections) for result in stored)

@@ -1,0 +1,180 @@
+"""The embedded inference service as an ASGI application: routes, limits, and the queue in front of the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.to_thread
+import uvicorn
+
+from trio_runner.embedded.pictures import (
+    EXPECTED,
+    MAX_BODY_BYTES,
+    MAX_PIXELS,
+    RequestError,
+    find_picture,
+    read_picture,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+    from trio_runner.embedded.detector import Detector
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+ROUTES: Final = {"/predict": "POST", "/healthz": "GET"}
+MAX_WAITING: Final = 64
+"""How many requests may wait for the model; each holds a picture in memory."""
+BODY_SECONDS: Final = 30.0
+DRAIN_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 1
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than clients keep an idle connection (httpx: 5 s), so that no request meets a connection just closed."""
+
+
+@dataclass(frozen=True)
+class Application:
+    """The ASGI application: routes, limits, and the queue in front of the model."""
+
+    detector: Detector
+    computing: anyio.CapacityLimiter
+    model: str
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request; the server is told not to offer the other kinds of scope."""
+        try:
+            status, answer = await self._answer(scope, receive)
+        except RequestError as error:
+            status, answer = error.status, {"error": str(error)}
+        except Exception:  # one bad request must not end the others
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            answer = {"error": "the service failed on this request; its log says why"}
+        body = json.dumps(answer, separators=(",", ":")).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers.append((b"allow", ROUTES[scope["path"]].encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Any, receive: Receive) -> tuple[HTTPStatus, dict[str, Any]]:
+        path, method = scope["path"], scope["method"]
+        # Whatever the answer, the body is read first: see _drain.
+        body = await read_body(receive)
+        if path not in ROUTES:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"no such path {path!r}; there are POST /predict and GET /healthz")
+        if method != ROUTES[path]:
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {ROUTES[path]}, not {method}")
+        if path == "/healthz":
+            return HTTPStatus.OK, {"status": "ok", "model": self.model}
+        content_type = dict(scope["headers"]).get(b"content-type", b"")
+        if self.computing.statistics().tasks_waiting >= MAX_WAITING:
+            busy = f"{MAX_WAITING} requests are waiting already; try again later"
+            raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, busy)
+        compute = partial(predict, self.detector, content_type, body)
+        # In a thread, so that this one goes on answering; the limiter lets those who wait through in order.
+        found = await anyio.to_thread.run_sync(compute, limiter=self.computing)
+        return HTTPStatus.OK, {**found, "model": self.model}
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        RequestError: it is too long (413), comes too slowly (408), or the client went away.
+    """
+    body = bytearray()
+    with anyio.move_on_after(BODY_SECONDS):
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise RequestError(HTTPStatus.BAD_REQUEST, "the connection was closed before the body was complete")
+            body += message["body"]
+            more = message["more_body"]
+            if len(body) > MAX_BODY_BYTES:
+                await _drain(receive)
+                too_long = f"the body is over {MAX_BODY_BYTES} bytes; {EXPECTED}"
+                raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_long)
+        return bytes(body)
+    raise RequestError(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_SECONDS:g} s")
+
+
+async def _drain(receive: Receive) -> None:
+    # A connection closed on unread data is reset, and the reset can overtake the answer that says why.
+    with anyio.move_on_after(DRAIN_SECONDS):
+        while (message := await receive())["type"] == "http.request" and message["more_body"]:
+            pass
+
+
+def predict(detector: Detector, content_type: bytes, body: bytes) -> dict[str, Any]:
+    """Detect what is in the picture a request carries, in the form it is sent back.
+
+    Raises:
+        RequestError: 400, with what was expected, when there is no such picture.
+    """
+    image = read_picture(find_picture(content_type, body))
+    start = time.perf_counter()
+    detections = detector.detect(image)
+    elapsed = time.perf_counter() - start
+    return {
+        "predictions": [
+            {"class": label, "confidence": round(confidence, 4), "bbox": [round(side, 2) for side in box]}
+            for label, confidence, box in detections
+        ],
+        "image": {"width": image.shape[1], "height": image.shape[0]},
+        "inference_ms": round(elapsed * 1000, 2),
+    }
+
+
+def run(listener: socket.socket, *, threads: int, concurrency: int, min_confidence: float) -> None:
+    """Serve on this socket until SIGTERM or SIGINT; the arguments are those of `inference.serve`."""
+    # OpenCV reads this once, when it is loaded: a small file can claim to be a picture of gigabytes.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
+    import numpy as np
+
+    from trio_runner.embedded.detector import MODEL_NAME, Detector
+
+    detector = Detector(threads=threads, min_confidence=min_confidence)
+    # The first picture takes longer than any other; a client should not wait for that.
+    detector.detect(np.zeros((64, 64, 3), dtype=np.uint8))
+    application = Application(detector, anyio.CapacityLimiter(concurrency), MODEL_NAME)
+    config = uvicorn.Config(
+        application,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    # After its shutdown uvicorn raises the signal once more that it was stopped with. The process then ends normally.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says so when it serves."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
