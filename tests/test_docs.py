@@ -9,6 +9,7 @@ import pytest
 
 from trio_runner.cli.main import _parser, exit_code
 from trio_runner.errors import ErrorCode, Stage
+from trio_runner.failure.outbox import Publication
 from trio_runner.model import Failure
 from trio_runner.runner.outcome import Ending, Outcome
 
@@ -41,7 +42,7 @@ def test_the_contract_says_of_each_code_what_the_program_does(row: tuple[str, ..
         claim=None,
         failure=failure,
         # What Kafka did not let us check it does not confirm either.
-        event_confirmed=code.stage is not Stage.KAFKA,
+        event=Publication.RECORDED if code.stage is Stage.KAFKA else Publication.PUBLISHED,
     )
     assert int(row[2]) == exit_code(outcome)
 

@@ -40,6 +40,8 @@ class Actor:
     trace: Trace
     stand: Stand
     running: Running
+    invocation: str
+    """The service manager's name for its start."""
     struck: trio.Event = field(default_factory=trio.Event)
     """The fault has struck."""
     over: trio.Event = field(default_factory=trio.Event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+import uuid
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,9 @@ class Crew:
         )
 
     async def _live(self, trace: Trace, stand: Stand, *, task_status: trio.TaskStatus[Actor]) -> None:
-        async with self._cli.started("run", stand.config, patch=self._world.patch) as running:
-            actor = Actor(trace=trace, stand=stand, running=running)
+        invocation = uuid.uuid4().hex
+        async with self._cli.started("run", stand.config, patch=self._world.patch, invocation=invocation) as running:
+            actor = Actor(trace=trace, stand=stand, running=running, invocation=invocation)
             task_status.started(actor)
             stops = -1
             # Patience begins anew when it is continued, and does not end while it is stopped.
@@ -150,26 +152,26 @@ class Crew:
         """`report-death`, as a service manager runs it after every end."""
         if code < 0:
             name = signal.Signals(-code).name.removeprefix("SIG")
-            told = {
+            seen = {
                 "SERVICE_RESULT": "success" if name == "TERM" else "signal",
                 "EXIT_CODE": "killed",
                 "EXIT_STATUS": name,
             }
         else:
-            told = {
+            seen = {
                 "SERVICE_RESULT": "exit-code" if code else "success",
                 "EXIT_CODE": "exited",
                 "EXIT_STATUS": str(code),
             }
         await self._world.up.wait()
-        done = await self._run("report-death", actor.stand.config, told)
+        done = await self._run("report-death", actor.stand.config, {**seen, "INVOCATION_ID": actor.invocation})
         actor.trace.report_death = True
         actor.trace.ledger_cut |= actor.stand.ledger_restarted
         if done.code not in (0, 74):
             raise Violated(f"exit: report-death ended with {done.code}: {done.err}")
 
     async def flush(self) -> None:
-        """Kafka is well again: what waits in the spool leaves it."""
+        """Kafka is well again: the events that wait in the spool and in the database are published."""
         stand = await self._stand("flush.toml", Fake())
         await self._world.up.wait()
         await self._run("flush-spool", stand.config, {})

@@ -14,7 +14,8 @@ from tests.support.harness import Event
 
 REPORTED = {0, 65, 75, 79}
 EARLY_QUESTIONS = 5
-KNOWN_CODES = {*REPORTED, 74, -9, -15}
+UNCONFIRMED = 74
+KNOWN_CODES = {*REPORTED, UNCONFIRMED, -9, -15}
 
 
 @dataclass(kw_only=True)
@@ -120,10 +121,14 @@ def _contents(seen: Evidence) -> Iterator[str]:
 def _events(seen: Evidence) -> Iterator[str]:
     known = {str(row["event_id"]): row for row in seen.deaths}
     cut = {trace.runner_id for trace in seen.traces if trace.ledger_cut}
-    # Its marker may not have said yet that it had claimed.
+    # The reply to its claim may have been lost.
     early = {trace.runner_id for trace in seen.traces if len(trace.asked) < EARLY_QUESTIONS}
-    # Killed between the ledger and Kafka, and nobody ran `report-death`: a reaper has to speak for it, later.
-    unreported = {trace.runner_id for trace in seen.traces if trace.code == -9 and not trace.report_death}
+    # Killed after the death was recorded and before it was published or handed over: a reaper publishes it, later.
+    unreported = {
+        trace.runner_id
+        for trace in seen.traces
+        if (trace.code == -9 and not trace.report_death) or trace.code == UNCONFIRMED
+    }
     completed = seen.scenario["epoch"] if seen.scenario["outcome"] == "completed" else None
     for event in seen.events:
         if event.headers["ce_id"] in known:

@@ -43,13 +43,13 @@ def _function(name: str) -> str:
 
 
 def _mute(reporter: str) -> str:
-    """Whoever reports so says that Kafka has it, and has not told it."""
+    """This reporter takes its events for published, and publishes none."""
     return (
-        "from trio_runner.failure import report as death\n"
-        "publish = death._publish\n"
+        "from trio_runner.failure import outbox, report\n"
+        "publish = outbox.publish\n"
         "async def mute(config, event):\n"
         f"    return True if event.reporter == '{reporter}' else await publish(config, event)\n"
-        "death._publish = mute"
+        "outbox.publish = report.publish = mute"
     )
 
 
@@ -84,23 +84,25 @@ MUTANTS = {
         faults=("kill", "term"),
         python="from trio_runner.pipeline.writer import Reorder\nReorder.add = lambda self, result: [result]",
     ),
-    "spool that forgets": Mutant(
+    "outbox that forgets": Mutant(
         caught_by=("I9",),
         faults=("kafka on the way out",),
         python=(
-            "from trio_runner.failure.spool import Spool\n"
-            "async def put(self, record):\n    return self.directory / f'{record.id}.json'\n"
-            "Spool.put = put"
+            "from trio_runner.failure import report\n"
+            "mark = report.mark\n"
+            "async def forget(config, claim, *, published):\n    await mark(config, claim, published=True)\n"
+            "report.mark = forget"
         ),
     ),
     "a superseded runner publishes": Mutant(
         caught_by=("superseded",),
         faults=("pause",),
         python=(
-            "from trio_runner.failure import report as death\n"
-            "record = death._Obituary.record\n"
-            "async def forced(self):\n    await record(self)\n    return True\n"
-            "death._Obituary.record = forced"
+            "import dataclasses\n"
+            "from trio_runner.failure import report\n"
+            "record = report._record\n"
+            "async def forced(*args):\n    return dataclasses.replace(await record(*args), refused=None)\n"
+            "report._record = forced"
         ),
     ),
     "resume a frame too late": Mutant(
@@ -137,9 +139,9 @@ MUTANTS = {
         caught_by=("report",),
         faults=("kill",),
         python=(
-            "from trio_runner.failure import unreported as reporting\n"
-            "async def nothing(*_):\n    return []\n"
-            "reporting.report_dead_processes = nothing"
+            "from trio_runner.failure import unreported\n"
+            "async def nothing(*_):\n    return None\n"
+            "unreported.report_invocation = nothing"
         ),
     ),
     "a reaper says nothing to Kafka": Mutant(

@@ -95,7 +95,8 @@ class Play:
         for actor in self._crew.actors:
             await self._crew.thaw(actor)
             await self._crew.ended(actor)
-        if list(self._crew.spool.glob("*.json")):
+        handed_over = "SELECT FROM retry_events WHERE scenario_id = $1 AND handed_over AND published_at IS NULL"
+        if list(self._crew.spool.glob("*.json")) or await self.world.ledger.query(handed_over, self._id):
             await self._crew.flush()
 
     async def _set_back(self, row: dict[str, Any] | None) -> None:

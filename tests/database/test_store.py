@@ -21,7 +21,7 @@ from trio_runner.config.sections import DatabaseSection
 from trio_runner.database import reading
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError, SupersededError
-from trio_runner.failure.report import claim_scenario
+from trio_runner.failure.record import claim_scenario
 from trio_runner.kafka.retry_event import event_id
 from trio_runner.model import Claim, Detection
 

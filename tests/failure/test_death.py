@@ -19,6 +19,7 @@ from trio_runner.database.store import Attempt, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure import report as death
 from trio_runner.failure.failure import flatten
+from trio_runner.failure.outbox import Publication
 from trio_runner.failure.report import report_death
 from trio_runner.failure.spool import spool_of
 from trio_runner.kafka import retry_event as retry
@@ -53,7 +54,7 @@ async def test_a_claim_whose_reply_was_lost_is_still_ours_to_report(
         claim = await store.claim(attempt)
         assert await store.claim(attempt) == claim
     report = await report_death(config, spool_of(config), attempt, None, LOST, Progress())
-    assert (report.claim, report.superseded, report.event_confirmed) == (claim, False, True)
+    assert (report.claim, report.event) == (claim, Publication.PUBLISHED)
     assert (await ledger.existing(attempt.scenario_id))["instance_id"] is None
     assert [event.body["epoch"] for event in await read_topic(servers.brokers, topic)] == [1]
 
@@ -67,7 +68,7 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
         await store.store(claim, 0, [make_result(0)])
         await store.finish(claim, 1, "active")
     report = await report_death(config, spool_of(config), attempt, claim, LOST, Progress())
-    assert (report.completed, report.superseded) == (True, False)
+    assert report.event is Publication.COMPLETED
     assert await read_topic(servers.brokers, topic) == []
 
 
@@ -102,5 +103,5 @@ async def test_a_bug_in_one_rung_does_not_take_the_others_away(
     else:
         monkeypatch.setattr(death, "open_store", bug)
     report = await report_death(config, spool, attempt, claim, LOST, Progress())
-    assert (report.event_confirmed, report.event_spooled) == (broken != "kafka", broken == "kafka")
+    assert report.event is (Publication.RECORDED if broken == "kafka" else Publication.PUBLISHED)
     assert len(await read_topic(servers.brokers, topic)) == (0 if broken == "kafka" else 1)

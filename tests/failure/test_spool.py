@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.harness import PATIENCE_SECONDS, Servers, environment, read_topic
-from trio_runner.base import aio
+from trio_runner.base import aio, files
 from trio_runner.config.load import Config
 from trio_runner.config.sections import KafkaSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure import spool as spool_module
-from trio_runner.failure.report import publish_spooled
+from trio_runner.failure.outbox import publish_spooled
 from trio_runner.failure.spool import RESERVE_BYTES, Spool, SpooledRecord
 from trio_runner.kafka import connection as kafka
 
@@ -206,7 +206,7 @@ async def test_a_write_that_ends_late_still_goes_into_the_reserve_and_nowhere_el
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, ended = threading.Event(), threading.Event()
-    write_whole = spool_module._write_whole
+    write_whole = files.write_whole
 
     def no_room(*_: object) -> None:
         raise OSError("no room")
@@ -221,9 +221,9 @@ async def test_a_write_that_ends_late_still_goes_into_the_reserve_and_nowhere_el
 
     await spool.reserve()
     monkeypatch.setattr(spool_module, "PUT_SECONDS", 60.0)
-    monkeypatch.setattr(spool_module, "_write_whole", write_late)
+    monkeypatch.setattr(spool_module, "write_whole", write_late)
     monkeypatch.setattr(spool_module, "_sync_directory", sync_and_tell)
-    monkeypatch.setattr(spool, "_write_new", no_room)
+    monkeypatch.setattr(spool_module, "write_private", no_room)
     # As its deadline does; a thread that had yet to begin by then would show nothing.
     with trio.CancelScope() as patience:
         await spool.put(record())
@@ -279,6 +279,3 @@ async def test_a_record_that_its_topic_does_not_take_holds_up_no_other(
     assert caught.value.code is ErrorCode.KAFKA_TOPIC
     assert [path.stem for path in await spool.waiting()] == [stuck.id]
     assert [event.headers for event in await read_topic(servers.brokers, topic)] == [{"ce_id": "good"}]
-
-
-# the whole process

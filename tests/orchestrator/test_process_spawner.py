@@ -1,18 +1,17 @@
-"""The spawner of child processes, where no peer answers: retry events wait in the spool."""
+"""The spawner of child processes, where no peer answers."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import shutil
 import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 import trio
@@ -25,11 +24,11 @@ from trio_runner.base.files import write_private
 from trio_runner.config.load import Config, load_config
 from trio_runner.database.backlog import Work
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.failure.marker import Marker
-from trio_runner.orchestrator.spawners import runner_directories
+from trio_runner.failure.spool import Spool
+from trio_runner.orchestrator.spawners import process, runner_directories
 from trio_runner.orchestrator.spawners.process import open_processes
 from trio_runner.orchestrator.spawners.runner_config import as_toml, runner_config
-from trio_runner.orchestrator.spawners.runner_directories import RunnerDirectories
+from trio_runner.orchestrator.spawners.runner_directories import LeftBehind, RunnerDirectories
 from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
 
 
@@ -57,10 +56,17 @@ def into(ends: list[Ended]) -> Callable[[Ended], Awaitable[None]]:
     return on_ended
 
 
-def spooled(directory: Path) -> list[str]:
-    """The codes of the deaths whose events wait in the spool."""
-    records = [json.loads(path.read_text()) for path in (directory / "spool").glob("*.json")]
-    return [json.loads(record["value"])["error"]["code"] for record in records]
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
+    """What the spawner reports of each end, in the variables of systemd; a database would take it."""
+    reports: list[Mapping[str, str]] = []
+
+    async def note(_: Config, __: Spool, seen: Mapping[str, str]) -> None:
+        await trio.lowlevel.checkpoint()
+        reports.append(seen)
+
+    monkeypatch.setattr(process, "report_invocation", note)
+    return reports
 
 
 def runners_in(directory: Path) -> list[psutil.Process]:
@@ -115,7 +121,9 @@ async def test_a_runner_is_asked_to_drain_once_and_by_its_epoch(
     assert [(ended.scenario_id, ended.epoch, ended.failure) for ended in ends] == [(7, 1, None)]
 
 
-async def test_a_runner_that_does_not_drain_in_time_is_killed_and_reported(tmp_path: Path) -> None:
+async def test_a_runner_that_does_not_drain_in_time_is_killed_and_reported(
+    tmp_path: Path, reports: list[Mapping[str, str]]
+) -> None:
     config, ends = config_in(tmp_path, stop_timeout_seconds=0.1), list[Ended]()
     with trio.CancelScope() as stopping:
         async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
@@ -127,7 +135,7 @@ async def test_a_runner_that_does_not_drain_in_time_is_killed_and_reported(tmp_p
     assert runners_in(tmp_path) == []
     assert spawner.count == 0
     assert [ended.detail for ended in ends] == ["signal KILL"]
-    assert spooled(tmp_path) == ["runner_killed"]
+    assert [(seen["SERVICE_RESULT"], seen["EXIT_STATUS"]) for seen in reports] == [("signal", "KILL")]
     assert list((tmp_path / "runners").iterdir()) == []
 
 
@@ -180,43 +188,54 @@ async def test_an_earlier_attempts_runner_is_killed_for_a_later_attempt_and_its_
 async def test_the_variables_of_the_orchestrators_service_manager_do_not_reach_its_runners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID"):
+    for name in process._OF_A_SERVICE:
         monkeypatch.setenv(name, "the orchestrator's")
     config = config_in(tmp_path)
     async with aio.open_loop(), open_processes(config, config, "here", into([])) as spawner:
         await spawner.start(work())
-        runner = await frozen(tmp_path)
-        environ = runner.environ()
-        runner.resume()
+        (path,) = (tmp_path / "runners" / "7").glob("*.toml")
+
+        async def environ_of_runner() -> dict[str, str] | None:
+            # Until the leash has become the runner, it has the variables that the orchestrator gave it.
+            (runner,) = runners_in(tmp_path)
+            environ = runner.environ()
+            return environ | {"pid": str(runner.pid)} if "INVOCATION_ID" in environ else None
+
+        environ = await until(environ_of_runner, described="the leash has become the runner")
+        assert environ is not None
     assert "the orchestrator's" not in environ.values()
-    assert environ["RUNTIME_DIRECTORY"] == str(tmp_path / "runners" / "7")
+    assert (environ["INVOCATION_ID"], environ["SYSTEMD_EXEC_PID"]) == (path.stem, environ["pid"])
 
 
-async def test_a_runner_that_a_former_orchestrator_left_is_reported_before_the_next_one_starts(tmp_path: Path) -> None:
+async def test_a_runner_that_a_former_orchestrator_left_is_reported_before_the_next_one_starts(
+    tmp_path: Path, reports: list[Mapping[str, str]]
+) -> None:
     config, ends = config_in(tmp_path), list[Ended]()
-    place, other = (tmp_path / "runners" / name for name in ("7", "8"))
-    for each in (place, other):
-        each.mkdir(parents=True)
-    (place / "runner.toml").write_text(as_toml(runner_config(config, work(), data_dir=place, node="here")))
-    (other / "runner.toml").write_text("of another version\n")
-    left = Marker(scenario_id=7, instance_id=str(uuid.uuid4()), epoch=1, claimed=1, video_path="/srv/videos/7.mp4")
-    (place / f"attempt-7-{left.instance_id}.json").write_bytes(msgspec.json.encode(left))
+    left, unknown, alive = (tmp_path / "runners" / name / f"{uuid.uuid4().hex}.toml" for name in ("7", "8", "9"))
+    for path in (left, unknown, alive):
+        path.parent.mkdir(parents=True)
+        path.write_text(as_toml(runner_config(config, work(), data_dir=path.parent, node="here")))
+    unknown.write_text("of another version\n")
 
-    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
-        with pytest.raises(SpawnRefusedError, match="is being reported"):
-            await spawner.start(work(epoch=2))
-
-        async def started() -> bool:
-            try:
+    with alive.open() as lock:
+        # A runner that still drains holds this lock.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+            with pytest.raises(SpawnRefusedError, match="is being reported"):
                 await spawner.start(work(epoch=2))
-            except SpawnRefusedError:
-                return False
-            return True
 
-        await until(started, described="it is reported, and makes room")
-        assert "runner_killed" in spooled(tmp_path)
+            async def started() -> bool:
+                try:
+                    await spawner.start(work(epoch=2))
+                except SpawnRefusedError:
+                    return False
+                return True
+
+            await until(started, described="it is reported, and makes room")
+    named = [seen["INVOCATION_ID"] for seen in reports]
+    assert (named[0], alive.stem in named) == (left.stem, False)
+    assert (left.exists(), unknown.exists(), alive.exists()) == (False, True, True)
     assert [ended.epoch for ended in ends] == [2]
-    assert (other / "runner.toml").exists()
 
 
 # a disk that hangs
@@ -248,7 +267,8 @@ async def test_a_start_on_a_hanging_disk_is_refused_in_time_and_succeeds_once_th
             return True
 
         await until(started, described="the disk answers, and the runner starts")
-        assert load_config(tmp_path / "runners" / "7" / "runner.toml").scenario.epoch == 2
+        configs = [load_config(path) for path in (tmp_path / "runners" / "7").glob("*.toml")]
+        assert 2 in [each.scenario.epoch for each in configs]
     assert [ended.epoch for ended in ends] == [2]
 
 
@@ -303,9 +323,11 @@ async def test_configs_that_a_hanging_disk_does_not_give_are_named_and_hold_up_n
     config, ends = config_in(tmp_path), list[Ended]()
     monkeypatch.setattr(runner_directories, "FILE_SECONDS", 0.5)
     async with hanging_disk() as disk:
-        monkeypatch.setattr(RunnerDirectories, "_configs", disk.holding_up(RunnerDirectories._configs))
+        monkeypatch.setattr(
+            RunnerDirectories, "_find_left_behind", disk.holding_up(RunnerDirectories._find_left_behind)
+        )
         async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
-            assert "is not reported: it did not answer within 0.5 s" in caplog.text
+            assert "are not reported: it did not answer within 0.5 s" in caplog.text
             await spawner.start(work())
     assert [ended.epoch for ended in ends] == [1]
 
@@ -315,18 +337,18 @@ async def test_no_start_precedes_the_look_at_what_is_left_behind(
 ) -> None:
     """The directory of a runner that has just started would look like one that is left behind."""
     config, ends, looked = config_in(tmp_path), list[Ended](), list[bool]()
-    look = RunnerDirectories._configs
+    look = RunnerDirectories._find_left_behind
 
-    def slow(directories: RunnerDirectories) -> list[Config]:
+    def slow(directories: RunnerDirectories) -> list[LeftBehind]:
         found = look(directories)
         threading.Event().wait(0.5)
         looked.append(True)
         return found
 
-    monkeypatch.setattr(RunnerDirectories, "_configs", slow)
+    monkeypatch.setattr(RunnerDirectories, "_find_left_behind", slow)
     async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
         assert looked == [True]
         await spawner.start(work())
         await trio.testing.wait_all_tasks_blocked()
-        assert (tmp_path / "runners" / "7" / "runner.toml").exists()
+        assert list((tmp_path / "runners" / "7").glob("*.toml"))
     assert [ended.failure for ended in ends] == [None]

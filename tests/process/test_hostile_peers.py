@@ -35,7 +35,7 @@ from tests.support.harness import (
 from tests.support.proxy import Breakdown, Proxy, Way, open_proxy
 from tests.support.scene import Scene
 from trio_runner.errors import ErrorCode
-from trio_runner.failure.report import RELEASE_SECONDS
+from trio_runner.failure.report import RECORD_SECONDS
 from trio_runner.kafka.connection import STOP_SECONDS
 from trio_runner.video.child import END_SECONDS, START_ALLOWANCE_SECONDS
 
@@ -230,7 +230,7 @@ TIGHT: dict[str, dict[str, Any]] = {
 }
 LONGEST_SECONDS = {
     # A statement under way, then the ledger once more to record the death.
-    "database": TIGHT_SECONDS + RELEASE_SECONDS,
+    "database": TIGHT_SECONDS + RECORD_SECONDS,
     # The preflight, then the event, and each has a producer to stop.
     "kafka at the start": 2 * (TIGHT_SECONDS + STOP_SECONDS),
     "kafka at the end": TIGHT_SECONDS + STOP_SECONDS,

@@ -706,10 +706,11 @@ async def test_a_runners_config_is_its_users_alone_and_holds_no_secret(fleet: Fl
     async with fleet.orchestrator():
         runner = await held(fleet, fake, given)
         place = fleet.directory / "node_1.data" / "runners" / str(given)
-        assert stat.S_IMODE((place / "runner.toml").stat().st_mode) == 0o600
+        (config,) = place.glob("*.toml")
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
         password = fleet.servers.password
-        given_to_it = [*runner.cmdline(), *runner.environ().values(), (place / "runner.toml").read_text()]
+        given_to_it = [*runner.cmdline(), *runner.environ().values(), config.read_text()]
         for child in runner.children(recursive=True):
             # The decoder may have ended.
             with suppress(psutil.NoSuchProcess):

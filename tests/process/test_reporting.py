@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,14 @@ import trio
 
 from tests.support import clips
 from tests.support.fake_inference import Fault, at_frame, open_fake
-from tests.support.harness import Event, Finished, open_service_manager, read_topic, until
+from tests.support.harness import (
+    Event,
+    Finished,
+    command,
+    open_service_manager,
+    read_topic,
+    until,
+)
 from tests.support.scene import SMALL_WINDOW, Held, Scene, death_without_kafka, held_run, locked
 
 
@@ -47,6 +53,12 @@ async def report_death(scene: Scene, *options: str, **variables: str) -> Finishe
 KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
 
 
+INVOCATION = "0123456789abcdef0123456789abcdef"
+"""The service manager's name for the start of the runner under test."""
+
+OTHER_INVOCATION = "fedcba9876543210fedcba9876543210"
+
+
 @pytest.mark.parametrize(
     ("result", "code"),
     [("signal", "runner_killed"), ("oom-kill", "runner_out_of_memory"), ("watchdog", "runner_hung")],
@@ -54,13 +66,16 @@ KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KIL
 async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
     scene: Scene, big_clip: Path, result: str, code: str
 ) -> None:
-    ended = KILLED | {"SERVICE_RESULT": result}
-    async with held_run(scene, big_clip) as held:
-        assert "nothing to report" in (await report_death(scene, **ended)).out, "it is alive"
+    ended = KILLED | {"SERVICE_RESULT": result, "INVOCATION_ID": INVOCATION}
+    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
+        other = await report_death(scene, **KILLED, INVOCATION_ID=OTHER_INVOCATION)
+        assert "nothing to report" in other.out, "another process ended, and this one lives"
         await killed(scene, held)
     done = await report_death(scene, **ended)
     assert done.code == 0, done.err
-    assert "attempt 1: reported" in done.out
+    assert "attempt 1: the retry event is published" in done.out
+    (attempt,) = await scene.ledger.attempts(scene.scenario_id)
+    assert attempt["instance_id"] == uuid.UUID(INVOCATION)
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
     assert (record["reporter"], record["body"]["error"]["code"]) == ("stop-post", code)
     event = await scene.the_event()
@@ -72,18 +87,16 @@ async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
 
 
 async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, clip: Path) -> None:
-    """The marker is there, and the ledger knows of no such attempt."""
+    """The database knows of no attempt of this process."""
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        async with scene.cli.started("run", config) as running:
-
-            async def marked() -> list[Path]:
-                return list((scene.directory / "data").glob(f"attempt-{scene.scenario_id}-*.json"))
-
-            await until(marked, described="the marker")
+        assert (await scene.cli("init-db", config)).code == 0
+        async with scene.cli.started("run", config, invocation=INVOCATION, executed=True) as running:
+            # Long before Python has imported the program.
             os.kill(running.pid, signal.SIGKILL)
             await running.wait()
-    done = await report_death(scene, **KILLED)
+    assert await scene.ledger.scenario(scene.scenario_id) is None
+    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
     assert done.code == 0, done.err
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
     assert record["body"]["error"]["code"] == "runner_killed"
@@ -91,98 +104,55 @@ async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, cl
     await scene.check_resume(frames=60, video={"path": str(clip)})
 
 
-def leave_marker(scene: Scene, clip: Path, **fields: Any) -> None:
-    """As a process leaves it that was killed before it claimed."""
-    instance_id = str(uuid.uuid4())
-    known: dict[str, Any] = {"instance_id": instance_id, "epoch": 0, "video_path": str(clip)}
-    path = scene.directory / "data" / f"attempt-{scene.scenario_id}-{instance_id}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(known | {"scenario_id": scene.scenario_id} | fields))
-
-
 async def test_of_several_that_report_one_death_at_once_one_does(scene: Scene, clip: Path) -> None:
     config = scene.write_config(video={"path": str(clip)})
     assert (await scene.cli("init-db", config)).code == 0
-    leave_marker(scene, clip)
-    told: list[Finished] = []
+    ends: list[Finished] = []
 
     async def report() -> None:
-        told.append(await report_death(scene, **KILLED))
+        ends.append(await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION))
 
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(report)
-    assert [done.code for done in told] == [0] * 4
-    assert sum("attempt 1: reported" in done.out for done in told) == 1
+    assert [done.code for done in ends] == [0] * 4
+    assert sum("attempt 1: the retry event is published" in done.out for done in ends) == 1
     row = await scene.ledger.existing(scene.scenario_id)
     assert (row["epoch"], row["failures"]) == (2, 1)
     await scene.the_event()
 
 
-async def test_a_death_before_the_claim_is_of_the_attempt_that_was_begun(scene: Scene, clip: Path) -> None:
-    """By the time it is reported the config may be the next attempt's."""
-    async with open_fake(plan=at_frame(0, Fault.STATUS_500)) as fake:
+async def test_who_inherits_the_name_of_a_start_does_not_take_it(scene: Scene, clip: Path) -> None:
+    """A shell below a unit starts two runners; each would be taken for the owner of the other's attempt."""
+    below_a_unit = ["/bin/sh", "-c", '"$@"; exit', "sh", *command()]
+    async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        assert (await scene.run_to_the_end(config)).code == 75
-    leave_marker(scene, clip, epoch=1)
-    scene.write_config(video={"path": str(clip)}, scenario={"epoch": 2})
-    assert "nothing to report" in (await report_death(scene, **KILLED)).out
-    row = await scene.ledger.existing(scene.scenario_id)
-    assert (row["epoch"], row["failures"]) == (2, 1)
+        async with scene.cli.started("run", config, program=below_a_unit, invocation=INVOCATION) as running:
+            assert (await running.wait()).code == 0
+    (attempt,) = await scene.ledger.attempts(scene.scenario_id)
+    assert attempt["instance_id"] != uuid.UUID(INVOCATION)
 
 
-async def test_what_another_process_ended_with_says_nothing_of_this_one(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip) as held:
-        await killed(scene, held)
-    done = await report_death(scene, SERVICE_RESULT="exit-code", EXIT_CODE="exited", EXIT_STATUS="79")
-    assert "attempt 1: reported" in done.out, done.err
-    assert (await scene.the_event()).body["error"]["code"] == "runner_killed"
-
-
-async def test_without_the_ledger_the_event_has_the_id_that_it_has_with_it(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip) as held:
+async def test_without_the_database_a_death_is_left_to_its_lease(scene: Scene, big_clip: Path) -> None:
+    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
         await killed(scene, held)
     config = scene.directory / "runner.toml"
     shipped = config.read_text()
     address = urlsplit(scene.servers.database_url).netloc.rpartition("@")[2]
     config.write_text(shipped.replace(address, "127.0.0.1:1"))
-    done = await report_death(scene, **KILLED)
-    assert "attempt 1: reported" in done.out, done.err
-    (event,) = await events_of(scene)
+    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
+    assert (done.code, "Connect call failed" in done.err) == (74, True), done.err
+    assert await events_of(scene) == []
     config.write_text(shipped)
     await end_lease(scene)
 
     async def reaped() -> bool:
-        return f"scenario {scene.scenario_id}, attempt 1: reported" in (await scene.cli("reap", config)).out
+        attempt = f"scenario {scene.scenario_id}, attempt 1"
+        return f"{attempt}: the retry event is published" in (await scene.cli("reap", config)).out
 
-    await until(reaped, described="a reaper has found it, too")
+    await until(reaped, described="a reaper has found it")
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
-    assert {each.headers["ce_id"] for each in await events_of(scene)} == {
-        event.headers["ce_id"],
-        str(record["event_id"]),
-    }
-    assert event.headers["ce_id"] == str(record["event_id"])
-
-
-@pytest.mark.parametrize("code", [0, 75])
-async def test_a_marker_that_cannot_be_removed_changes_no_ending(scene: Scene, clip: Path, code: int) -> None:
-    data = scene.directory / "elsewhere"
-    plan = at_frame(20 if code else -1, Fault.STATUS_500)
-    async with open_service_manager() as manager, open_fake(plan=plan, held=lambda number: number >= 5) as fake:
-        config = scene.write_config(
-            video={"path": str(clip)},
-            inference={"url": fake.url},
-            runner={"data_dir": str(data)},
-            kafka={"spool_dir": str(scene.directory / "spool")},
-        )
-        async with scene.cli.started("run", config, variables=manager.variables) as running:
-            await manager.wait_for("READY=1")
-            data.rename(scene.directory / "moved")
-            data.touch()
-            fake.gate.set()
-            done = await running.wait()
-    assert done.code == code, done.err
-    assert "Not a directory" in done.err
+    assert {each.headers["ce_id"] for each in await events_of(scene)} == {str(record["event_id"])}
 
 
 async def test_a_scenario_that_was_named_on_the_command_line(
@@ -192,25 +162,29 @@ async def test_a_scenario_that_was_named_on_the_command_line(
     named = new_scenario_id()
     async with open_service_manager() as manager, open_fake(held=lambda number: number >= 5) as fake:
         config = scene.write_config(video={"path": str(big_clip)}, inference={"url": fake.url})
-        async with scene.cli.started("run", config, "--scenario", str(named), variables=manager.variables) as running:
+        async with scene.cli.started(
+            "run", config, "--scenario", str(named), variables=manager.variables, invocation=INVOCATION
+        ) as running:
             await manager.wait_for("READY=1")
             running.send_signal(signal.SIGKILL)
             await running.wait()
-    assert "nothing to report" in (await report_death(scene, **KILLED)).out
-    assert (
-        f"scenario {named}, attempt 1: reported" in (await report_death(scene, "--scenario", str(named), **KILLED)).out
-    )
+    # The process is known by its own name, whatever the config says.
+    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
+    assert f"scenario {named}, attempt 1: the retry event is published" in done.out
+    assert await scene.ledger.scenario(scene.scenario_id) is None
 
 
 async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, clip: Path) -> None:
     async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        assert (await scene.run_to_the_end(config)).code == 75
-    done = await report_death(scene, SERVICE_RESULT="exit-code", EXIT_CODE="exited", EXIT_STATUS="75")
+        async with scene.cli.started("run", config, invocation=INVOCATION) as running:
+            assert (await running.wait()).code == 75
+    ended = {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "75"}
+    done = await report_death(scene, **ended, INVOCATION_ID=INVOCATION)
     assert (done.code, "nothing to report" in done.out) == (0, True)
-    unasked = await report_death(scene)
-    assert (unasked.code, "nothing to report" in unasked.out) == (0, True)
-    assert list((scene.directory / "data").glob("attempt-*")) == []
+    unnamed = await report_death(scene, **KILLED, INVOCATION_ID="")
+    assert (unnamed.code, "nothing to report" in unnamed.out) == (0, True)
+    assert "INVOCATION_ID is not set" in unnamed.err
     await scene.the_event()
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
     assert record["published_at"] >= record["received_at"]
@@ -222,7 +196,7 @@ async def events_of(scene: Scene) -> list[Event]:
 
 
 async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip) as held:
+    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
         config = scene.directory / "runner.toml"
         assert f"scenario {scene.scenario_id}," not in (await scene.cli("reap", config)).out, "it is alive"
         await killed(scene, held)
@@ -231,7 +205,7 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     async def reaped() -> bool:
         done = await scene.cli("reap", config)
         assert done.code == 0, done.err
-        return f"scenario {scene.scenario_id}, attempt 1: reported" in done.out
+        return f"scenario {scene.scenario_id}, attempt 1: the retry event is published" in done.out
 
     await until(reaped, described="the lease has ended")
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
@@ -239,14 +213,17 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     # A reaper looks at every scenario, and other tests leave killed runners behind.
     (event,) = await events_of(scene)
     assert (event.headers["ce_id"], event.body) == (str(record["event_id"]), record["body"])
-    assert "nothing to report" in (await report_death(scene, **KILLED)).out
+    assert "nothing to report" in (await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)).out
     assert [event.body for event in await events_of(scene)] == [record["body"]]
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 
 
 async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Scene, clip: Path) -> None:
-    """Whoever recorded it died in between, or has left it in the spool of a host that is gone."""
+    """Its reporter died after it had recorded the death, and before it could hand the event over."""
     async with death_without_kafka(scene, clip) as (_, kafka, server):
+        await scene.ledger.query(
+            "UPDATE retry_events SET handed_over = false WHERE scenario_id = $1", scene.scenario_id
+        )
         told = f"scenario {scene.scenario_id}, attempt 1"
         config = scene.write_config("reap.toml", kafka=kafka)
         assert told not in (await scene.cli("reap", config)).out, "its reporter may still be at it"
@@ -257,12 +234,12 @@ async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Sce
         server.suspend()
         done = await scene.cli("reap", config)
         assert done.code == 74, done.out
-        assert "NOT reported" in done.out
+        assert f"{told}: the retry event is recorded, and waits" in done.out
         (before,) = await scene.ledger.retry_events(scene.scenario_id)
         server.resume()
 
         async def reaped() -> bool:
-            return f"{told}: reported" in (await scene.cli("reap", config)).out
+            return f"{told}: the retry event is published" in (await scene.cli("reap", config)).out
 
         await until(reaped, described="a reaper has told Kafka")
         (record,) = await scene.ledger.retry_events(scene.scenario_id)
@@ -310,9 +287,9 @@ async def test_a_row_that_somebody_has_locked_holds_no_reaper_up(
     async with locked(scene, f"SELECT FROM scenarios WHERE id = {held_up} FOR UPDATE"):
         done = await scene.cli("reap", config)
     assert done.code == 0, done.err
-    assert f"scenario {behind}, attempt 1: reported" in done.out
+    assert f"scenario {behind}, attempt 1: the retry event is published" in done.out
     assert f"scenario {held_up}," not in done.out
-    assert f"scenario {held_up}, attempt 1: reported" in (await scene.cli("reap", config)).out
+    assert f"scenario {held_up}, attempt 1: the retry event is published" in (await scene.cli("reap", config)).out
 
 
 async def test_a_reaper_that_comes_too_late_does_not_take_what_was_renewed(scene: Scene, big_clip: Path) -> None:

@@ -159,7 +159,7 @@ async def test_a_decoder_that_is_killed(scene: Scene, big_clip: Path) -> None:
         done = await held.running.wait()
         assert held.running.family() == []
     assert done.code == 75, done.err
-    await scene.check_death(done, "decoder_killed", named="SIGKILL")
+    await scene.check_death(done, "decoder_killed", named="signal KILL")
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 
 
@@ -403,7 +403,7 @@ async def test_death_is_told_to_people_on_stdout_too(scene: Scene, clip: Path) -
     done = await scene.run_to_the_end(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
     assert f"scenario {scene.scenario_id} failed" in done.out
     assert "inference_unreachable" in done.out
-    assert f"acknowledged by Kafka, topic {scene.topic}" in done.out
+    assert f"retry event: published, topic {scene.topic}" in done.out
 
 
 async def test_a_closed_stderr_is_no_reason_to_die(scene: Scene, clip: Path) -> None:

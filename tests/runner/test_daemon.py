@@ -7,7 +7,6 @@ import signal
 import socket
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,7 +17,6 @@ from tests.support.harness import PATIENCE_SECONDS
 from trio_runner.base.notify import Notifier
 from trio_runner.config.load import Config
 from trio_runner.errors import ClaimRefusedError, ErrorCode
-from trio_runner.failure.marker import Marker, OwnMarker
 from trio_runner.model import Claim, Progress
 from trio_runner.pipeline.run import STALLED_SECONDS, stalled_seconds
 from trio_runner.runner import daemon
@@ -63,16 +61,6 @@ def manager() -> Iterator[Manager]:
         yield Manager(listener, {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "3000000"})
 
 
-@pytest.fixture(autouse=True)
-def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the marker of an attempt lies."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-
-
-NO_MARKER = OwnMarker(Path(), Marker(scenario_id=7, instance_id="x", epoch=0, video_path="x"))
-"""One that was never written."""
-
-
 class FakeRunner:
     """What the daemon uses of a runner."""
 
@@ -80,7 +68,6 @@ class FakeRunner:
         self.claimed = trio.Event()
         self.progress = Progress()
         self.outcome: Outcome | None = None
-        self.instance_id = str(uuid.uuid4())
         self.claim: Claim | None = None
         self.asked: list[str] = []
         self.was_asked = trio.Event()
@@ -191,9 +178,7 @@ async def test_real_signals_arrive(manager: Manager) -> None:
 async def test_ready_is_said_when_the_claim_is_held_and_not_before(manager: Manager, autojump_clock: MockClock) -> None:
     fake = FakeRunner()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
-        )
+        nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         await trio.sleep(100)
         assert manager.states() == []
         fake.progress = Progress(declared_frames=20, last_advance=trio.current_time())
@@ -208,9 +193,7 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager
     fake.claimed.set()
     fake.progress.last_advance = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
-        )
+        nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         told = await heard(manager, STALLED_SECONDS - 0.5)
         assert told.count("WATCHDOG=1") >= STALLED_SECONDS - 1
         await heard(manager, 1)
@@ -235,9 +218,7 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
     fake.progress.last_advance = trio.current_time()
     manager.notifier.watchdog_seconds = watchdog_seconds
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            daemon._notify_manager, as_runner(fake), NO_MARKER, manager.notifier, LastResort(60), STALLED_SECONDS
-        )
+        nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
         for _ in range(10):
             # Progress goes on, as it were.
             fake.progress.last_advance = trio.current_time()
@@ -266,7 +247,7 @@ async def test_whatever_the_ending_it_is_returned_and_the_watchers_are_gone(mana
     outcomes: list[Any] = []
 
     async def process() -> None:
-        outcomes.append(await daemon._process(config, as_runner(fake), NO_MARKER, display, manager.notifier))
+        outcomes.append(await daemon._process(config, as_runner(fake), display, manager.notifier))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(process)

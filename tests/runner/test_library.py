@@ -26,6 +26,7 @@ from trio_runner.base import aio
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError
+from trio_runner.failure.outbox import Publication
 from trio_runner.runner.outcome import Ending
 from trio_runner.runner.runner import RunnerDead
 
@@ -74,7 +75,7 @@ async def test_failure_is_false_and_the_end_of_this_runner(
         assert await runner.process_scenario(scenario_id) is False
     assert runner.outcome is not None
     assert runner.outcome.ending is Ending.FAILED
-    assert runner.outcome.event_confirmed
+    assert runner.outcome.event is Publication.PUBLISHED
     assert runner.outcome.failure is not None
     assert runner.outcome.failure.code is ErrorCode.INFERENCE_UNAVAILABLE
     (event,) = await read_topic(servers.brokers, topic)

@@ -220,14 +220,13 @@ class Fleet:
             living = process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-        mine = any(str(self.directory) in argument and argument.endswith("runner.toml") for argument in command)
+        mine = any(str(self.directory) in argument and argument.endswith(".toml") for argument in command)
         return living and "run" in command and "-m" in command and mine
 
     async def runner(self, scenario_id: int) -> psutil.Process:
         """Wait for the scenario's runner; the leash, which becomes the runner, does not count."""
 
         async def found() -> list[psutil.Process]:
-            marker = f"{scenario_id}/runner.toml"
             for process in self.runners():
                 try:
                     command = process.cmdline()
@@ -235,7 +234,7 @@ class Fleet:
                     continue
                 leashed = any("leash" in argument for argument in command)
                 # A process that is about to end has no command line.
-                if command and command[-1].endswith(f"/{marker}") and not leashed:
+                if command and f"/runners/{scenario_id}/" in command[-1] and not leashed:
                     return [process]
             return []
 

@@ -115,6 +115,9 @@ def _run(request: dict[str, Any]) -> int:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if "INVOCATION_ID" in os.environ:
+        # As a service manager does for the process that it starts.
+        os.environ["SYSTEMD_EXEC_PID"] = str(os.getpid())
     time.tzset()
     patch: str = request["patch"]
     sys.argv = ["-c" if patch else str(Path(trio_runner.__file__).with_name("__main__.py")), *request["arguments"]]

@@ -125,6 +125,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trio_runner", *arguments]
 
 
+AS_INVOCATION = ("/bin/sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh")
+"""Before a program: a service manager says which process the INVOCATION_ID that it has set is for."""
+
 MAIN = "import sys\nfrom trio_runner.cli.main import main\nsys.exit(main())"
 
 
@@ -154,28 +157,30 @@ class Cli:
         program: Sequence[str] = (),
         patch: str = "",
         variables: Mapping[str, str] | None = None,
+        invocation: str = "",
         executed: bool = False,
     ) -> AsyncIterator[Running]:
         """Start it, or another `program`; whatever of it still lives when the block ends is killed.
 
         `patch` is Python that changes the program before it starts. The fork server starts the process, unless it is
-        to be `executed` as a shell would.
+        to be `executed` as a shell would. `invocation` is the name that a service manager would give to this start.
         """
         self._count += 1
         out, err = (self._directory / f"cli-{self._count}.{kind}" for kind in ("out", "err"))
         texts = [*map(str, arguments)]
         place = cwd or self._directory
+        given = {**environment(), **(variables or {}), **({"INVOCATION_ID": invocation} if invocation else {})}
         with out.open("wb") as out_file, err.open("wb") as err_file:
             process: trio.Process | ForkedProcess
             if program or executed:
                 patched = [sys.executable, "-c", f"{patch}\n{MAIN}"] if patch else command()
                 process = await trio.lowlevel.open_process(
-                    [*(program or patched), *texts],
+                    [*(AS_INVOCATION if invocation else ()), *(program or patched), *texts],
                     stdin=None,
                     stdout=out_file,
                     stderr=err_file,
                     cwd=place,
-                    env={**environment(), **(variables or {})},
+                    env=given,
                     start_new_session=True,
                 )
             else:
@@ -184,7 +189,7 @@ class Cli:
                     out=out_file,
                     err=err_file,
                     cwd=place,
-                    environment={**environment(), **(variables or {})},
+                    environment=given,
                     patch=patch,
                 )
         running = Running(process, out, err)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import jsonschema
@@ -32,6 +33,7 @@ from tests.support.harness import (
     read_topic,
     until,
 )
+from tests.support.proxy import Breakdown, open_proxy
 from trio_runner.base import aio
 
 SCHEMA_FILE = Path(trio_runner.__file__).parent / "kafka" / "schemas" / "retry_event.json"
@@ -173,7 +175,7 @@ class Held:
 
 @asynccontextmanager
 async def held_run(
-    scene: Scene, big_clip: Path, *, executed: bool = False, **sections: dict[str, Any]
+    scene: Scene, big_clip: Path, *, executed: bool = False, invocation: str = "", **sections: dict[str, Any]
 ) -> AsyncIterator[Held]:
     async with open_fake(held=lambda number: number >= 5) as fake, open_service_manager() as manager:
         merged: dict[str, dict[str, Any]] = {
@@ -183,7 +185,9 @@ async def held_run(
         # On a busy machine a held frame is held for long.
         merged["inference"] = {"url": fake.url, "timeout_seconds": 60.0} | merged.get("inference", {})
         config = scene.write_config("runner.toml", **merged)
-        async with scene.cli.started("run", config, variables=manager.variables, executed=executed) as running:
+        async with scene.cli.started(
+            "run", config, variables=manager.variables, invocation=invocation, executed=executed
+        ) as running:
             # Only now there is certainly a schema to ask.
             await manager.wait_for("READY=1")
 
@@ -214,26 +218,38 @@ Deceased = tuple[Finished, dict[str, Any], psutil.Process]
 
 
 @asynccontextmanager
-async def death_without_kafka(scene: Scene, clip: Path) -> AsyncIterator[Deceased]:
-    """A run that fails at frame 20 when its broker, which answered the preflight, is frozen; later it is well again."""
+async def death_without_kafka(scene: Scene, clip: Path, *, database: bool = True) -> AsyncIterator[Deceased]:
+    """A run that fails at frame 20 when its broker, which answered the preflight, is frozen; later it is well again.
+
+    Without `database` PostgreSQL is out of the runner's reach by then, too.
+    """
+    url = urlsplit(scene.servers.database_url)
     async with (
         own_broker(scene) as (kafka, server),
+        open_proxy(url.hostname or "127.0.0.1", url.port or 5432) as proxy,
         open_service_manager() as manager,
         open_fake(plan=at_frame(20, Fault.STATUS_500), held=lambda number: number >= 5) as fake,
     ):
         kafka |= {"publish_timeout_seconds": 1.0, "connect_timeout_seconds": 2.0}
+        through_proxy = url._replace(netloc=f"{url.username}@{proxy.address}").geturl()
         config = scene.write_config(
-            video={"path": str(clip)}, inference={"url": fake.url}, database={"batch_frames": 4}, kafka=kafka
+            video={"path": str(clip)},
+            inference={"url": fake.url},
+            database={"batch_frames": 4, "url": through_proxy},
+            kafka=kafka,
         )
         async with scene.cli.started("run", config, variables=manager.variables) as running:
             await manager.wait_for("READY=1")
             server.suspend()
+            if not database:
+                proxy.break_down(Breakdown.REFUSE)
             fake.gate.set()
             done = await running.wait()
             assert running.family() == []
         server.resume()
         assert done.code == 74, done.err
-        await scene.check_death(done, "inference_unavailable", named=fake.url, published=False)
+        if database:
+            await scene.check_death(done, "inference_unavailable", named=fake.url, published=False)
         yield done, kafka, server
 
 

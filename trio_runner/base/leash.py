@@ -2,7 +2,7 @@
 
 Our own Python children call `tie_to_parent()` first thing. A foreign program is started through this module:
 
-    python -m trio_runner.base.leash [--signal NAME] [--user NAME] -- PROGRAM [ARGUMENT ...]
+    python -m trio_runner.base.leash [--signal NAME] [--user NAME] [--invocation ID] -- PROGRAM [ARGUMENT ...]
 
 It imports the standard library only and can be run by its path, without the package, as `python -I -S
 leash.py`.
@@ -122,12 +122,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         ours, command = ours[:middle], ours[middle + 1 :]
     parser = argparse.ArgumentParser(
         prog="python -m trio_runner.base.leash",
-        usage="%(prog)s [--signal NAME] [--user NAME] -- PROGRAM [ARGUMENT ...]",
+        usage="%(prog)s [--signal NAME] [--user NAME] [--invocation ID] -- PROGRAM [ARGUMENT ...]",
         description="Run a program that ends when the parent of this process does.",
         allow_abbrev=False,
     )
     parser.add_argument("--signal", type=_signal, default=signal.SIGKILL, metavar="NAME", help="what ends it")
     parser.add_argument("--user", metavar="NAME", help="run it as this user (name or id); needs root")
+    parser.add_argument("--invocation", metavar="ID", help="name this start of it, in variables, as systemd does")
     options = parser.parse_args(ours)
     if not command:
         parser.error("no program is given after `--`")
@@ -135,6 +136,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if options.user is not None:
             drop_to(options.user)
         tie_to_parent(options.signal)
+        if options.invocation is not None:
+            # As systemd.exec(5) has it: whoever inherits the two sees by the pid that the id is not its own.
+            os.environ |= {"INVOCATION_ID": options.invocation, "SYSTEMD_EXEC_PID": str(os.getpid())}
         os.execvp(command[0], command)  # noqa: S606
     except (OSError, LookupError) as error:
         who = "this user" if options.user is None else f"user {options.user}"

@@ -84,12 +84,9 @@ class Terminal:
         progress, seconds = runner.progress, trio.current_time() - self._started
         self.note(f"scenario {config.scenario.id} {outcome.ending}")
         if outcome.failure:
-            told = "acknowledged by Kafka" if outcome.event_confirmed else "NOT confirmed by Kafka"
-            if outcome.event_spooled:
-                told += ", waits in the spool"
             self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
-            if outcome.ending is not Ending.SUPERSEDED:
-                self.note(f"  retry event: {told}, topic {config.kafka.retry_topic}")
+            if outcome.event is not None and outcome.ending is not Ending.SUPERSEDED:
+                self.note(f"  retry event: {outcome.event.value}, topic {config.kafka.retry_topic}")
         if outcome.claim is None or not self._started:
             return
         rate = f"{progress.frames_stored / seconds:.1f} frames/s" if seconds > 0 else ""

@@ -22,6 +22,7 @@ from trio_runner.config.load import load_config
 from trio_runner.config.settings import parse_settings
 from trio_runner.errors import ErrorClass, ErrorCode, Stage
 from trio_runner.failure.failure import flatten
+from trio_runner.failure.outbox import Publication
 from trio_runner.runner.outcome import Ending
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def exit_code(outcome: Outcome | None) -> int:
         return EXIT_OK
     if outcome.ending in (Ending.SUPERSEDED, Ending.REFUSED):
         return EXIT_SUPERSEDED
-    if not outcome.event_confirmed:
+    if outcome.event is not Publication.PUBLISHED:
         return EXIT_UNCONFIRMED
     if outcome.ending is Ending.DRAINED:
         return EXIT_OK

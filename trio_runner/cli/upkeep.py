@@ -25,9 +25,10 @@ from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service, addresses_as_toml, open_servers
-from trio_runner.failure import unreported as reporting
-from trio_runner.failure.report import flush, publish_spooled
+from trio_runner.failure import reaper
+from trio_runner.failure.outbox import flush, publish_outbox, publish_spooled
 from trio_runner.failure.spool import spool_of
+from trio_runner.failure.unreported import report_invocation
 from trio_runner.kafka.record import BadEventError, Record
 from trio_runner.kafka.retry_event import event_of
 from trio_runner.kafka.topic import open_topic
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trio_runner.config.load import Config
-    from trio_runner.failure.report import Report
+    from trio_runner.failure.outbox import Report
 
 EXIT_OK = 0
 EXIT_NOTHING = 1
@@ -89,16 +90,21 @@ async def check(config: Config, console: Console) -> int:
 
 
 async def flush_spool(config: Config, console: Console) -> int:
-    """Publish the events that wait in the spool; 74 where some still wait."""
+    """Publish the retry events that wait in the spool and in the database; 74 where some still wait."""
     spool = spool_of(config)
-    sent, left = 0, len(await spool.waiting())
-    if left and Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
+    published, left = 0, len(await spool.waiting())
+    if Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
         console.print("the embedded broker is not running, and keeps nothing when it ends", highlight=False)
-    elif left:
-        async with aio.open_loop(), open_addresses(config, frozenset({Service.KAFKA}), published=False) as live:
-            sent, left = await publish_spooled(live, spool)
-    said = f"{spool.directory}: {sent} event{'' if sent == 1 else 's'} sent, {left} wait"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    else:
+        services = frozenset({Service.DATABASE, Service.KAFKA})
+        async with aio.open_loop(), open_addresses(config, services, published=False) as live:
+            if left:
+                published, left = await publish_spooled(live, spool)
+            async with open_store(live.database, application_name="trio-runner flush-spool") as store:
+                reports = await publish_outbox(live, store)
+        left += sum(report.event.is_due for report in reports)
+        published += sum(not report.event.is_due for report in reports)
+    console.print(f"retry events published: {published}, still waiting: {left}", highlight=False)
     return EXIT_UNCONFIRMED if left else EXIT_OK
 
 
@@ -110,12 +116,14 @@ async def report_death(config: Config, console: Console) -> int:
             aio.open_loop(),
             open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
         ):
-            reports = await reporting.report_dead_processes(live, spool, os.environ)
-            # An attempt that ended with 74 has left its event there; this is the second try.
-            await flush(live, spool)
+            try:
+                report = await report_invocation(live, spool, os.environ)
+            finally:
+                # An attempt that ended with 74 may have left its event in the spool; this is the second try.
+                await flush(live, spool)  # noqa: ASYNC102 - after Ctrl-C nothing is sent, which is right
     finally:
         spool.close()
-    return _told(reports, console)
+    return _print_reports([] if report is None else [report], console)
 
 
 async def reap(config: Config, console: Console) -> int:
@@ -124,20 +132,17 @@ async def reap(config: Config, console: Console) -> int:
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
     ):
-        reports = await reporting.reap(live)
-    return _told(reports, console)
+        reports = await reaper.reap(live)
+    return _print_reports(reports, console)
 
 
-def _told(reports: Sequence[Report], console: Console) -> int:
+def _print_reports(reports: Sequence[Report], console: Console) -> int:
     for report in reports:
-        told = "reported" if report.event_confirmed else "in the spool" if report.event_spooled else "NOT reported"
-        if report.superseded or report.completed:
-            told = "nothing to report"
-        console.print(f"scenario {report.claim.scenario_id}, attempt {report.claim.epoch}: {told}", highlight=False)
+        attempt = f"scenario {report.claim.scenario_id}, attempt {report.claim.epoch}"
+        console.print(f"{attempt}: the retry event is {report.event.value}", highlight=False)
     if not reports:
         console.print("nothing to report", highlight=False)
-    owed = [report for report in reports if not (report.superseded or report.completed or report.event_confirmed)]
-    return EXIT_UNCONFIRMED if owed else EXIT_OK
+    return EXIT_UNCONFIRMED if any(report.event.is_due for report in reports) else EXIT_OK
 
 
 async def show(config: Config, scenario_id: int | None, console: Console, *, as_json: bool) -> int:

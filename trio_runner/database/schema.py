@@ -25,6 +25,7 @@ RUNNER_VERBS: Final = (
     "attempt_of",
     "unpublished_event",
     "mark_published",
+    "hand_over",
     "unpublished",
     "is_completed",
     "label_counts",

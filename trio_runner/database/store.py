@@ -98,13 +98,9 @@ class Store:
         rows = await self.fetch_all("SELECT * FROM expired_claims($1)", limit)
         return [(_claim_of(row), row["runner_id"], row["host"]) for row in rows]
 
-    async def attempt_of(self, scenario_id: int, instance_id: str) -> tuple[Claim, bool] | None:
+    async def attempt_of(self, instance_id: str) -> tuple[Claim, bool] | None:
         """What that process claimed, and whether its end is recorded; None: it never claimed."""
-        row = await self.fetch_one(
-            "SELECT $1::bigint AS scenario_id, $2::uuid AS instance_id, a.* FROM attempt_of($1, $2) a",
-            scenario_id,
-            uuid.UUID(instance_id),
-        )
+        row = await self.fetch_one("SELECT $1::uuid AS instance_id, a.* FROM attempt_of($1) a", uuid.UUID(instance_id))
         return (_claim_of(row), row["ended"]) if row else None
 
     async def unpublished_event(self, scenario_id: int, epoch: int) -> str | None:
@@ -115,6 +111,10 @@ class Store:
     async def mark_published(self, scenario_id: int, epoch: int) -> None:
         """Note that Kafka has the event of this death."""
         await self.fetch_one("SELECT mark_published($1, $2)", scenario_id, epoch)
+
+    async def hand_over(self, scenario_id: int, epoch: int) -> None:
+        """Note that whoever recorded this death will not publish its event: anybody may, from now on."""
+        await self.fetch_one("SELECT hand_over($1, $2)", scenario_id, epoch)
 
     async def unpublished(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
         """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""

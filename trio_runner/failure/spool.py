@@ -1,4 +1,4 @@
-"""A directory for retry events that Kafka did not take, with room kept for one more on a disk that is full."""
+"""A directory for retry events that neither Kafka nor PostgreSQL took, with room for one more on a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from trio_runner.base.directory_lock import DirectoryLock
-from trio_runner.base.files import read_small_file
+from trio_runner.base.files import read_small_file, write_private, write_whole
 from trio_runner.base.threads import bounded
 from trio_runner.errors import ErrorCode, RunnerError
 
@@ -43,7 +43,7 @@ Reserve: TypeAlias = tuple[int, Path]
 
 
 class SpooledRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record for Kafka, as text that a person can read; sent again it is byte for byte the same."""
+    """A record for Kafka, as text that a person can read; what is sent later is the same, byte for byte."""
 
     id: str
     topic: str
@@ -56,8 +56,8 @@ class Spool:
     """One process's use of the directory; several runners may share it.
 
     Every process holds a reserve file of its own, written and synced before the work begins. An event goes into a new
-    file; where the disk has no room (or the process no descriptor) for that, into the reserve, which then gets the
-    event's name. A reserve is owned by a lock, so what a killed process leaves behind serves the next one.
+    file. Where the disk has no room for that file, or the process no descriptor, the event goes into the reserve, which
+    then gets the event's name. A lock says who owns a reserve, so that of a killed process serves the next one.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -76,7 +76,7 @@ class Spool:
 
     async def put(self, record: SpooledRecord) -> Path:
         """Keep the record, synced to the disk when this returns; raises RunnerError (`spool_unusable`)."""
-        # The thread has the reserve for itself: one that is left behind may still write when we have closed everything.
+        # A thread that is left behind may still write after `close`: it has the reserve for itself.
         reserve, self._reserve = self._reserve, None
         path, self._reserve = await self._in_time(lambda: self._put(record, reserve), PUT_SECONDS)
         return path
@@ -90,7 +90,7 @@ class Spool:
         return await self._in_time(lambda: _read(path), RESERVE_SECONDS)
 
     async def remove(self, path: Path) -> None:
-        """Forget a record that was delivered; raises RunnerError (`spool_unusable`)."""
+        """Remove a record that Kafka has acknowledged; raises RunnerError (`spool_unusable`)."""
         await self._in_time(lambda: path.unlink(missing_ok=True), RESERVE_SECONDS)
 
     @asynccontextmanager
@@ -107,29 +107,26 @@ class Spool:
             await lock.release()
 
     def close(self) -> None:
-        """Let the reserve go; it stays on the disk for the next process."""
+        """Give the reserve up; it stays on the disk for the next process."""
         if self._reserve is not None:
             os.close(self._reserve[0])
             self._reserve = None
 
     async def _in_time(self, function: Callable[[], T], seconds: float) -> T:
         try:
-            with trio.fail_after(seconds):
-                return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+            return await bounded(function, seconds=seconds)
         except OSError as error:
-            why = error.strerror or str(error)
-        except trio.TooSlowError:
-            why = f"it did not answer within {seconds:g} s"
-        raise RunnerError(
-            ErrorCode.SPOOL_UNUSABLE,
-            f"{self.directory}: {why}. Correct kafka.spool_dir: a directory on a local disk that it may write to",
-        )
+            raise RunnerError(
+                ErrorCode.SPOOL_UNUSABLE,
+                f"{self.directory}: {error.strerror or error}. "
+                "Correct kafka.spool_dir: a directory on a local disk that it may write to",
+            ) from error
 
     def _take_reserve(self) -> Reserve:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self.directory / f"{os.urandom(8).hex()}.reserve"
         for path in [*self.directory.glob("*.reserve"), new]:
-            # What is another user's, or no file at all, is none of ours.
+            # A reserve of another user, and anything that is no file, is passed over.
             with suppress(*() if path == new else (OSError,)):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
@@ -137,7 +134,7 @@ class Spool:
                     # Its former owner may have renamed it between our open and our lock.
                     if os.path.samestat(os.fstat(descriptor), path.stat()):
                         # Written, not only allocated: some file systems take new blocks for the first write.
-                        _write_whole(descriptor, bytes(RESERVE_BYTES))
+                        write_whole(descriptor, bytes(RESERVE_BYTES))
                         os.fsync(descriptor)
                         _sync_directory(self.directory)
                         return descriptor, path
@@ -153,12 +150,13 @@ class Spool:
         content = msgspec.json.encode(record) + b"\n"
         target = self.directory / f"{record.id}.json"
         try:
-            self._write_new(target, content)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(target, content)
         except OSError:
             if reserve is None or len(content) > RESERVE_BYTES:
                 raise
             descriptor, path = reserve
-            _write_whole(descriptor, content)
+            write_whole(descriptor, content)
             os.ftruncate(descriptor, len(content))
             os.fsync(descriptor)
             path.rename(target)
@@ -167,20 +165,6 @@ class Spool:
         with suppress(OSError):
             _sync_directory(self.directory)
         return target, reserve
-
-    def _write_new(self, target: Path, content: bytes) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        try:
-            with temporary.open("wb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(target)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def spool_of(config: Config) -> Spool:
@@ -199,13 +183,6 @@ async def open_spool(config: Config) -> AsyncIterator[Spool]:
             await bounded(spool.close, seconds=RESERVE_SECONDS)
 
 
-def _write_whole(descriptor: int, content: bytes) -> None:
-    """Over what the file holds; a disk that fills up on the way takes a part and refuses the next one."""
-    written = 0
-    while written < len(content):
-        written += os.pwrite(descriptor, content[written:], written)
-
-
 def _read(path: Path) -> SpooledRecord | None:
     try:
         data, _ = read_small_file(path, max_bytes=RESERVE_BYTES)
@@ -221,7 +198,7 @@ def _read(path: Path) -> SpooledRecord | None:
 
 
 def _waiting_in(directory: Path) -> list[Path]:
-    """Not by `glob`, for which a directory that may not be read is empty."""
+    """The records in the directory; not by `glob`, for which a directory that may not be read is empty."""
     try:
         return sorted((path for path in directory.iterdir() if _RECORD_NAME.fullmatch(path.name)), key=_age)
     except FileNotFoundError:

@@ -1,51 +1,59 @@
-"""Reports the deaths that the dead did not report: what a service manager saw, and leases that have ended."""
+"""Reports the death of a process that did not report it: what a service manager or a spawner saw of its end."""
 
 from __future__ import annotations
 
 import logging
-import random
+import re
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
+from trio_runner.base.text import printable
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Attempt, open_store
-from trio_runner.errors import REPORTED, ClaimRefusedError, ErrorCode, RunnerError, SupersededError
-from trio_runner.failure import marker
-from trio_runner.failure.report import Report, publish_recorded, record_lost, report_death
-from trio_runner.model import Claim, Failure, Progress
+from trio_runner.errors import REPORTED, ClaimRefusedError, ErrorCode, ExitCode, SupersededError
+from trio_runner.failure.outbox import Publication, Report, publish_recorded
+from trio_runner.failure.report import report_death
+from trio_runner.model import Failure, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trio_runner.config.load import Config
-    from trio_runner.failure.marker import Marker
     from trio_runner.failure.spool import Spool
+    from trio_runner.model import Claim
 
 logger = logging.getLogger(__name__)
 
-REAP_BATCH: Final = 1000
 
-PUBLISH_GRACE_SECONDS: Final = 60.0
+def own_instance_id(environ: Mapping[str, str], pid: int) -> str | None:
+    """The id that the service manager gave to this very process, as a UUID; None where it gave none.
 
-TRIES: Final = 3
-"""A topic may refuse one event; where so many in a row are not taken it is Kafka that does not answer."""
+    systemd names a unit's start by INVOCATION_ID, and by SYSTEMD_EXEC_PID (since version 248) the process that it
+    started. A shell or a service below a unit inherits both variables, and its pid differs: two processes never take
+    one id. The leash sets both for the runners of the spawner `process`.
+    """
+    if environ.get("SYSTEMD_EXEC_PID") != str(pid):
+        return None
+    return _instance_id(environ)
 
 
-_UNKNOWN: Final = Failure(code=ErrorCode.RUNNER_KILLED, type="Ended", message="ended unreported: nobody says how")
+def _instance_id(environ: Mapping[str, str]) -> str | None:
+    invocation = environ.get("INVOCATION_ID", "")
+    return str(uuid.UUID(invocation)) if re.fullmatch(r"[0-9a-f]{32}", invocation) else None
 
 
 def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
-    """What systemd's SERVICE_RESULT, EXIT_CODE and EXIT_STATUS say (systemd.exec(5)); None: it has reported itself.
+    """The failure that SERVICE_RESULT, EXIT_CODE and EXIT_STATUS stand for (systemd.exec(5)); None: it was reported.
 
-    `success` alone does not: a process that SIGTERM killed before it could handle it ended so, too. A spawner without
-    systemd may set the three variables as well, or none of them.
+    A result of `success` is no proof: a process that SIGTERM killed before it could handle the signal has that result
+    too. A spawner without systemd may set the three variables as well, or none of them.
     """
     result, how, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
     if how == "exited" and status in map(str, REPORTED):
         return None
-    told = f"ended unreported: {result or 'nobody says how'}" + (f" ({how} {status})" if how else "")
+    message = f"ended unreported: {result or 'the cause is not known'}" + (f" ({how} {status})" if how else "")
     if result == "oom-kill":
         code = ErrorCode.RUNNER_OUT_OF_MEMORY
     elif result in {"watchdog", "timeout"}:
@@ -56,168 +64,54 @@ def cause_of_death(environ: Mapping[str, str]) -> Failure | None:
         code = ErrorCode.INTERRUPTED
     else:
         code = ErrorCode.RUNNER_KILLED
-    return Failure(code=code, type="Ended", message=told)
+    return Failure(code=code, type="Ended", message=message)
 
 
-async def report_dead_processes(config: Config, spool: Spool, environ: Mapping[str, str]) -> list[Report]:
-    """Report every attempt at the config's scenario that was marked by a process which is gone, and was not reported.
+async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, str]) -> Report | None:
+    """Report the death of the process that INVOCATION_ID names, unless it has reported itself.
 
-    Where a service's process is gone before it had marked anything, that is reported as an attempt, too.
+    `environ` is what systemd gives to ExecStopPost=, or what a spawner made alike: INVOCATION_ID as the process had it,
+    and what `cause_of_death` reads.
 
     Returns:
-        One report for each that was this call's to make.
+        None where there is nothing to report.
+
+    Raises:
+        RunnerError: PostgreSQL cannot be asked which attempt the process had; the attempt's lease will tell.
     """
-    failure = cause_of_death(environ)
-    unmarked = None if failure is None else marker.of_unmarked_process(config, environ)
-    try:
-        # The room that the dead process kept is free for its event, on a disk that is full.
-        await spool.reserve()
-    except RunnerError as error:
-        logger.warning("%s", error)
-    reports = []
-    with marker.of_dead_processes(marker.directory_of(config, environ), config.scenario.id) as marked:
-        for found in [unmarked] if unmarked else marked:
-            # A process that has reported itself has removed its marker: whose this is, nobody has told how it ended.
-            report = await _report(config, spool, found.marker, failure or _UNKNOWN)
-            if report is not None:
-                reports.append(report)
-            if report is None or report.settled:
-                found.remove()
-    return reports
-
-
-async def _report(config: Config, spool: Spool, found: Marker, failure: Failure) -> Report | None:
-    """None where it was reported already, or the scenario is not this attempt's to fail."""
+    failure, instance_id = cause_of_death(environ), _instance_id(environ)
+    if failure is None:
+        return None
+    if instance_id is None:
+        logger.warning("which process ended is not known: INVOCATION_ID is not set; its lease tells of its death")
+        return None
     attempt = Attempt(
-        scenario_id=found.scenario_id,
-        epoch=found.epoch,
-        video_path=found.video_path,
+        scenario_id=config.scenario.id,
+        epoch=config.scenario.epoch,
+        video_path=printable(config.video.path),
         runner_id=config.runner.id,
-        instance_id=found.instance_id,
+        instance_id=instance_id,
         max_failures=config.scenario.max_failures,
     )
-    claim, ended = _claim_of(found), False
-    try:
-        async with open_store(config.database, application_name="trio-runner report-death") as store:
-            known = await store.attempt_of(found.scenario_id, found.instance_id)
-            if known is not None:
-                claim, ended = known
-                if ended:
-                    # It may have died before it told Kafka.
-                    body = await store.unpublished_event(claim.scenario_id, claim.epoch)
-                    if body is None:
-                        return None
-                    return await publish_recorded(config, store, claim.scenario_id, claim.epoch, body, spool=spool)
-    except RunnerError as error:
-        logger.warning("the ledger cannot be asked about this death: %s", error)
-        if claim is not None and ended:
-            return Report(claim=claim)
+    claim: Claim | None = None
+    async with open_store(config.database, application_name="trio-runner report-death") as store:
+        known = await store.attempt_of(instance_id)
+        if known is not None:
+            claim, ended = known
+            if ended:
+                # Where another process recorded the death, that one publishes it.
+                return await publish_recorded(config, store, claim.scenario_id, claim.epoch, recorded_by="runner")
+    if claim is None and environ.get("EXIT_STATUS") == str(int(ExitCode.UNCONFIRMED)):
+        # The process has run its failure path: what it could not record lies in the spool.
+        return None
     return await _report_attempt(config, spool, attempt, claim, failure, reporter="stop-post")
 
 
-async def _report_attempt(
-    config: Config, spool: Spool, attempt: Attempt, claim: Claim | None, failure: Failure, *, reporter: str
-) -> Report | None:
-    """In the place of a process that is gone; None where the scenario is not this attempt's to fail."""
-    progress = Progress(
-        started=trio.current_time(),
-        next_frame=claim.next_frame if claim else 0,
-        frames_stored_before=claim.frames_stored if claim else 0,
-    )
-    try:
-        return await report_death(config, spool, attempt, claim, failure, progress, reporter=reporter)
-    except (ClaimRefusedError, SupersededError) as error:
-        logger.info("nothing to report: %s", error)
-        return None
-
-
-def _claim_of(found: Marker) -> Claim | None:
-    """What the process knew; the ledger, where it can be asked, knows better."""
-    if not found.claimed:
-        return None
-    return Claim(
-        scenario_id=found.scenario_id,
-        epoch=found.claimed,
-        instance_id=found.instance_id,
-        next_frame=0,
-        frames_stored=0,
-    )
-
-
-async def reap(config: Config) -> list[Report]:
-    """Report the death of every runner that was not heard of until its lease ended, whichever scenario it had.
-
-    So is each death that was recorded and not told: its reporter died in between. Any number of reapers may run: the
-    ledger takes the first report of a death, and none of a runner that came back. What Kafka does not take stays in the
-    ledger for the next one.
-
-    Raises:
-        RunnerError: the ledger cannot be asked.
-    """
-    problem: RunnerError | None = None
-    try:
-        await record_expired(config)
-    except RunnerError as error:
-        problem = error
-    reports = await publish_unpublished(config)
-    if problem is not None:
-        raise problem
-    return reports
-
-
-async def record_expired(config: Config) -> int:
-    """Record the death of every runner whose lease has ended: its scenario is due again. Returns how many there were.
-
-    Raises:
-        RunnerError: the ledger cannot be asked, or did not take one of them; the others are recorded all the same.
-    """
-    recorded = 0
-    async with open_store(config.database, application_name="trio-runner reap") as store:
-        while True:
-            problem: RunnerError | None = None
-            expired = await store.expired_claims(REAP_BATCH)
-            # Several reapers are given the same ones: in an order of its own each is of use to the others.
-            random.shuffle(expired)
-            for claim, runner_id, host in expired:
-                try:
-                    recorded += await record_lost(store, claim, runner_id=runner_id, host=host)
-                except RunnerError as error:
-                    # One row that is locked, or worse, is no reason to leave out the others.
-                    logger.warning("scenario %d: %s", claim.scenario_id, error)
-                    problem = problem or error
-            if problem is not None:
-                raise problem
-            if len(expired) < REAP_BATCH:
-                return recorded
-
-
-async def publish_unpublished(config: Config) -> list[Report]:
-    """Publish the deaths that are recorded and not told, so far as Kafka takes them.
-
-    Raises:
-        RunnerError: the ledger cannot be asked.
-    """
-    reports: list[Report] = []
-    in_vain = 0
-    async with open_store(config.database, application_name="trio-runner reap") as store:
-        for scenario_id, epoch in await store.unpublished(_publish_grace_seconds(config), REAP_BATCH):
-            # Another reaper may have told it by now.
-            body = await store.unpublished_event(scenario_id, epoch)
-            report = await publish_recorded(config, store, scenario_id, epoch, body) if body is not None else None
-            if report is None:
-                continue
-            reports.append(report)
-            in_vain = 0 if report.event_confirmed else in_vain + 1
-            if in_vain == TRIES:
-                break
-    return reports
-
-
 async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: int, failure: Failure) -> Report | None:
-    """Report the attempt whose process is known to have ended, and how; None where that is known already.
+    """Report the attempt at `epoch`, whose process is known to have ended; None where its end is recorded already.
 
     Raises:
-        RunnerError: the ledger cannot be asked; its lease will tell.
+        RunnerError: PostgreSQL cannot be asked; the attempt's lease will tell.
     """
     async with open_store(config.database, application_name="trio-runner orchestrate") as store:
         holder = await Backlog(store).holder_of(scenario_id, epoch)
@@ -235,6 +129,18 @@ async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: in
     return await _report_attempt(config, spool, attempt, claim, failure, reporter="orchestrator")
 
 
-def _publish_grace_seconds(config: Config) -> float:
-    """How long who has recorded a death is given to tell Kafka: twice what it may take, or else it is dead."""
-    return max(PUBLISH_GRACE_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))
+async def _report_attempt(
+    config: Config, spool: Spool, attempt: Attempt, claim: Claim | None, failure: Failure, *, reporter: str
+) -> Report | None:
+    """Report in the place of a process that is gone; None where the scenario is not this attempt's to fail."""
+    progress = Progress(
+        started=trio.current_time(),
+        next_frame=claim.next_frame if claim else 0,
+        frames_stored_before=claim.frames_stored if claim else 0,
+    )
+    try:
+        report = await report_death(config, spool, attempt, claim, failure, progress, reporter=reporter)
+    except (ClaimRefusedError, SupersededError) as error:
+        logger.info("nothing to report: %s", error)
+        return None
+    return None if report.event in (Publication.SUPERSEDED, Publication.COMPLETED) else report

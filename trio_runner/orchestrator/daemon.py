@@ -21,8 +21,10 @@ from trio_runner.database.schema import ORCHESTRATOR_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import RunnerError
+from trio_runner.failure.outbox import publish_outbox
+from trio_runner.failure.reaper import record_expired
 from trio_runner.failure.spool import open_spool
-from trio_runner.failure.unreported import publish_unpublished, record_expired, report_ended
+from trio_runner.failure.unreported import report_ended
 from trio_runner.orchestrator.dead_letters import publish_given_up
 from trio_runner.orchestrator.listener import APPLICATION, Listener
 from trio_runner.orchestrator.policy import BREAKER_WINDOW, StartBudget, allowed_starts, breaker_code, delay_seconds
@@ -181,10 +183,12 @@ class Orchestrator:
         This is a session of its own, so that no start waits for Kafka.
         """
         while True:
-            for report in await publish_unpublished(self._config):
-                with about(scenario_id=report.claim.scenario_id, epoch=report.claim.epoch):
-                    logger.info("the retry event of a recorded death was published in its reporter's place")
             async with open_store(self._config.database, application_name=APPLICATION) as store:
+                for report in await publish_outbox(self._config, store):
+                    with about(scenario_id=report.claim.scenario_id, epoch=report.claim.epoch):
+                        logger.info(
+                            "the retry event of a recorded death is %s, not by its reporter", report.event.value
+                        )
                 await self._publish_dead_letters(Backlog(store))
             await trio.sleep(self._config.orchestrator.reap_seconds)
 

@@ -9,7 +9,7 @@ from trio_runner.base.logs import about
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ClaimRefusedError, RunnerError
-from trio_runner.failure.report import record_death
+from trio_runner.failure.record import record_death
 from trio_runner.kafka.command import StartCommand, decode_command
 from trio_runner.kafka.inbox import open_inbox
 from trio_runner.kafka.record import BadEventError

@@ -12,10 +12,9 @@ import trio
 
 from trio_runner.base import aio
 from trio_runner.base.notify import Notifier
-from trio_runner.base.text import printable
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import ClaimRefusedError
-from trio_runner.failure.marker import Marker, OwnMarker, directory_of
+from trio_runner.failure.unreported import own_instance_id
 from trio_runner.pipeline.run import stalled_seconds
 from trio_runner.runner.last_resort import LastResort
 from trio_runner.runner.outcome import Ending, Outcome
@@ -71,64 +70,34 @@ async def serve(config: Config, display: Display) -> Outcome | None:
             outcome: Outcome | None = None
             with stopping:
                 async with open_addresses(config, on_wait=display.note) as live:
-                    runner = Runner.from_config(live)
-                    own = await _marked(live, runner)
+                    # One process makes one attempt, so the service manager's id of this start can be the attempt's.
+                    runner = Runner.from_config(live, instance_id=own_instance_id(os.environ, os.getpid()))
                     running.append(runner)
-                    outcome = await _process(live, runner, own, display, notifier)
+                    outcome = await _process(live, runner, display, notifier)
                     running.clear()
                     await _shown(display.summarise, live, runner)
             helpers.cancel_scope.cancel()
     return outcome
 
 
-async def _marked(config: Config, runner: Runner) -> OwnMarker:
-    """The marker of the attempt that begins now; told to stop before it does, it leaves none."""
-    about = Marker(
-        scenario_id=config.scenario.id,
-        instance_id=runner.instance_id,
-        epoch=config.scenario.epoch,
-        video_path=printable(config.video.path),
-    )
-    own = OwnMarker(directory_of(config, os.environ), about)
-    try:
-        await own.write()
-    except trio.Cancelled:
-        with trio.CancelScope(shield=True):
-            await own.remove()
-        raise
-    return own
-
-
-async def _process(
-    config: Config, runner: Runner, own: OwnMarker, display: Display, notifier: Notifier
-) -> Outcome | None:
+async def _process(config: Config, runner: Runner, display: Display, notifier: Notifier) -> Outcome | None:
     async with trio.open_nursery() as watchers:
         last_resort = LastResort(FAILURE_SECONDS + config.kafka.publish_timeout_seconds + LAST_RESORT_MARGIN_SECONDS)
         watchers.start_soon(_shown, display.watch, runner)
         runner.on_failure = last_resort.arm
-        watchers.start_soon(_notify_manager, runner, own, notifier, last_resort, stalled_seconds(config))
+        watchers.start_soon(_notify_manager, runner, notifier, last_resort, stalled_seconds(config))
         try:
             # A refused claim is an outcome like the others, and the display says why.
             with suppress(ClaimRefusedError):
                 await runner.process_scenario()
-            if _is_reported(runner.outcome):
-                await own.remove()
         finally:
             last_resort.disarm()
-            own.close()
         if runner.outcome is not None and runner.outcome.ending is Ending.ALREADY_COMPLETED:
             # A service manager takes an end before READY for a failed start, also that of a start with nothing to do.
             notifier.ready()
         notifier.stopping()
         watchers.cancel_scope.cancel()
     return runner.outcome
-
-
-def _is_reported(outcome: Outcome | None) -> bool:
-    """Whether nobody need report this attempt any more."""
-    return outcome is not None and (
-        outcome.ending not in (Ending.FAILED, Ending.DRAINED) or outcome.event_confirmed or outcome.event_spooled
-    )
 
 
 async def _shown(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
@@ -155,16 +124,12 @@ async def _handle_signals(
             drained = True
 
 
-async def _notify_manager(
-    runner: Runner, own: OwnMarker, notifier: Notifier, last_resort: LastResort, stalled_after: float
-) -> None:
-    """READY once the claim is held and marked, then STATUS every second, and WATCHDOG only while there is progress.
+async def _notify_manager(runner: Runner, notifier: Notifier, last_resort: LastResort, stalled_after: float) -> None:
+    """Send READY once the scenario is claimed, then STATUS every second, and WATCHDOG only while there is progress.
 
-    Once it fails the last resort bounds it, and the watchdog waits for the report.
+    Once the failure path has begun, `last_resort` bounds it, and WATCHDOG goes on until the death is reported.
     """
     await runner.claimed.wait()
-    if runner.claim is not None:
-        await own.claimed(runner.claim.epoch)
     notifier.ready()
     await notifier.keep_notified(
         status=lambda: f"frame {runner.progress.next_frame} of {runner.progress.declared_frames or 'unknown'}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trio_runner.failure.outbox import Publication
     from trio_runner.model import Claim, Failure
 
 
@@ -23,10 +24,9 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one run ended; the retry event is acknowledged by Kafka, or in the spool, or was not owed."""
+    """How one run ended, and what became of its retry event; None where none was due."""
 
     ending: Ending
     claim: Claim | None
     failure: Failure | None = None
-    event_confirmed: bool = False
-    event_spooled: bool = False
+    event: Publication | None = None

@@ -14,7 +14,7 @@ from trio_runner.config.credentials import secrets_of
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure.failure import flatten
-from trio_runner.failure.report import flush
+from trio_runner.failure.outbox import flush
 from trio_runner.inference.client import InferenceClient, open_client
 from trio_runner.kafka.connection import check_broker
 from trio_runner.video.child import Video, spawn_decoder
@@ -32,41 +32,54 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_clients(
-    config: Config, spool: Spool, *, on_passed: Callable[[], None] = lambda: None
+    config: Config, spool: Spool, *, prepare: bool = True, on_passed: Callable[[], None] = lambda: None
 ) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
-    """The three doors, open: a runner that could not report a failure, or not work, does not get as far as a claim.
+    """The database, the inference service and the video, open and checked.
+
+    A runner that could not work, or could not report a failure, does not get as far as a claim.
+
+    Args:
+        config: With live addresses.
+        spool: Where a reserve is taken.
+        prepare: Whether to create the schema, where the config allows that, and to publish the retry events that wait.
+        on_passed: See `spawn_decoder`.
 
     Raises:
-        RunnerError: the first thing that is not as it must be.
+        RunnerError: The first thing that is not as it must be.
     """
     # The decoder starts while the peers are asked: Python and OpenCV take longer than all of them.
     async with spawn_decoder(config.video, on_passed=on_passed) as video:
         await spool.reserve()
-        async with _open_ledger(config) as store:
-            await _check_kafka(config, spool)
+        async with _open_ledger(config, prepare=prepare) as store:
+            reachable = await _check_kafka(config)
+            if prepare and reachable:
+                await flush(config, spool, store)
             async with _open_inference(config) as inference:
                 await video.open()
                 yield store, inference, video
 
 
-async def _check_kafka(config: Config, spool: Spool) -> None:
+async def _check_kafka(config: Config) -> bool:
+    """Whether a retry event could be published now; raises where the config requires that."""
     try:
         await check_broker(config.kafka)
     except RunnerError as error:
         if config.kafka.required:
             raise
-        logger.warning("a death would be told later: %s", error)
-    else:
-        await flush(config, spool)
+        logger.warning("a retry event would have to wait: %s", error)
+        return False
+    return True
 
 
 @asynccontextmanager
-async def _open_ledger(config: Config) -> AsyncIterator[Store]:
+async def _open_ledger(config: Config, *, prepare: bool) -> AsyncIterator[Store]:
     application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
     async with open_store(config.database, application_name=application) as store:
-        if config.database.create_schema:
+        may_create = config.database.create_schema
+        if prepare and may_create:
             await store.create_schema()
-        await _in_time(store.check_rights, config.database.connect_timeout_seconds)
+        check_rights = partial(store.check_rights, may_create=may_create and not prepare)
+        await _in_time(check_rights, config.database.connect_timeout_seconds)
         yield store
 
 

@@ -3,12 +3,20 @@
 -- What was recorded before this file is old news.
 ALTER TABLE retry_events ADD COLUMN published_at timestamptz DEFAULT now();
 ALTER TABLE retry_events ALTER COLUMN published_at DROP DEFAULT;
+-- Whoever recorded the death will not publish its event: anybody may, at once.
+ALTER TABLE retry_events ADD COLUMN handed_over boolean NOT NULL DEFAULT false;
 CREATE INDEX retry_events_unpublished ON retry_events (received_at) WHERE published_at IS NULL;
 
 -- Kafka has acknowledged the event of this death.
 CREATE FUNCTION mark_published(p_id bigint, p_epoch bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 UPDATE retry_events SET published_at = clock_timestamp() WHERE scenario_id = p_id AND epoch = p_epoch AND published_at IS NULL
+$$;
+
+-- Whoever recorded this death could not publish its event: anybody may, from now on.
+CREATE FUNCTION hand_over(p_id bigint, p_epoch bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
+UPDATE retry_events SET handed_over = true WHERE scenario_id = p_id AND epoch = p_epoch AND published_at IS NULL
 $$;
 
 -- The deaths that Kafka has yet to hear of. Of a takeover nobody need be told, once the next attempt, which recorded it,
@@ -24,7 +32,7 @@ CREATE FUNCTION unpublished(p_age interval, p_limit integer)
 RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
 SELECT e.scenario_id, e.epoch FROM unpublished_events e
- WHERE e.reporter = 'reaper' OR e.received_at < clock_timestamp() - p_age
+ WHERE e.reporter = 'reaper' OR e.handed_over OR e.received_at < clock_timestamp() - p_age
  ORDER BY e.received_at LIMIT p_limit
 $$;
 
@@ -101,12 +109,14 @@ SELECT e.body::text FROM unpublished_events e WHERE e.scenario_id = p_id AND e.e
 $$;
 
 -- As before; of a process that was reaped and has claimed again, its last attempt.
-CREATE OR REPLACE FUNCTION attempt_of(p_id bigint, p_instance uuid)
-RETURNS TABLE (epoch bigint, ended boolean, next_frame bigint, frames_stored bigint)
+DROP FUNCTION attempt_of(bigint, uuid);
+CREATE FUNCTION attempt_of(p_instance uuid)
+RETURNS TABLE (scenario_id bigint, epoch bigint, ended boolean, next_frame bigint, frames_stored bigint)
 LANGUAGE sql SECURITY DEFINER SET search_path = trio_runner, pg_temp AS $$
-SELECT a.epoch, a.ended_at IS NOT NULL, s.next_frame, s.frames_stored
+SELECT a.scenario_id, a.epoch, a.ended_at IS NOT NULL, s.next_frame, s.frames_stored
   FROM attempts a JOIN scenarios s ON s.id = a.scenario_id
- WHERE a.scenario_id = p_id AND a.instance_id = p_instance ORDER BY a.epoch DESC LIMIT 1
+ WHERE a.instance_id = p_instance ORDER BY a.started_at DESC LIMIT 1
 $$;
+CREATE INDEX attempts_instance ON attempts (instance_id);
 
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA trio_runner FROM PUBLIC;

@@ -20,7 +20,7 @@ from trio_runner.base.text import signal_name
 from trio_runner.config.errors import ConfigError
 from trio_runner.errors import ErrorCode, ExitCode, RunnerError
 from trio_runner.failure.spool import open_spool
-from trio_runner.failure.unreported import cause_of_death, report_dead_processes
+from trio_runner.failure.unreported import cause_of_death, report_invocation
 from trio_runner.model import Failure
 from trio_runner.orchestrator.spawners.runner_config import runner_config
 from trio_runner.orchestrator.spawners.runner_directories import RunnerDirectories
@@ -133,14 +133,17 @@ class ProcessSpawner:
         except ConfigError as error:
             self._nursery.start_soon(report_end, self._on_ended, unusable(work, error))
             return
+        invocation = uuid.uuid4().hex
         try:
-            path = await self._directories.write(config)
-            invocation = uuid.uuid4()
-            process = self._popen(path, place, invocation.hex)
+            path, locked = await self._directories.write(config, invocation)
+            try:
+                process = self._popen(path, locked, invocation)
+            finally:
+                os.close(locked)
         except OSError as error:
             raise SpawnRefusedError(f"{place}: {error.strerror or error}") from error
         self._processes[work.scenario_id] = (work.epoch, process)
-        self._nursery.start_soon(self._wait, work, config, process, invocation.hex)
+        self._nursery.start_soon(self._wait, work, config, process, invocation)
 
     async def stop(self, scenario_id: int, epoch: int) -> None:
         """Send SIGTERM once: a second one would cut the draining short."""
@@ -177,33 +180,35 @@ class ProcessSpawner:
         The task has started once it knows their scenarios. From then on `start` refuses those until they are reported.
         """
         try:
-            configs = await self._directories.configs()
+            left_behind = await self._directories.left_behind()
         except OSError as error:
-            logger.warning("what a former orchestrator left is not reported: %s", error.strerror or error)
-            configs = []
-        self._left_behind.update(config.scenario.id for config in configs)
+            logger.warning("the runners that a former orchestrator left are not reported: %s", error.strerror or error)
+            left_behind = []
+        self._left_behind.update(left.config.scenario.id for left in left_behind)
         task_status.started()
-        for config in configs:
+        for config, invocation in left_behind:
             scenario_id = config.scenario.id
             with about(scenario_id=scenario_id, epoch=config.scenario.epoch):
-                # Nobody saw it end. One that lives keeps its marker locked, and reports itself.
-                await self._report(config, {"RUNTIME_DIRECTORY": str(self._directories.of(scenario_id))})
-                await self._directories.remove(scenario_id, unless_marked=True)
+                # Nobody saw how it ended.
+                await self._report(config, {"INVOCATION_ID": invocation})
+                await self._directories.remove(scenario_id)
             self._left_behind.discard(scenario_id)
 
-    def _popen(self, path: Path, place: Path, invocation: str) -> subprocess.Popen[bytes]:
-        environ = {name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE}
+    def _popen(self, path: Path, locked: int, invocation: str) -> subprocess.Popen[bytes]:
+        """Start a runner with the config at `path`; it inherits the lock on that file, which `locked` holds."""
         # Not in another thread, as Trio would: PR_SET_PDEATHSIG fires when the thread that spawned the child ends.
         return subprocess.Popen(
             [
-                *(sys.executable, "-I", "-S", str(Path(leash.__file__)), "--signal", "TERM", "--"),
+                *(sys.executable, "-I", "-S", str(Path(leash.__file__))),
+                *("--signal", "TERM", "--invocation", invocation, "--"),
                 *(sys.executable, "-m", "trio_runner", "run", str(path)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # A session of its own: Ctrl-C in a terminal reaches the orchestrator alone, which lets its runners drain.
             start_new_session=True,
-            env=environ | {"RUNTIME_DIRECTORY": str(place), "INVOCATION_ID": invocation},
+            pass_fds=(locked,),
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE},
         )
 
     async def _wait(self, work: Work, config: Config, process: subprocess.Popen[bytes], invocation: str) -> None:
@@ -226,9 +231,8 @@ class ProcessSpawner:
         finally:
             os.close(descriptor)
         detail, seen = _how_it_ended(process.wait())
-        seen |= {"RUNTIME_DIRECTORY": str(config.runner.data_dir), "INVOCATION_ID": invocation}
         if cause_of_death(seen) is not None:
-            await self._report(config, seen)
+            await self._report(config, seen | {"INVOCATION_ID": invocation})
         # A runner that could not use its config did not know whom to report to.
         failure = _UNREADABLE if seen["EXIT_STATUS"] == str(ExitCode.CONFIG) else None
         if failure is None:
@@ -243,13 +247,13 @@ class ProcessSpawner:
         try:
             async with open_spool(config) as spool:
                 with trio.fail_after(REPORT_SECONDS):
-                    await report_dead_processes(config, spool, seen)
+                    await report_invocation(config, spool, seen)
         except (RunnerError, trio.TooSlowError) as error:
             logger.warning("the death is not reported, so the lease has to end first: %s", error)
 
 
 _OF_A_SERVICE: Final = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID"}
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUNTIME_DIRECTORY", "INVOCATION_ID", "SYSTEMD_EXEC_PID"}
 )
 """The variables that a service manager sets for the orchestrator and not for its children."""
 

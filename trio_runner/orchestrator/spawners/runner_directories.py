@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
+import os
 import shutil
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import trio
 
@@ -15,7 +17,6 @@ from trio_runner.base.files import write_private
 from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
-from trio_runner.failure.marker import begun_of
 from trio_runner.orchestrator.spawners.runner_config import as_toml
 
 if TYPE_CHECKING:
@@ -33,8 +34,18 @@ LOCKED_SECONDS: Final = 2.0
 """The pause between two attempts to lock the directory."""
 
 
+class LeftBehind(NamedTuple):
+    """A runner of a former orchestrator that does not live any more: its config, and the name of its start."""
+
+    config: Config
+    invocation: str
+
+
 class RunnerDirectories:
-    """A directory with one directory for each runner, which is named after the scenario and holds `runner.toml`."""
+    """A directory with one directory for each runner, named after the scenario; its config is named after its start.
+
+    A runner inherits a lock on its config, so a config that nobody has locked is that of a runner that has ended.
+    """
 
     def __init__(self, root: Path) -> None:
         """Touch nothing yet."""
@@ -68,20 +79,24 @@ class RunnerDirectories:
         finally:
             await lock.release()
 
-    async def configs(self) -> list[Config]:
-        """The configs of all runners, as far as they can be read; raises OSError."""
-        return await bounded(self._configs, seconds=FILE_SECONDS)
+    async def left_behind(self) -> list[LeftBehind]:
+        """The runners that have ended and whose configs are still there, as far as they can be read; raises OSError."""
+        return await bounded(self._find_left_behind, seconds=FILE_SECONDS)
 
-    async def write(self, config: Config) -> Path:
-        """Write a runner's config, which this user alone can read, as its directory; raises OSError."""
-        return await self._change(config.scenario.id, lambda: self._write(config))
+    async def write(self, config: Config, invocation: str) -> tuple[Path, int]:
+        """Write a runner's config, which this user alone can read, as its directory; raises OSError.
 
-    async def remove(self, scenario_id: int, *, unless_marked: bool = False) -> None:
-        """Remove a runner's directory; it stays if a marker in it has yet to be reported and `unless_marked`."""
+        Returns:
+            The config's path, and a descriptor that holds a lock on it: for the runner to inherit, and then to close.
+        """
+        return await self._change(config.scenario.id, lambda: self._write(config, invocation))
+
+    async def remove(self, scenario_id: int) -> None:
+        """Remove a runner's directory, unless another runner lives in it: a former orchestrator's may still drain."""
         place = self.of(scenario_id)
 
         def remove() -> None:
-            if not (unless_marked and any(place.glob("attempt-*"))):
+            if not any(map(_is_locked, place.glob("*.toml"))):
                 shutil.rmtree(place, ignore_errors=True)
 
         try:
@@ -108,19 +123,32 @@ class RunnerDirectories:
     def _make_root(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _configs(self) -> list[Config]:
+    def _find_left_behind(self) -> list[LeftBehind]:
         found = []
-        for path in sorted(self._root.glob("*/runner.toml")):
+        for path in sorted(self._root.glob("*/*.toml")):
             try:
-                found.append(load_config(path))
+                if not _is_locked(path):
+                    found.append(LeftBehind(load_config(path), invocation=path.stem))
             except ConfigError as error:
                 logger.warning("%s is no runner's config: %s", path, error)
         return found
 
-    def _write(self, config: Config) -> Path:
-        place = self.of(config.scenario.id)
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        begun_of(place, config.scenario.id).unlink(missing_ok=True)
-        path = place / "runner.toml"
+    def _write(self, config: Config, invocation: str) -> tuple[Path, int]:
+        path = self.of(config.scenario.id) / f"{invocation}.toml"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, as_toml(config).encode())
-        return path
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return path, descriptor
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the runner that was started with this config lives."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,233 @@
+"""Publishes retry events: at once, from the database's outbox, or from the spool; the next start tries again."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from trio_runner.database.store import open_store
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.failure.spool import SpooledRecord
+from trio_runner.kafka import connection, retry_event
+from trio_runner.kafka.retry_event import RetryEvent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio_runner.config.load import Config
+    from trio_runner.database.store import Store
+    from trio_runner.failure.spool import Spool
+    from trio_runner.model import Claim
+
+logger = logging.getLogger(__name__)
+
+MARK_SECONDS: Final = 1.0
+"""How long PostgreSQL is given to note what became of an event; without the note a reaper publishes it once more."""
+
+FLUSH_SECONDS: Final = 15.0
+"""How long a start, or `report-death`, spends on events that wait; the rest waits for the next start."""
+
+PUBLISH_GRACE_SECONDS: Final = 60.0
+OUTBOX_BATCH: Final = 1000
+
+TRIES: Final = 3
+"""A topic may refuse one event. Where Kafka takes none of so many in a row, it does not answer at all."""
+
+
+class Publication(enum.Enum):
+    """What became of the retry event of a death; the value says so in words."""
+
+    PUBLISHED = "published"
+    """Kafka has acknowledged it."""
+    RECORDED = "recorded, and waits in the database"
+    """The next runner or orchestrator that starts publishes it, or a reaper."""
+    SPOOLED = "spooled, and waits for the next runner here"
+    """PostgreSQL did not record the death. The next runner that starts with this spool publishes the event."""
+    LOST = "NOT published"
+    """Neither Kafka nor PostgreSQL nor the spool took it."""
+    SUPERSEDED = "not due: the scenario is another runner's"
+    COMPLETED = "not due: the attempt had completed its scenario"
+    """Only the reply to its last statement was lost."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody has yet to publish the event."""
+        return self in (Publication.RECORDED, Publication.SPOOLED, Publication.LOST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The claim whose death was reported, and what became of its retry event."""
+
+    claim: Claim
+    event: Publication
+
+
+async def publish(config: Config, event: RetryEvent) -> bool:
+    """Publish the event within `kafka.publish_timeout_seconds`; whether Kafka has acknowledged it. Never raises."""
+    try:
+        await retry_event.publish(config.kafka, event)
+    except RunnerError as error:
+        logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
+        return False
+    except Exception:
+        logger.exception("the retry event is not confirmed")
+        return False
+    logger.info("retry event %s is acknowledged", event.id)
+    return True
+
+
+async def mark(config: Config, claim: Claim, *, published: bool) -> None:
+    """Note in PostgreSQL that the event is published, or that whoever starts next may publish it. Never raises.
+
+    The connection is a new one: the one that recorded the death is not kept open while Kafka is waited for.
+    """
+    problem: Exception | None = None
+    with trio.move_on_after(MARK_SECONDS) as scope:
+        try:
+            async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
+                note = store.mark_published if published else store.hand_over
+                await note(claim.scenario_id, claim.epoch)
+        except Exception as error:  # noqa: BLE001 - the event is where it is, whatever goes wrong here
+            problem = error
+    if problem or scope.cancelled_caught:
+        why = problem or f"no answer within {MARK_SECONDS:g} s"
+        logger.warning("a reaper will publish the event %s: %s", "once more" if published else "later", why)
+
+
+async def keep(config: Config, spool: Spool, event: RetryEvent) -> bool:
+    """Leave the event in the spool; whether it is there. Never raises."""
+    record = SpooledRecord(
+        id=event.id,
+        topic=config.kafka.retry_topic,
+        key=str(event.scenario_id),
+        headers=tuple((name, value.decode()) for name, value in retry_event.headers(event)),
+        value=retry_event.encode(event).decode(),
+    )
+    try:
+        path = await spool.put(record)
+    except RunnerError as error:
+        logger.error("the retry event may not be in the spool: %s", error)  # noqa: TRY400 - no stack is needed
+        return False
+    except Exception:
+        logger.exception("the retry event may not be in the spool")
+        return False
+    logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
+    return True
+
+
+async def publish_recorded(
+    config: Config, store: Store, scenario_id: int, epoch: int, *, recorded_by: str | None = None
+) -> Report | None:
+    """Publish the event of a death that PostgreSQL has recorded, unless it is published by now.
+
+    Args:
+        config: Where Kafka is, and how long it may take.
+        store: Where the event is recorded.
+        scenario_id: Whose death it is.
+        epoch: The attempt that died.
+        recorded_by: Leave the event alone unless this reporter recorded it; None: whoever did.
+
+    Returns:
+        None where there is nothing to publish, or what is recorded is no event of this version.
+
+    Raises:
+        RunnerError: PostgreSQL cannot be asked.
+    """
+    body = await store.unpublished_event(scenario_id, epoch)
+    if body is None:
+        return None
+    try:
+        event = msgspec.json.decode(body, type=RetryEvent)
+    except msgspec.ValidationError as error:
+        # A later version may have written it, and whoever runs that version can publish it.
+        logger.error("the record of scenario %d, attempt %d is no event: %s", scenario_id, epoch, error)  # noqa: TRY400 - no stack is needed
+        return None
+    if recorded_by not in (None, event.reporter):
+        return None
+    published = await publish(config, event)
+    if published:
+        try:
+            await store.mark_published(scenario_id, epoch)
+        except RunnerError as error:
+            logger.warning("a reaper will publish the event once more: %s", error)
+    return Report(claim=event.claim, event=Publication.PUBLISHED if published else Publication.RECORDED)
+
+
+async def publish_outbox(config: Config, store: Store) -> list[Report]:
+    """Publish the deaths that PostgreSQL has recorded and nobody has published, so far as Kafka takes them.
+
+    A death that a living reporter may still be publishing is left to it.
+
+    Raises:
+        RunnerError: PostgreSQL cannot be asked.
+    """
+    reports: list[Report] = []
+    refusals = 0
+    for scenario_id, epoch in await store.unpublished(_grace_seconds(config), OUTBOX_BATCH):
+        report = await publish_recorded(config, store, scenario_id, epoch)
+        if report is None:
+            continue
+        reports.append(report)
+        refusals = refusals + 1 if report.event.is_due else 0
+        if refusals == TRIES:
+            break
+    return reports
+
+
+def _grace_seconds(config: Config) -> float:
+    """How long a reporter is given to publish what it recorded: twice the longest that publishing takes."""
+    return max(PUBLISH_GRACE_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))
+
+
+async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
+    """Publish what waits in the spool, oldest first; returns how many were sent, and how many still wait.
+
+    Where another process is emptying the same directory, nothing is done. An event that is sent twice does no harm:
+    its id is the same.
+
+    Raises:
+        RunnerError: `spool_unusable`, or why Kafka does not take an event; those that it takes are sent all the same.
+    """
+    sent, problem = 0, None
+    async with spool.flushing() as ours:
+        for path in await spool.waiting() if ours else ():
+            try:
+                sent += await _publish_spooled_record(config, spool, path)
+            except RunnerError as error:
+                # A topic that refuses its event, or a file that cannot be read, holds up nothing but itself.
+                if error.code not in {ErrorCode.KAFKA_TOPIC, ErrorCode.SPOOL_UNUSABLE}:
+                    raise
+                problem = problem or error
+    if problem is not None:
+        raise problem
+    return sent, len(await spool.waiting())
+
+
+async def flush(config: Config, spool: Spool, store: Store | None = None) -> None:
+    """Publish what waits in the spool, and in the database of `store`, if Kafka takes it now; for at most 15 s."""
+    try:
+        with trio.move_on_after(FLUSH_SECONDS) as scope:
+            await publish_spooled(config, spool)
+            if store is not None:
+                await publish_outbox(config, store)
+    except RunnerError as error:
+        logger.warning("retry events wait to be published: %s", error)
+    if scope.cancelled_caught:
+        logger.warning("retry events wait to be published: not all could be sent within %g s", FLUSH_SECONDS)
+
+
+async def _publish_spooled_record(config: Config, spool: Spool, path: Path) -> bool:
+    record = await spool.read(path)
+    if record is None:
+        return False
+    headers = [(name, value.encode()) for name, value in record.headers]
+    await connection.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
+    await spool.remove(path)
+    logger.info("retry event %s, which had waited in the spool, is acknowledged", record.id)
+    return True

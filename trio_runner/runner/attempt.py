@@ -1,0 +1,178 @@
+"""One attempt at a scenario: clients, claim, pipeline, end; or one failure, reported before anything is closed."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_runner.database.store import Attempt
+from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
+from trio_runner.failure.failure import flatten
+from trio_runner.failure.outbox import Publication
+from trio_runner.failure.record import claim_scenario
+from trio_runner.failure.report import report_death
+from trio_runner.pipeline.run import run_pipeline
+from trio_runner.runner.outcome import Ending, Outcome
+from trio_runner.runner.preflight import open_clients
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_runner.config.load import Config
+    from trio_runner.config.sections import VideoSection
+    from trio_runner.database.store import Store
+    from trio_runner.failure.spool import Spool
+    from trio_runner.inference.client import InferenceClient
+    from trio_runner.model import Claim, Progress
+    from trio_runner.video.child import Video
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What whoever started an attempt does to it, and learns of it."""
+
+    work: trio.CancelScope
+    """Cancelled to end the attempt at once."""
+    drain: trio.Event
+    """Set to end it when what is under way is stored."""
+    on_claimed: Callable[[Claim], None]
+    on_failure: Callable[[], None]
+    """Called when the failure path begins, perhaps more than once; must not wait."""
+    is_aborted: Callable[[], bool]
+    """Whether `work` was cancelled in order to cut a drain short."""
+
+
+async def run_attempt(
+    config: Config,
+    spool: Spool,
+    *,
+    instance_id: str,
+    progress: Progress,
+    controls: Controls,
+    secrets: frozenset[str],
+) -> Outcome:
+    """Claim the scenario and take its video from the first frame that is not stored to its end.
+
+    Raises:
+        ClaimRefusedError: The scenario is not this runner's to take.
+        BaseException: The caller was cancelled; the death is reported before that goes on.
+    """
+    attempt = Attempt(
+        scenario_id=config.scenario.id,
+        epoch=config.scenario.epoch,
+        video_path=config.video.path,
+        runner_id=config.runner.id,
+        instance_id=instance_id,
+        max_failures=config.scenario.max_failures,
+    )
+    claim: Claim | None = None
+
+    def on_passed() -> None:
+        """Frames that are passed over, because they are stored already, are progress too."""
+        progress.last_advance = trio.current_time()
+
+    try:
+        with controls.work:
+            async with open_clients(config, spool, on_passed=on_passed) as (store, inference, video):
+                attempt = replace(attempt, video_identity=video.info.identity, sampling=_sampling(config.video))
+                try:
+                    claim = await claim_scenario(store, attempt)
+                    _check_same(claim, attempt)
+                    controls.on_claimed(claim)
+                    await _process(config, claim, store, inference, video, progress, controls)
+                except BaseException:
+                    # Called here, before the clients are closed, because closing may be what hangs.
+                    controls.on_failure()
+                    raise
+            return Outcome(ending=Ending.COMPLETED, claim=claim)
+        controls.on_failure()
+        failure = flatten(RunnerError(ErrorCode.INTERRUPTED, "asked to stop"))
+    except ClaimRefusedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every error ends this attempt and must be reported
+        controls.on_failure()
+        failure = flatten(error, secrets)
+    except BaseException as error:
+        controls.on_failure()
+        # The caller cancels this task, or Ctrl-C fell. An error of the same moment is the better reason.
+        named = error.subgroup(Exception) if isinstance(error, BaseExceptionGroup) else None
+        failure = flatten(named or RunnerError(ErrorCode.INTERRUPTED, "cancelled from outside"), secrets)
+        with suppress(ClaimRefusedError, SupersededError):
+            # report_death shields and bounds itself.
+            await report_death(config, spool, attempt, claim, failure, progress)  # noqa: ASYNC102
+        raise
+    level = logging.INFO if failure.code is ErrorCode.INTERRUPTED else logging.ERROR
+    logger.log(level, "%s: %s", failure.code, failure.message)
+    try:
+        report = await report_death(config, spool, attempt, claim, failure, progress)
+    except SupersededError as error:
+        return Outcome(ending=Ending.SUPERSEDED, claim=None, failure=flatten(error), event=Publication.SUPERSEDED)
+    if report.event is Publication.COMPLETED:
+        return Outcome(ending=Ending.COMPLETED, claim=report.claim)
+    if report.event is Publication.SUPERSEDED:
+        ending = Ending.SUPERSEDED
+    elif failure.code is ErrorCode.INTERRUPTED and not controls.is_aborted():
+        ending = Ending.DRAINED
+    else:
+        ending = Ending.FAILED
+    return Outcome(ending=ending, claim=report.claim, failure=failure, event=report.event)
+
+
+async def _process(
+    config: Config,
+    claim: Claim,
+    store: Store,
+    inference: InferenceClient,
+    video: Video,
+    progress: Progress,
+    controls: Controls,
+) -> None:
+    progress.next_frame = claim.next_frame
+    progress.frames_stored_before = claim.frames_stored
+    progress.declared_frames = video.info.declared_frames
+    progress.last_advance = trio.current_time()
+    video.start(claim.next_frame)
+    end = await run_pipeline(
+        video,
+        inference,
+        store,
+        claim=claim,
+        config=config,
+        progress=progress,
+        drain=controls.drain,
+        on_failure=controls.on_failure,
+    )
+    if end.skipped_corrupt:
+        logger.warning("%d damaged frames were passed over", end.skipped_corrupt)
+    await store.finish(claim, end.selected, config.scenario.on_complete)
+
+
+def _sampling(video: VideoSection) -> str:
+    """Which frames are chosen, in words that are the same for the same choice."""
+    return (
+        f"stride {video.stride}, max_fps {video.max_fps!r}, start_seconds {video.start_seconds!r}, "
+        f"max_frames {video.max_frames}"
+    )
+
+
+def _check_same(claim: Claim, attempt: Attempt) -> None:
+    """What is stored and what would be stored are of one kind; raises RunnerError where they are not."""
+    stored = f"the {claim.frames_stored} frames stored"
+    if claim.video_identity != attempt.video_identity:
+        raise RunnerError(
+            ErrorCode.VIDEO_CHANGED,
+            f"{attempt.video_path}: is not the video that {stored} come from. Put that one back, or give the new one "
+            "a scenario of its own",
+        )
+    if claim.sampling != attempt.sampling:
+        raise RunnerError(
+            ErrorCode.SAMPLING_CHANGED,
+            f"{stored} were chosen by: {claim.sampling}; now: {attempt.sampling}. Set [video] as it was, or use "
+            "another scenario",
+        )
