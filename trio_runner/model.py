@@ -84,6 +84,7 @@ class Claim:
     frames_stored: int
     video_identity: str | None = None
     sampling: str | None = None
+    """A JSON object."""
 
 
 @dataclass(slots=True)

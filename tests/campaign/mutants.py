@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from importlib import resources
+
+from trio_runner.database import schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,9 @@ class Mutant:
 
 
 def _function(name: str) -> str:
-    """The last definition of that function in the schema files, so that it replaces what is there."""
-    directory = resources.files("trio_runner").joinpath("database/sql")
-    text = "\n".join(
-        path.read_text(encoding="utf-8")
-        for path in sorted(directory.iterdir(), key=lambda path: path.name)
-        if path.name.endswith(".sql")
-    )
-    pattern = rf"^CREATE (?:OR REPLACE )?FUNCTION {name}\(.*?^END \$\$;"
-    definition = re.findall(pattern, text, re.MULTILINE | re.DOTALL)[-1]
-    definition = re.sub(r"\ACREATE (OR REPLACE )?", "CREATE OR REPLACE ", definition)
-    return f"{definition}\nALTER FUNCTION {name} SECURITY DEFINER SET search_path = trio_runner, pg_temp;"
+    """The text of that function, with the rights that the schema gives it."""
+    text = schema.files()[f"functions/{name}.sql"]
+    return f"{text}\nALTER FUNCTION {name} SECURITY DEFINER SET search_path = trio_runner, pg_temp;"
 
 
 def _mute(reporter: str) -> str:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -751,15 +750,6 @@ async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:
         holder = await backlog.holder_of(7, epoch)
         assert holder is not None
         assert holder.claim is None
-
-
-async def test_what_was_tried_often_before_there_was_a_limit_may_go_on(store: Store, tmp_path: Path) -> None:
-    """The file is applied to a ledger in use."""
-    await store.fetch_all("INSERT INTO scenarios (id, video_path, epoch) VALUES (1, '/a', 1), (2, '/a', 400)")
-    text = (Path(__file__).parents[2] / "trio_runner" / "database" / "sql" / "0006_work.sql").read_text()
-    (statement,) = (part for part in text.split(";") if "SET last_epoch = epoch + " in part)
-    await store.fetch_all(statement)
-    assert [(await state(store, each))["last_epoch"] for each in (1, 2)] == [50, 449]
 
 
 async def test_an_id_that_no_row_can_have_is_an_error_with_a_name(backlog: Backlog) -> None:

@@ -1,71 +1,118 @@
-"""The schema in a database of its own: made once, whoever comes, and complete or refused by name."""
+"""The schema in a database of its own: made once, brought to this version, or refused by name."""
 
 from __future__ import annotations
 
-import asyncio
+import shutil
 import uuid
-from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
-import asyncpg
 import pytest
 import trio
 
-from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers
-from tests.support.makers import attempt
+from tests.support.database_server import OWNER, DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.harness import PATIENCE_SECONDS
+from tests.support.makers import attempt, make_result, report
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
-from trio_runner.database import reading
-from trio_runner.database.store import open_store
+from trio_runner.database import reading, schema
+from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
+from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
-FILES = ["0001_tables.sql", "0002_verbs.sql", "0003_roles.sql", "0004_reports.sql", "0005_outbox.sql", "0006_work.sql"]
+FILES = list(schema.files())
+
+RELEASED: dict[int, str] = {}
+"""By REVISION: `schema.digest` of the files of each release, all in one. A release adds its own line."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
+        yield started
 
 
 @pytest.fixture
-async def empty_database(servers: Servers, ledger: Ledger) -> AsyncIterator[DatabaseSection]:
-    (rights,) = await ledger.query("SELECT rolcreatedb FROM pg_roles WHERE rolname = current_user")
-    if not rights["rolcreatedb"]:
-        pytest.skip("the database user given may not create databases")
-    name = f"trio_runner_test_{uuid.uuid4().hex}"
-    await ledger.query(f"CREATE DATABASE {name}")
+async def empty_database(server: DatabaseServer) -> AsyncIterator[DatabaseSection]:
+    name = f"test_{uuid.uuid4().hex}"
+    await server.as_superuser(f"CREATE DATABASE {name} OWNER {OWNER}")
     try:
-        parts = urlsplit(servers.database_url)
-        yield DatabaseSection(**servers.database | {"url": f"{parts.scheme}://{parts.netloc}/{name}"})
+        yield DatabaseSection(**server.section(database=name))
     finally:
         with trio.move_on_after(PATIENCE_SECONDS, shield=True):
-            await trio.to_thread.run_sync(lambda: asyncio.run(_drop(servers, name)))
+            await server.as_superuser(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _drop(servers: Servers, name: str) -> None:
-    connection = await asyncpg.connect(servers.database_url, password=servers.password or None)
-    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await connection.close()
+@pytest.fixture
+async def store(empty_database: DatabaseSection) -> AsyncIterator[Store]:
+    async with aio.open_loop(), open_store(empty_database, application_name="test_schema") as opened:
+        yield opened
 
 
-async def test_an_empty_database_is_told_from_a_ready_one(empty_database: DatabaseSection, scenario_id: int) -> None:
-    async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
-        for verb in (store.check_schema(), store.claim(attempt(scenario_id)), reading.scenarios(store)):
-            with pytest.raises(RunnerError, match="init-db") as caught:
-                await verb
-            assert caught.value.code is ErrorCode.STORE_SCHEMA
-        assert await store.create_schema() == FILES
+@pytest.fixture
+def sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The SQL files of this version, as a copy to change: what the next version has."""
+    copy = tmp_path / "sql"
+    shutil.copytree(Path(str(schema.directory())), copy)
+    (copy / "changes").mkdir(exist_ok=True)
+    monkeypatch.setattr(schema, "directory", lambda: copy)
+    return copy
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+async def functions(store: Store, *names: str) -> list[dict[str, Any]]:
+    return await store.fetch_all(
+        "SELECT oid::regprocedure::text AS signature, prosecdef AS definer, prosrc AS body,"
+        " array_to_string(proconfig, ' ') AS settings, has_function_privilege('public', oid, 'EXECUTE') AS everybodys"
+        " FROM pg_proc WHERE pronamespace = 'trio_runner'::regnamespace AND proname = ANY($1) ORDER BY proname",
+        names,
+    )
+
+
+async def tables(store: Store) -> list[dict[str, Any]]:
+    return await store.fetch_all(
+        "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
+        " WHERE table_schema = 'trio_runner' ORDER BY table_name, column_name"
+    )
+
+
+# a new database
+
+
+async def test_an_empty_database_is_told_from_a_ready_one(store: Store, scenario_id: int) -> None:
+    for verb in (store.check_schema(), store.claim(attempt(scenario_id)), reading.scenarios(store)):
+        with pytest.raises(RunnerError, match="init-db") as caught:
+            await verb
+        assert caught.value.code is ErrorCode.STORE_SCHEMA
+    assert await store.create_schema() == FILES
+    await store.check_schema()
+    assert await store.create_schema() == []
+    assert await reading.scenarios(store) == []
+    assert await reading.retry_events(store) == []
+
+
+async def test_a_database_that_lacks_a_file_says_which(store: Store) -> None:
+    with pytest.raises(RunnerError, match=r"missing or out of date in tables\.sql, 31 functions;"):
         await store.check_schema()
-        assert await store.create_schema() == []
-        assert await reading.scenarios(store) == []
-        assert await reading.retry_events(store) == []
+    await store.create_schema()
+    await store.fetch_all("DELETE FROM schema_files WHERE name = 'functions/store.sql'")
+    with pytest.raises(RunnerError, match=r"out of date in functions/store\.sql;"):
+        await store.check_schema()
 
 
-async def test_a_database_that_lacks_a_file_says_which(empty_database: DatabaseSection) -> None:
-    async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
-        await store.create_schema()
-        await store.fetch_all("DELETE FROM schema_migrations WHERE name = '0002_verbs.sql'")
-        with pytest.raises(RunnerError, match=r"lacks 0002_verbs\.sql"):
-            await store.check_schema()
-
-
-async def test_many_runners_on_an_empty_database_make_its_schema_once(empty_database: DatabaseSection) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+async def test_many_runners_on_an_empty_database_make_its_schema_once(
+    empty_database: DatabaseSection, server: DatabaseServer, isolation: str
+) -> None:
     applied: list[list[str]] = []
+    name = empty_database.url.rpartition("/")[2]
+    await server.as_superuser(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
 
     async def create() -> None:
         async with open_store(empty_database, application_name="x") as store:
@@ -76,3 +123,311 @@ async def test_many_runners_on_an_empty_database_make_its_schema_once(empty_data
         for _ in range(5):
             nursery.start_soon(create)
     assert sorted(applied) == [[], [], [], [], FILES]
+
+
+def test_a_file_holds_the_function_that_it_is_named_after_and_no_rights() -> None:
+    texts = {name.removeprefix("functions/").removesuffix(".sql"): text for name, text in schema.files().items()}
+    del texts["tables"]
+    assert texts.keys() == {*ORCHESTRATOR_VERBS, "refuse", "guard_scenario"}
+    for name, text in texts.items():
+        assert text.count("FUNCTION ") - text.count("EXECUTE FUNCTION ") == 1
+        assert f"CREATE OR REPLACE FUNCTION {name}(" in text
+        assert not {"SECURITY", "SET search_path", "GRANT", "REVOKE"} & {word for word in text.split("\n") if word}
+
+
+def test_a_release_that_changes_the_files_raises_the_revision() -> None:
+    texts = "".join(f"{name}\n{text}\n" for name, text in schema.files().items())
+    assert RELEASED.get(schema.REVISION) in {None, schema.digest(texts)}
+    assert max(RELEASED, default=1) <= schema.REVISION
+
+
+# functions of another text
+
+
+async def test_a_function_whose_text_differs_is_applied_again_and_no_other(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    edit(sql / "functions" / "unproven.sql", "count(*)", "count(1)")
+    with pytest.raises(RunnerError, match=r"out of date in functions/unproven\.sql; run: trio-runner init-db"):
+        await store.check_schema()
+    assert await store.create_schema() == ["functions/unproven.sql"]
+    (function,) = await functions(store, "unproven")
+    assert "count(1)" in function["body"]
+    assert (function["definer"], function["everybodys"]) == (True, False)
+    assert function["settings"] == "search_path=trio_runner, pg_temp"
+    assert await store.create_schema() == []
+
+
+async def test_a_comment_that_is_reworded_is_no_change(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    for path in (sql / "tables.sql", sql / "functions" / "store.sql"):
+        path.write_text("-- Other words.\n\n" + path.read_text().replace("-- ", "-- Well: "))
+    assert await store.create_schema() == []
+    await store.check_schema()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "signature"),
+    [
+        ("stop(p_id bigint) RETURNS text", "stop(p_id bigint, p_by text) RETURNS text", "stop(bigint,text)"),
+        ("stop(p_id bigint)", "stop(p_id integer)", "stop(integer)"),
+        ("p_id", "p_scenario", "stop(bigint)"),
+        ("RETURNS text", "RETURNS varchar", "stop(bigint)"),
+    ],
+    ids=["one argument more", "another type", "another name", "another result"],
+)
+async def test_a_function_of_another_signature_takes_the_place_of_the_old_one(
+    store: Store, sql: Path, old: str, new: str, signature: str
+) -> None:
+    await store.create_schema()
+    edit(sql / "functions" / "stop.sql", old, new)
+    assert await store.create_schema() == ["functions/stop.sql"]
+    (function,) = await functions(store, "stop")
+    assert function["signature"] == signature
+    assert (function["definer"], function["everybodys"]) == (True, False)
+
+
+async def test_a_function_that_no_file_defines_any_more_is_dropped(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    await store.fetch_all("CREATE FUNCTION of_an_operator() RETURNS void LANGUAGE sql AS ''")
+    (sql / "functions" / "overview.sql").unlink()
+    assert await store.create_schema() == ["functions/overview.sql"]
+    assert await functions(store, "overview") == []
+    assert len(await functions(store, "of_an_operator")) == 1
+    assert await store.create_schema() == []
+
+
+async def test_a_text_that_postgresql_refuses_leaves_everything_as_it_was(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    before = await functions(store, "due", "stop")
+    edit(sql / "functions" / "due.sql", "FOR UPDATE SKIP LOCKED", "")
+    edit(sql / "functions" / "stop.sql", "BEGIN", "BEGUN")
+    with pytest.raises(RunnerError, match="syntax error") as caught:
+        await store.create_schema()
+    assert caught.value.code is ErrorCode.STORE_REJECTED
+    assert await functions(store, "due", "stop") == before
+
+
+async def test_roles_keep_their_rights_and_get_what_is_new_for_them(
+    server: DatabaseServer, store: Store, sql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function that was granted by hand is granted again too, and the ones that were not are not."""
+    roles = ['Runner\'s "role" é', "an_orchestrator", "a_monitor"]
+    quoted = ['"Runner\'s ""role"" é"', *roles[1:]]
+    await server.as_superuser(*(f"CREATE ROLE {role}" for role in quoted))
+    try:
+        await store.create_schema()
+        await store.grant(roles[0])
+        await store.grant(roles[1], ORCHESTRATOR_VERBS)
+        await store.fetch_all("GRANT EXECUTE ON FUNCTION overview TO a_monitor")
+        # One result, one name and one text are new, and a function for runners.
+        edit(sql / "functions" / "overview.sql", "frames_per_second double precision", "frames_per_second real")
+        edit(sql / "functions" / "overview.sql", "))::float8\n", "))::real\n")
+        edit(sql / "functions" / "heartbeat.sql", "p_lease", "p_for")
+        edit(sql / "functions" / "unproven.sql", "count(*)", "count(1)")
+        (sql / "functions" / "pause.sql").write_text(
+            "CREATE OR REPLACE FUNCTION pause(p_id bigint) RETURNS void LANGUAGE sql AS ''"
+        )
+        for name, verbs in (("RUNNER_VERBS", RUNNER_VERBS), ("ORCHESTRATOR_VERBS", ORCHESTRATOR_VERBS)):
+            monkeypatch.setattr(f"trio_runner.database.rights.{name}", (*verbs, "pause"))
+        assert len(await store.create_schema()) == 4
+        may_call = {}
+        for role in roles:
+            rows = await store.fetch_all(
+                "SELECT proname FROM pg_proc WHERE pronamespace = 'trio_runner'::regnamespace"
+                " AND has_function_privilege($1, oid, 'EXECUTE')",
+                role,
+            )
+            may_call[role] = {row["proname"] for row in rows}
+        assert may_call == {
+            roles[0]: {*RUNNER_VERBS, "pause"},
+            roles[1]: {*ORCHESTRATOR_VERBS, "pause"},
+            roles[2]: {"overview"},
+        }
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.fetch_all("DROP SCHEMA trio_runner CASCADE")
+            name = (await store.fetch_all("SELECT current_database() AS name"))[0]["name"]
+            for role in quoted[:2]:
+                await server.as_superuser(f"REVOKE ALL ON DATABASE {name} FROM {role}")
+            await server.as_superuser(*(f"DROP ROLE {role}" for role in quoted))
+
+
+# changes to tables
+
+
+async def test_a_change_reaches_every_database_once(store: Store, server: DatabaseServer, sql: Path) -> None:
+    """A ledger in use gets the numbered files that it lacks, in order; a new one has them from the start."""
+    await store.create_schema()
+    claim = await store.claim(attempt(7))
+    await store.store(claim, 0, [make_result(0)])
+
+    edit(sql / "tables.sql", "    error       jsonb,\n", "    error       jsonb,\n    note        varchar(9),\n")
+    # In the wrong order the second would fail.
+    (sql / "changes" / "0001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (sql / "changes" / "0002_short_note.sql").write_text("ALTER TABLE attempts ALTER COLUMN note TYPE varchar(9);")
+    with pytest.raises(RunnerError, match=r"out of date in changes/0001_note\.sql, changes/0002_short_note\.sql;"):
+        await store.check_schema()
+    assert await store.create_schema() == ["changes/0001_note.sql", "changes/0002_short_note.sql"]
+    assert await store.create_schema() == []
+    await store.check_schema()
+    assert len(await reading.attempts(store, 7)) == 1
+
+    edit(
+        sql / "tables.sql",
+        "    error       jsonb,\n    note",
+        "    error       jsonb,\n    more        text,\n    note",
+    )
+    (sql / "changes" / "0003_more.sql").write_text("ALTER TABLE attempts ADD COLUMN more text;")
+    edit(sql / "functions" / "unproven.sql", "count(*)", "count(1)")
+    assert await store.create_schema() == ["changes/0003_more.sql", "functions/unproven.sql"]
+    grown = await tables(store)
+
+    await store.fetch_all("DROP SCHEMA trio_runner CASCADE")
+    assert await store.create_schema() == FILES
+    assert await store.create_schema() == []
+    assert await tables(store) == grown
+    names = [row["name"] for row in await store.fetch_all("SELECT name FROM schema_files ORDER BY applied_at, name")]
+    assert [name for name in names if name.startswith("changes/")] == [
+        "changes/0001_note.sql",
+        "changes/0002_short_note.sql",
+        "changes/0003_more.sql",
+    ]
+
+
+async def test_a_change_that_fails_leaves_everything_as_it_was(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    before = await tables(store), await store.fetch_all("SELECT * FROM schema_files ORDER BY name")
+    (sql / "changes" / "0001_good.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (sql / "changes" / "0002_bad.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    with pytest.raises(RunnerError, match="already exists"):
+        await store.create_schema()
+    assert (await tables(store), await store.fetch_all("SELECT * FROM schema_files ORDER BY name")) == before
+
+
+async def test_a_change_may_take_longer_than_a_command(empty_database: DatabaseSection, sql: Path) -> None:
+    """Neither the time of a command nor what the session allows a statement or a lock ends it."""
+    hurried = DatabaseSection(
+        **{name: getattr(empty_database, name) for name in empty_database.__struct_fields__}
+        | {"command_timeout_seconds": 1.0}
+    )
+    async with (
+        aio.open_loop(),
+        open_store(empty_database, application_name="reader") as reader,
+        open_store(hurried, application_name="x") as store,
+    ):
+        await reader.create_schema()
+        await store.fetch_all("SET lock_timeout = '100ms'")
+        (sql / "changes" / "0001_slow.sql").write_text("SELECT pg_sleep(2); ALTER TABLE attempts ADD COLUMN note text;")
+
+        async def read_for_long() -> None:
+            await reader.fetch_all("SELECT pg_sleep(4) FROM (SELECT count(*) FROM attempts) a")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_for_long)
+            assert await store.create_schema() == ["changes/0001_slow.sql"]
+        with pytest.raises(RunnerError, match=r"within 1 s|statement timeout"):
+            await store.fetch_all("SELECT pg_sleep(3)")
+
+
+async def test_a_change_is_bounded_all_the_same(
+    empty_database: DatabaseSection, sql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aio.open_loop():
+        async with open_store(empty_database, application_name="x") as store:
+            await store.create_schema()
+            (sql / "changes" / "0001_endless.sql").write_text("SELECT pg_sleep(1000);")
+            monkeypatch.setattr(schema, "MIGRATION_SECONDS", 0.3)
+            with pytest.raises(RunnerError) as caught:
+                await store.create_schema()
+        assert caught.value.code is ErrorCode.STORE_TIMEOUT
+        async with open_store(empty_database, application_name="x") as store:
+            with pytest.raises(RunnerError, match=r"out of date in changes/0001_endless\.sql"):
+                await store.check_schema()
+
+
+# two versions, and ledgers of no version
+
+
+async def test_an_older_program_leaves_a_newer_database_alone(
+    store: Store, sql: Path, scenario_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two versions that start in turn do not replace each other's functions; the older one works with the newer's."""
+    older, mine = schema.directory(), schema.REVISION
+    newer = sql.with_name("newer")
+    shutil.copytree(sql, newer)
+    edit(newer / "functions" / "unproven.sql", "count(*)", "count(1)")
+    edit(newer / "tables.sql", "    error       jsonb,\n", "    error       jsonb,\n    note        text,\n")
+    (newer / "changes" / "0001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    await store.create_schema()
+
+    monkeypatch.setattr(schema, "directory", lambda: newer)
+    monkeypatch.setattr(schema, "REVISION", mine + 1)
+    assert await store.create_schema() == ["changes/0001_note.sql", "functions/unproven.sql"]
+    after = await functions(store, *ORCHESTRATOR_VERBS)
+
+    monkeypatch.setattr(schema, "directory", lambda: older)
+    monkeypatch.setattr(schema, "REVISION", mine)
+    for _ in range(2):
+        assert await store.create_schema() == []
+        await store.check_schema()
+        await store.check_rights(verbs=ORCHESTRATOR_VERBS)
+    assert await functions(store, *ORCHESTRATOR_VERBS) == after
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0)])
+    assert await report(store, claim)
+
+    (newer / "functions" / "label_counts.sql").unlink()
+    monkeypatch.setattr(schema, "directory", lambda: newer)
+    monkeypatch.setattr(schema, "REVISION", mine + 2)
+    await store.create_schema()
+    monkeypatch.setattr(schema, "directory", lambda: older)
+    monkeypatch.setattr(schema, "REVISION", mine)
+    with pytest.raises(RunnerError, match=r"no function label_counts.*upgrade") as caught:
+        await store.check_rights()
+    assert caught.value.code is ErrorCode.STORE_SCHEMA
+    assert await store.create_schema() == []
+
+
+OLD_LEDGER = """
+    CREATE SCHEMA trio_runner;
+    CREATE TABLE trio_runner.schema_migrations
+        (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
+    INSERT INTO schema_migrations (name) VALUES ('0001_tables.sql'), ('0002_verbs.sql'), ('0003_roles.sql'),
+        ('0004_reports.sql'), ('0005_outbox.sql'), ('0006_work.sql');
+    CREATE TABLE scenarios (id bigint PRIMARY KEY, video_path text NOT NULL, status text NOT NULL, sampling text);
+    INSERT INTO scenarios VALUES (7, '/a.mp4', 'init_startup', 'stride 1, max_fps 0.0');
+    CREATE FUNCTION claim(bigint, text, bigint, uuid, text, text, interval, integer, text, text)
+        RETURNS TABLE (claimed_epoch bigint) LANGUAGE sql AS 'SELECT 1::bigint'
+"""
+
+
+async def test_a_ledger_of_a_version_before_the_first_release_is_refused(store: Store) -> None:
+    """As it was made until then: other names of files, the sampling in words, a claim() of other arguments."""
+    for statement in OLD_LEDGER.split(";"):
+        await store.fetch_all(statement)
+    for verb in (
+        store.create_schema(),
+        store.check_schema(),
+        store.check_rights(),
+        store.check_rights(may_create=True, verbs=ORCHESTRATOR_VERBS),
+    ):
+        with pytest.raises(RunnerError) as caught:
+            await verb
+        assert caught.value.code is ErrorCode.STORE_SCHEMA
+        assert str(caught.value) == (
+            "store_schema: this ledger was made by a version before 0.1.0, which cannot be carried over; finish its"
+            " scenarios with that version, or DROP SCHEMA trio_runner CASCADE and run: trio-runner init-db CONFIG"
+        )
+    (kept,) = await reading.scenarios(store)
+    assert kept["sampling"] == "stride 1, max_fps 0.0"
+    await store.fetch_all("DROP SCHEMA trio_runner CASCADE")
+    assert await store.create_schema() == FILES
+
+
+async def test_a_ledger_with_tables_of_another_build_is_refused(store: Store, sql: Path) -> None:
+    await store.create_schema()
+    edit(sql / "tables.sql", "    error       jsonb,\n", "    error       jsonb,\n    note        text,\n")
+    for verb in (store.create_schema(), store.check_schema()):
+        with pytest.raises(RunnerError, match=r"tables\.sql differs.*DROP SCHEMA") as caught:
+            await verb
+        assert caught.value.code is ErrorCode.STORE_SCHEMA

@@ -280,7 +280,8 @@ async def test_a_row_that_somebody_has_locked_holds_no_reaper_up(
     held_up, behind = scene.scenario_id, new_scenario_id()
     for number, seconds in ((held_up, 7200), (behind, 3600)):
         await scene.ledger.query(
-            "SELECT claim($1, 'x', 0, gen_random_uuid(), 'r', 'h', make_interval(secs => $2), 5, 'x', 'x')",
+            "SELECT claimed_epoch FROM claim"
+            " ($1, 'x', 0, gen_random_uuid(), 'r', 'h', make_interval(secs => $2), 5, 'x', '{}')",
             number,
             -float(seconds),
         )
@@ -345,7 +346,14 @@ async def test_another_video_under_the_same_name_is_refused(scene: Scene, tmp_pa
 
 @pytest.mark.parametrize(
     "changed",
-    [{"stride": 2}, {"max_fps": 10.0}, {"start_seconds": 1.0}, {"start_seconds": 5e-324}, {"max_frames": 50}],
+    [
+        {"stride": 2},
+        {"max_fps": 10.0},
+        {"start_seconds": 1.0},
+        {"start_seconds": 5e-324},
+        {"max_frames": 50},
+        {"on_corrupt": "skip"},
+    ],
 )
 async def test_another_sampling_is_refused(scene: Scene, clip: Path, changed: dict[str, Any]) -> None:
     await half_a_run(scene, clip)
@@ -358,6 +366,20 @@ async def test_another_sampling_is_refused(scene: Scene, clip: Path, changed: di
     assert (row["last_error"]["code"], row["outcome"]) == ("sampling_changed", "failed")
     assert next(iter(changed)) in row["last_error"]["message"]
     await scene.ledger.check_invariants(scene.scenario_id)
+
+
+async def test_a_sampling_stored_by_a_version_with_other_options_is_the_same_sampling(scene: Scene, clip: Path) -> None:
+    """One option less, and one more that is off: the scenario goes on."""
+    await half_a_run(scene, clip)
+    await scene.ledger.query(
+        "UPDATE scenarios SET sampling = sampling - 'on_corrupt' || '{\"min_change\": 0.0}' WHERE id = $1",
+        scene.scenario_id,
+    )
+    async with open_fake() as fake:
+        config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        done = await scene.run_to_the_end(config)
+    assert done.code == 0, done.err
+    await scene.check_rows(60)
 
 
 async def test_as_long_as_nothing_is_stored_both_may_change(scene: Scene, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
 from trio_runner.database import reading, schema
 from trio_runner.database.backlog import Backlog
-from trio_runner.database.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
+from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
@@ -186,10 +186,10 @@ FORBIDDEN = [
     "SELECT nextval('scenario_ids')",
     "SELECT setval('scenario_ids', 1)",
     "SELECT * FROM scenario_ids",
-    "INSERT INTO schema_migrations (name) VALUES ('9999_mine.sql')",
-    "UPDATE schema_migrations SET name = 'x'",
-    "DELETE FROM schema_migrations",
-    "TRUNCATE schema_migrations",
+    "INSERT INTO schema_files VALUES ('functions/mine.sql', 'x', 1)",
+    "UPDATE schema_files SET revision = 99",
+    "DELETE FROM schema_files",
+    "TRUNCATE schema_files",
     "CREATE TABLE trio_runner.mine ()",
     "CREATE FUNCTION trio_runner.claim(text) RETURNS void LANGUAGE sql AS ''",
     "CREATE OR REPLACE FUNCTION refuse(bigint, bigint, uuid) RETURNS void LANGUAGE sql AS ''",
@@ -291,7 +291,7 @@ async def test_what_the_role_may_do_is_exactly_this(
         " AND (has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')"
         "      OR has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE, REFERENCES'))"
     )
-    assert [row["name"] for row in relations] == ["schema_migrations"]
+    assert [row["name"] for row in relations] == ["schema_files"]
     (sequence,) = await raw.query("SELECT has_sequence_privilege('scenario_ids', 'USAGE, SELECT, UPDATE') AS uses")
     assert not sequence["uses"]
     (rights,) = await raw.query(
@@ -370,10 +370,10 @@ async def test_a_runner_does_not_complete_the_schema(
     runner: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of a newer version, on the database of an older one."""
-    newer = [*schema.files(), tmp_path / "0009_newer.sql"]
+    newer = schema.files() | {"changes/0009_newer.sql": "ALTER TABLE attempts ADD COLUMN note text"}
     monkeypatch.setattr(schema, "files", lambda: newer)
     async with aio.open_loop(), open_store(DatabaseSection(**runner), application_name="x") as store:
-        with pytest.raises(RunnerError, match=r"lacks 0009_newer\.sql.*owner.*init-db") as caught:
+        with pytest.raises(RunnerError, match=r"out of date in changes/0009_newer\.sql.*owner.*init-db") as caught:
             await store.create_schema()
     assert caught.value.code is ErrorCode.STORE_SCHEMA
 

@@ -20,7 +20,7 @@ from trio_runner.base import aio
 from trio_runner.base.redact import redact
 from trio_runner.base.stopping import until_signal
 from trio_runner.database import reading
-from trio_runner.database.schema import ORCHESTRATOR_VERBS, RUNNER_VERBS
+from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
 from trio_runner.embedded.data_directory import is_hosted

@@ -31,6 +31,9 @@ LIBRARY_ERRORS: Final = (
 """What asyncpg raises; a connection that was cut shows as any but the first."""
 
 SCHEMA: Final = "trio_runner"
+SCHEMA_LOCK: Final = 0x7472_696F
+"""The advisory lock of whoever changes the schema or its grants."""
+
 DEFAULT_PORT: Final = 5432
 GRANT: Final = "trio-runner init-db CONFIG --grant ROLE"
 
@@ -190,7 +193,8 @@ def named_error(error: Exception) -> RunnerError:
     if state == "RN005":
         return SupersededError(message)
     if state in {"3F000", "42P01", "42883"}:
-        code, message = ErrorCode.STORE_SCHEMA, f"{message}; run: trio-runner init-db CONFIG"
+        remedy = "run: trio-runner init-db CONFIG; or upgrade this program where the database is of a newer version"
+        code, message = ErrorCode.STORE_SCHEMA, f"{message}; {remedy}"
     elif state == _INSUFFICIENT_PRIVILEGE:
         remedy = f"a runner's rights come from: {GRANT}; for more, log in as the schema's owner"
         code, message = ErrorCode.STORE_AUTH, f"PostgreSQL: {message}; {remedy}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import uuid
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import trio
 
 from trio_runner.base import aio
 from trio_runner.base.text import printable
-from trio_runner.database import schema
+from trio_runner.database import rights, schema
 from trio_runner.database.connection import LIBRARY_ERRORS, connect, named_error
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import Claim
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from trio_runner.model import FrameResult
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
 
@@ -44,6 +47,7 @@ class Attempt:
     max_failures: int
     video_identity: str | None = None
     sampling: str | None = None
+    """A JSON object."""
 
 
 class Store:
@@ -174,32 +178,39 @@ class Store:
         return bool(row and row["done"])
 
     async def create_schema(self) -> list[str]:
-        """Apply the schema files that this database lacks, in order, in one transaction; returns their names.
+        """Apply the schema files that this database lacks, in one transaction, and return their names.
+
+        The changes are bounded by `schema.MIGRATION_SECONDS` and not by `command_timeout_seconds`.
 
         Raises:
-            RunnerError: `store_schema`: something is missing, and this role may not create it.
+            RunnerError: `store_schema`: something is missing, and this role may not create it; or the database has a
+                schema that cannot be brought to this version.
         """
-        return await self._run(schema.create, self._connection)
+        if not await self._run(schema.missing, self._connection):
+            return []
+        applied = await self._run(schema.create, self._connection, seconds=schema.MIGRATION_SECONDS)
+        if applied:
+            logger.info("the schema was brought to this version: %s", schema.summary(applied))
+        return applied
 
-    async def check_rights(self, *, may_create: bool = False, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
-        """Raise RunnerError unless these verbs may be called; a schema that we `may_create` need not be whole yet."""
+    async def check_rights(self, *, may_create: bool = False, verbs: Sequence[str] = rights.RUNNER_VERBS) -> None:
+        """Raise RunnerError unless this role may call these verbs.
+
+        The schema must be complete, unless this role `may_create` what it lacks.
+        """
         await self._run(schema.check_rights, self._connection, may_create, verbs)
 
     async def check_schema(self) -> None:
-        """Raise `store_schema` unless every schema file of this version has been applied."""
-        if missing := await self._run(schema.missing, self._connection):
-            raise RunnerError(
-                ErrorCode.STORE_SCHEMA,
-                f"the database lacks {', '.join(missing)}; run: trio-runner init-db CONFIG",
-            )
+        """Raise `store_schema` unless every schema file of this version has been applied, or a newer one's."""
+        await self._run(schema.check_complete, self._connection)
 
-    async def grant(self, role: str, verbs: Sequence[str] = schema.RUNNER_VERBS) -> None:
+    async def grant(self, role: str, verbs: Sequence[str] = rights.RUNNER_VERBS) -> None:
         """Let `role` call these verbs, and do nothing else.
 
         Raises:
             RunnerError: `store_auth`: there is no such role, or this one may not grant that.
         """
-        await self._run(schema.grant, self._connection, role, verbs)
+        await self._run(rights.grant, self._connection, role, verbs)
 
     @property
     def _lease(self) -> timedelta:
@@ -217,8 +228,8 @@ class Store:
         """The rows of one statement, within `command_timeout_seconds`; raises RunnerError."""
         return [dict(row) for row in await self._run(self._connection.fetch, sql, *args)]
 
-    async def _run(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
-        seconds = self._config.command_timeout_seconds
+    async def _run(self, function: Callable[..., Awaitable[T]], *args: object, seconds: float | None = None) -> T:
+        seconds = seconds or self._config.command_timeout_seconds
         async with self._turn:
             try:
                 with trio.fail_after(seconds):

@@ -17,7 +17,7 @@ from trio_runner.base.logs import about
 from trio_runner.base.notify import Notifier
 from trio_runner.base.stopping import until_signal
 from trio_runner.database.backlog import Backlog, Counts
-from trio_runner.database.schema import ORCHESTRATOR_VERBS
+from trio_runner.database.rights import ORCHESTRATOR_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import RunnerError

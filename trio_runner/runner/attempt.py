@@ -18,12 +18,12 @@ from trio_runner.failure.report import report_death
 from trio_runner.pipeline.run import run_pipeline
 from trio_runner.runner.outcome import Ending, Outcome
 from trio_runner.runner.preflight import open_clients
+from trio_runner.runner.sampling import differences, sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_runner.config.load import Config
-    from trio_runner.config.sections import VideoSection
     from trio_runner.database.store import Store
     from trio_runner.failure.spool import Spool
     from trio_runner.inference.client import InferenceClient
@@ -80,7 +80,7 @@ async def run_attempt(
     try:
         with controls.work:
             async with open_clients(config, spool, on_passed=on_passed) as (store, inference, video):
-                attempt = replace(attempt, video_identity=video.info.identity, sampling=_sampling(config.video))
+                attempt = replace(attempt, video_identity=video.info.identity, sampling=sampling_of(config.video))
                 try:
                     claim = await claim_scenario(store, attempt)
                     _check_same(claim, attempt)
@@ -153,14 +153,6 @@ async def _process(
     await store.finish(claim, end.selected, config.scenario.on_complete)
 
 
-def _sampling(video: VideoSection) -> str:
-    """Which frames are chosen, in words that are the same for the same choice."""
-    return (
-        f"stride {video.stride}, max_fps {video.max_fps!r}, start_seconds {video.start_seconds!r}, "
-        f"max_frames {video.max_frames}"
-    )
-
-
 def _check_same(claim: Claim, attempt: Attempt) -> None:
     """What is stored and what would be stored are of one kind; raises RunnerError where they are not."""
     stored = f"the {claim.frames_stored} frames stored"
@@ -170,9 +162,9 @@ def _check_same(claim: Claim, attempt: Attempt) -> None:
             f"{attempt.video_path}: is not the video that {stored} come from. Put that one back, or give the new one "
             "a scenario of its own",
         )
-    if claim.sampling != attempt.sampling:
+    if changed := differences(claim.sampling, attempt.sampling):
         raise RunnerError(
             ErrorCode.SAMPLING_CHANGED,
-            f"{stored} were chosen by: {claim.sampling}; now: {attempt.sampling}. Set [video] as it was, or use "
+            f"{stored} were chosen by other options of [video]: {'; '.join(changed)}. Set [video] as it was, or use "
             "another scenario",
         )
