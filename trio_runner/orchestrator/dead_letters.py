@@ -1,4 +1,4 @@
-"""The dead-letter topic: scenarios that were given up, and messages that could not be followed."""
+"""The dead-letter topic: scenarios that were given up, and messages that could not be applied."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NAMESPACE: Final = uuid.UUID("b60f3f63-6c0c-5d6a-9f4e-0f6a1c0a7d55")
 
 
 async def publish_given_up(config: Config, given_up: GivenUp) -> None:
-    """Say that a scenario was given up, and what its last attempt died of; always with the same id.
+    """Publish that a scenario was given up, with the error of its last attempt; the message always has the same id.
 
     Raises:
-        RunnerError: one of `kafka_*`; it may still arrive.
+        RunnerError: One of `kafka_*`. The message may still arrive.
     """
     body = msgspec.json.encode(given_up)
     key = str(given_up.scenario_id)
@@ -34,10 +34,10 @@ async def publish_given_up(config: Config, given_up: GivenUp) -> None:
 
 
 async def publish_refused(config: Config, record: Record, why: str) -> None:
-    """Put a message aside, as it was, with the reason and the place that it was found at.
+    """Publish a copy of a message that cannot be used, with the reason, its topic, partition and offset.
 
     Raises:
-        RunnerError: one of `kafka_*`; it may still arrive, and it stays where it was found.
+        RunnerError: One of `kafka_*`. The copy may still arrive, and the message stays on its topic.
     """
     place = f"{record.topic}/{record.partition}/{record.offset}"
     value = (record.value or b"")[:MAX_REFUSED_BYTES]

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from trio_runner.database.backlog import RecentAttempt
 
 BREAKER_WINDOW: Final = 20
-"""How many of the last attempts the breaker judges by."""
+"""The number of last attempts that decide whether the breaker is open."""
 
 BREAKER_SHARE: Final = 0.5
+"""The share of them that opens it."""
 
 SHARED: Final = frozenset({Stage.INFERENCE, Stage.STORE, Stage.KAFKA})
-"""What all runners lean on. A broken video or a lost host says nothing about the next scenario."""
+"""The stages that depend on a peer of all runners. A broken video or a lost host says nothing about other scenarios."""
 
 MAX_DELAY_SECONDS: Final = 300.0
 
@@ -28,7 +29,7 @@ class StartBudget:
     """A token bucket: so many starts a second, and at most one second's worth at once."""
 
     def __init__(self, starts_per_second: float, now: float) -> None:
-        """Full at first, `now` by a clock that only goes forward."""
+        """A full bucket; `now`, in seconds, is of a clock that only goes forward."""
         self._rate = starts_per_second
         self._most = max(1.0, starts_per_second)
         self._tokens, self._filled = self._most, now
@@ -40,15 +41,15 @@ class StartBudget:
         return int(self._tokens)
 
     def spend(self, starts: int) -> None:
-        """They have started."""
+        """Take the tokens of so many starts."""
         self._tokens -= starts
 
 
 def breaker_code(recent: Sequence[RecentAttempt]) -> str | None:
-    """What holds the fleet back, if so many of the last attempts died of it; `recent` has the newest first.
+    """The error code that keeps the breaker open; None while it is closed. `recent` has the newest attempt first.
 
-    Half of a full window, of one code of a peer that all share, and nothing stored. The newest attempt that stored
-    something ends it: what is older is history.
+    The breaker opens when half of a full window of attempts died of one code of a shared peer. Attempts older than the
+    newest one that stored something do not count.
     """
     since_success = takewhile(lambda attempt: not attempt.progressed, recent[:BREAKER_WINDOW])
     shared = Counter(attempt.code for attempt in since_success if attempt.code is not None and _is_shared(attempt.code))
@@ -59,17 +60,17 @@ def breaker_code(recent: Sequence[RecentAttempt]) -> str | None:
 
 
 def allowed_starts(available: int, recent: Sequence[RecentAttempt], unproven: int) -> int:
-    """How many runners may be started: what the budget has, but one probe at a time while the breaker is open."""
+    """How many runners may start: as many as the budget has, but one at a time while the breaker is open."""
     if breaker_code(recent) is None:
         return available
     return min(available, 1) if unproven == 0 else 0
 
 
 def delay_seconds(refusals: int, random: float) -> float:
-    """How long to wait after so many refusals in a row: exponential with full jitter; `random` is from 0 to 1."""
+    """The pause after so many refusals in a row: exponential, with full jitter; `random` is from 0 to 1."""
     return random * min(MAX_DELAY_SECONDS, 2.0 ** min(refusals, 12))
 
 
 def _is_shared(code: str) -> bool:
-    # A later version may know codes that this one does not.
+    # The ledger may have codes of a later version.
     return any(known.stage in SHARED for known in ErrorCode if known == code)

@@ -77,7 +77,7 @@ class RunnerDirectories:
                 await trio.sleep(LOCKED_SECONDS)
             yield
         finally:
-            await lock.release()
+            await lock.release()  # noqa: ASYNC102 - it is shielded and bounded
 
     async def left_behind(self) -> list[LeftBehind]:
         """The runners that have ended and whose configs are still there, as far as they can be read; raises OSError."""

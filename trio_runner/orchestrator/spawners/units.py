@@ -138,8 +138,8 @@ class UnitSpawner:
             found = await self._on_disk(lambda: _epochs_in(self._directory))
             self._epochs = {scenario_id: epoch for scenario_id, epoch in found.items() if scenario_id in living}
             for scenario_id in found.keys() - living.keys():
-                # This runner ended while no orchestrator watched. Its unit has reported that, unless the runner had not
-                # claimed. If the unit could not, the lease ends.
+                # This runner ended while no orchestrator watched. If it had a claim, its unit has reported the end, or
+                # its lease ends.
                 await self._remove(scenario_id)
             if self._epochs:
                 scenarios = ", ".join(map(str, sorted(self._epochs)))
