@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import signal
@@ -238,6 +239,22 @@ async def test_a_runner_that_a_former_orchestrator_left_is_reported_before_the_n
     assert [ended.epoch for ended in ends] == [2]
 
 
+async def test_a_runner_that_cannot_be_started_leaves_no_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, ends = config_in(tmp_path), list[Ended]()
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async with aio.open_loop(), open_processes(config, config, "here", into(ends)) as spawner:
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(SpawnRefusedError, match="temporarily unavailable"):
+            await spawner.start(work())
+        assert list((tmp_path / "runners" / "7").glob("*.toml")) == []
+    assert ends == []
+
+
 # a disk that hangs
 
 
@@ -267,8 +284,9 @@ async def test_a_start_on_a_hanging_disk_is_refused_in_time_and_succeeds_once_th
             return True
 
         await until(started, described="the disk answers, and the runner starts")
-        configs = [load_config(path) for path in (tmp_path / "runners" / "7").glob("*.toml")]
-        assert 2 in [each.scenario.epoch for each in configs]
+        # A config of the first attempt would look like that of a runner which has died.
+        (config_of_the_second,) = (tmp_path / "runners" / "7").glob("*.toml")
+        assert load_config(config_of_the_second).scenario.epoch == 2
     assert [ended.epoch for ended in ends] == [2]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,6 @@ class DirectoryLock:
         """Touch nothing yet; each call to the file system gets `seconds`."""
         self._directory, self._seconds = directory, seconds
         self._descriptor: int | None = None
-        # A thread that was left behind at its deadline may still get the lock: `release` tells it to give that back.
-        self._turn = threading.Lock()
-        self._released = False
 
     async def take(self) -> bool:
         """Whether this object has the lock now; False: another has it.
@@ -33,33 +29,29 @@ class DirectoryLock:
         Raises:
             OSError: The directory cannot be opened or locked, or its disk does not answer in time.
         """
-        await bounded(self._take, seconds=self._seconds)
+        if self._descriptor is None:
+            self._descriptor = await bounded(self._lock, seconds=self._seconds, late=_close)
         return self._descriptor is not None
 
     async def release(self) -> None:
-        """Give the lock back for good; also when cancelled, and within the deadline."""
+        """Give the lock back; also when cancelled, and within the deadline."""
+        descriptor, self._descriptor = self._descriptor, None
         with trio.CancelScope(shield=True), suppress(OSError):
-            await bounded(self._release, seconds=self._seconds)
+            await bounded(lambda: _close(descriptor), seconds=self._seconds)
 
-    def _take(self) -> None:
+    def _lock(self) -> int | None:
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            return
+            return None
         except OSError:
             os.close(descriptor)
             raise
-        with self._turn:
-            if self._released or self._descriptor is not None:
-                os.close(descriptor)
-            else:
-                self._descriptor = descriptor
+        return descriptor
 
-    def _release(self) -> None:
-        with self._turn:
-            self._released = True
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)

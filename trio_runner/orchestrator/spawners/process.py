@@ -138,8 +138,10 @@ class ProcessSpawner:
             path, locked = await self._directories.write(config, invocation)
             try:
                 process = self._popen(path, locked, invocation)
-            finally:
-                os.close(locked)
+            except OSError:
+                await self._directories.withdraw(path, locked)
+                raise
+            os.close(locked)
         except OSError as error:
             raise SpawnRefusedError(f"{place}: {error.strerror or error}") from error
         self._processes[work.scenario_id] = (work.epoch, process)

@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import trio
@@ -89,7 +89,12 @@ class RunnerDirectories:
         Returns:
             The config's path, and a descriptor that holds a lock on it: for the runner to inherit, and then to close.
         """
-        return await self._change(config.scenario.id, lambda: self._write(config, invocation))
+        return await self._change(config.scenario.id, lambda: self._write(config, invocation), late=_withdraw)
+
+    async def withdraw(self, path: Path, locked: int) -> None:
+        """Remove what `write` made, for a runner that could not be started: it would look like one that has died."""
+        with suppress(OSError):
+            await bounded(lambda: _withdraw((path, locked)), seconds=FILE_SECONDS)
 
     async def remove(self, scenario_id: int) -> None:
         """Remove a runner's directory, unless another runner lives in it: a former orchestrator's may still drain."""
@@ -104,8 +109,10 @@ class RunnerDirectories:
         except OSError as error:
             logger.warning("the directory of a runner that has ended stays: %s: %s", place, error.strerror or error)
 
-    async def _change(self, scenario_id: int, function: Callable[[], T]) -> T:
-        """Call `function`, which changes the scenario's directory."""
+    async def _change(
+        self, scenario_id: int, function: Callable[[], T], *, late: Callable[[T], None] | None = None
+    ) -> T:
+        """Call `function`, which changes the scenario's directory; `late` undoes it if it comes after the deadline."""
         if scenario_id in self._busy:
             raise OSError(errno.EBUSY, "the disk has not answered an earlier call yet")
 
@@ -118,7 +125,7 @@ class RunnerDirectories:
             finally:
                 self._busy.discard(scenario_id)
 
-        return await bounded(alone, seconds=FILE_SECONDS)
+        return await bounded(alone, seconds=FILE_SECONDS, late=late)
 
     def _make_root(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,7 +136,7 @@ class RunnerDirectories:
             try:
                 if not _is_locked(path):
                     found.append(LeftBehind(load_config(path), invocation=path.stem))
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:
                 logger.warning("%s is no runner's config: %s", path, error)
         return found
 
@@ -140,6 +147,13 @@ class RunnerDirectories:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return path, descriptor
+
+
+def _withdraw(written: tuple[Path, int]) -> None:
+    path, locked = written
+    # Before the lock is given back, so that nobody finds a config without one.
+    path.unlink(missing_ok=True)
+    os.close(locked)
 
 
 def _is_locked(path: Path) -> bool:
