@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trio_runner.cli.main import _parser, exit_code
+from trio_runner.cli.main import make_parser
 from trio_runner.errors import ErrorCode, Stage
 from trio_runner.failure.outbox import Publication
 from trio_runner.model import Failure
-from trio_runner.runner.outcome import Ending, Outcome
+from trio_runner.runner.outcome import Ending, Outcome, exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,7 +55,7 @@ def test_readme_and_contract_list_the_same_exit_codes() -> None:
 
 def test_the_readme_lists_every_verb() -> None:
     shown = set(re.findall(r"^\| `trio-runner ([a-z-]+)", README, re.MULTILINE))
-    (verbs,) = (action.choices for action in _parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
+    (verbs,) = (action.choices for action in make_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
     assert shown == set(verbs or ())
 
 

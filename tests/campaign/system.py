@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_runner.base import aio
-from trio_runner.cli.work import overview_table
+from trio_runner.cli.show import overview_table
 from trio_runner.config.load import load_config
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Store, open_store

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import cv2
 import httpx
 import pytest
+import trio
 
 import trio_runner
 from tests.support import clips
@@ -193,6 +194,58 @@ async def test_show(cli: Cli, write_config: WriteConfig, scenario_id: int, clip:
     assert sum(label["frames"] for label in one_json["found"]) == one_json["frames_stored"]
 
 
+async def test_show_without_a_number_is_status(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int
+) -> None:
+    config = write_config()
+    assert (await cli("submit", config, "--video", "/videos/seven.mp4", "--id", str(scenario_id))).code == 0
+    shown, status = await cli("show", config), await cli("status", config)
+    assert (shown.code, status.code) == (0, 0)
+    # A scenario that waits for its next attempt is shown with the seconds that are left.
+    lines = [[line for line in out.splitlines() if " in " not in line] for out in (shown.out, status.out)]
+    assert lines[0] == lines[1]
+    (line,) = (line for line in shown.out.splitlines() if line.startswith(f"{scenario_id} "))
+    assert "seven.mp4" in line
+    listed = json.loads((await cli("show", config, "--json")).out)
+    (row,) = (row for row in listed if row["id"] == scenario_id)
+    assert row["video_path"] == "/videos/seven.mp4"
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[31m\x9b31m\u202e"
+
+
+async def test_no_verb_sends_a_terminal_what_others_have_written(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int
+) -> None:
+    config = write_config()
+    assert (await cli("submit", config, "--video", f"/videos/a{HOSTILE}b.mp4", "--id", str(scenario_id))).code == 0
+    error = {"code": "store_lost", "message": f"lost{HOSTILE}"}
+    await ledger.query("UPDATE scenarios SET last_error = $2 WHERE id = $1", scenario_id, error)
+    await ledger.query(
+        "INSERT INTO attempts (scenario_id, epoch, instance_id, runner_id, host, first_frame)"
+        " VALUES ($1, 1, gen_random_uuid(), $2, 'here', 0)",
+        scenario_id,
+        f"runner{HOSTILE}",
+    )
+    detection = {"label": f"cat{HOSTILE}", "confidence": 0.5, "bbox": [0, 0, 1, 1]}
+    await ledger.query(
+        "INSERT INTO predictions (scenario_id, epoch, frame_index, pts_seconds, detections, inference_ms)"
+        " VALUES ($1, 1, 0, 0, $2, 1)",
+        scenario_id,
+        [detection],
+    )
+    for arguments in (["status"], ["show"], ["show", str(scenario_id)]):
+        for as_json in ([], ["--json"]):
+            verb, *rest = arguments
+            done = await cli(verb, config, *rest, *as_json)
+            assert (done.code, done.err) == (0, "")
+            assert not any(forbidden in done.out for forbidden in ("\x1b", "\x07", "\x9b")), done.out
+            assert as_json or "\u202e" not in done.out
+    shown = json.loads(done.out)
+    assert shown["video_path"] == f"/videos/a{HOSTILE}b.mp4", "a program gets it as it is"
+    assert [row["label"] for row in shown["found"]] == [f"cat{HOSTILE}"]
+
+
 async def test_show_an_unknown_scenario(cli: Cli, write_config: WriteConfig, scenario_id: int) -> None:
     assert (await cli("init-db", write_config())).code == 0
     done = await cli("show", write_config(), str(scenario_id))
@@ -302,6 +355,94 @@ async def test_embedded_with_nothing_to_host(cli: Cli, write_config: WriteConfig
     done = await cli("embedded", write_config())
     assert done.code == 0
     assert "nothing to host" in done.out
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether that process has a handler for the signal (proc_pid_status(5))."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(fields["SigCgt"], 16) & 1 << number - 1)
+
+
+@pytest.mark.parametrize("verb", ["events", "embedded"])
+async def test_a_closed_terminal_ends_what_only_looks_and_not_what_others_use(
+    cli: Cli, write_config: WriteConfig, tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "host.toml").touch()
+    arguments = ("events", write_config(), "--follow") if verb == "events" else ("embedded", "host.toml")
+    async with cli.started(*arguments) as running:
+
+        async def at_work() -> bool:
+            return catches(running.pid, signal.SIGTERM)
+
+        await until(at_work, described="its own handling of SIGTERM")
+        running.send_signal(signal.SIGHUP)
+        if verb == "embedded":
+            await trio.sleep(1)
+            assert not running.exited()
+            running.send_signal(signal.SIGINT)
+        done = await running.wait()
+    assert done.code == (0 if verb == "embedded" else -signal.SIGHUP)
+
+
+async def test_standard_output_that_takes_nothing_ends_no_run(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, clip: Path
+) -> None:
+    async with open_fake() as fake:
+        config = write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        program = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *command()]
+        async with cli.started("run", config, program=program) as running:
+            done = await running.wait()
+    assert done.code == 0, done.err
+    assert (await ledger.existing(scenario_id))["outcome"] == "completed"
+
+
+ONLY_FOR_A_TERMINAL = """
+import sys
+sys.modules["click"] = None  # with it, httpx loads rich for a command line of its own
+from trio_runner.cli.main import main
+code = main()
+print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules} & {"rich", "structlog", "kr8s", "cv2"}))
+print("loaded:", *sorted(name for name in sys.modules if name.startswith("trio_runner.orchestrator")))
+sys.exit(code)
+"""
+
+
+async def test_a_run_without_a_terminal_loads_nothing_for_one(cli: Cli, write_config: WriteConfig, clip: Path) -> None:
+    async with open_fake() as fake:
+        config = write_config(video={"path": str(clip)}, inference={"url": fake.url})
+        program = [sys.executable, "-c", ONLY_FOR_A_TERMINAL]
+        async with cli.started("run", config, program=program) as running:
+            done = await running.wait()
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-2:] == ["loaded:", "loaded:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[orchestrator]\nmax_runner = 2\n", ["a.toml:2: orchestrator.max_runner: unknown key"]),
+        ('[orchestrator]\nspawner = "systemd"\n', ["a.toml: orchestrator.runner_config: ", "name the config"]),
+        ('[orchestrator]\nrunner_config = "b.toml"\n', ["b.toml:2: video.strid: unknown key"]),
+        ('[orchestrator]\nrunner_config = "nowhere.toml"\n', ["nowhere.toml"]),
+        (
+            '[orchestrator]\nrunner_config = "c.toml"\n',
+            ["c.toml: database.url: runners of a fleet share their servers"],
+        ),
+    ],
+    ids=["unknown key", "units without a config", "a bad config of runners", "none", "embedded servers for runners"],
+)
+async def test_an_orchestrators_bad_config_is_refused_before_anything_is_started(
+    cli: Cli, tmp_path: Path, text: str, said: list[str]
+) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    (tmp_path / "b.toml").write_text("[video]\nstrid = 2\n")
+    (tmp_path / "c.toml").touch()
+    done = await cli("orchestrate", "a.toml")
+    assert (done.code, done.out) == (78, "")
+    assert all(words in done.err for words in said), done.err
+    assert "config_invalid" in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / ".trio-runner").exists(), "nothing was started"
 
 
 async def test_serve_inference(cli: Cli) -> None:

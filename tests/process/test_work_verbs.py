@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from tests.support.harness import Cli, Ledger, Servers, WriteConfig, until
-from trio_runner.cli.work import overview_table
+from trio_runner.cli.show import overview_table
 
 HOSTILE = "[bold red]boo[/] \x1b[31m\x1b]0;title\x07 \u202e\nsecond line"
 ROW: dict[str, Any] = {
@@ -33,6 +33,7 @@ ROW: dict[str, Any] = {
     "last_error": json.dumps({"code": "store_lost", "message": HOSTILE}),
     "runner_id": HOSTILE,
     "frames_per_second": 24.96,
+    "video_path": f"/videos/{HOSTILE}",
 }
 
 
@@ -45,19 +46,27 @@ def shown(**changes: Any) -> str:
 
 
 def test_one_line_says_it_all() -> None:
-    line = shown(runner_id="node_1-7", last_error=json.dumps({"code": "store_lost", "message": "cut off"}))
-    assert line.split() == ["7", "active", "2", "30", "25.0", "node_1-7", "30", "s", "1/5", "store_lost:", "cut", "off"]
+    line = shown(
+        runner_id="node_1-7",
+        video_path="/videos/a.mp4",
+        last_error=json.dumps({"code": "store_lost", "message": "cut off"}),
+    )
+    assert line.split() == [
+        *("7", "active", "2", "30", "25.0", "node_1-7", "30", "s", "1/5", "a.mp4", "store_lost:", "cut", "off"),
+    ]
 
 
 def test_what_others_have_written_is_neither_markup_nor_obeyed() -> None:
     line = shown()
-    assert line.count("[bold red]boo[/]") == 2
+    assert line.count("[bold red]boo[/]") == 2, "as the runner's id and in the error"
     assert not any(forbidden in line for forbidden in ("\x1b", "\x07", "\u202e"))
     assert "second line" in line
 
 
 def test_each_value_stands_under_its_name() -> None:
-    columns = overview_table([ROW | {"runner_id": "node_1-7", "last_error": None}]).columns
+    columns = overview_table(
+        [ROW | {"runner_id": "node_1-7", "video_path": "/videos/a.mp4", "last_error": None}]
+    ).columns
     assert {str(column.header): str(*column.cells) for column in columns} == {
         "id": "7",
         "state": "active",
@@ -67,6 +76,7 @@ def test_each_value_stands_under_its_name() -> None:
         "runner": "node_1-7",
         "lease": "30 s",
         "failures": "1/5",
+        "video": "a.mp4",
         "last error": "",
     }
 
@@ -76,7 +86,7 @@ def test_each_value_stands_under_its_name() -> None:
     [
         ({"status": "init_startup", "due_seconds": 41.7, "instance_id": None}, "init_startup in 42 s"),
         ({"status": "init_startup", "due_seconds": -41.7, "instance_id": None}, " init_startup  "),
-        ({"status": "inactive", "outcome": "failed", "instance_id": None}, "inactive, failed"),
+        ({"status": "inactive", "outcome": "failed", "instance_id": None}, "failed (inactive)"),
         ({"outcome": "completed", "total_frames": 30, "instance_id": None}, "30/30"),
         ({"last_error": None, "frames_per_second": None}, "1/5"),
     ],

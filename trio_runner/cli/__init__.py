@@ -1,1 +1,1 @@
-"""The command line: one module for each kind of verb; a verb loads what it needs and nothing more."""
+"""The command line: `main` parses and decides the exit code; each verb's module is imported when the verb is called."""

@@ -1,63 +1,91 @@
-"""What a person sees of a run: progress while it goes, a summary at the end."""
+"""The verb `run`, and what a person sees of it: progress while it goes, a summary at the end."""
 
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import rich.console
 import trio
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trio_runner.cli.output import discard, say
+from trio_runner.config.settings import parse_settings
 from trio_runner.database import reading
 from trio_runner.database.store import open_store
 from trio_runner.errors import RunnerError
-from trio_runner.runner.outcome import Ending
+from trio_runner.runner.daemon import serve
+from trio_runner.runner.outcome import Ending, exit_code
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio_runner.config.load import Config
+    from trio_runner.errors import ExitCode
+    from trio_runner.runner.outcome import Outcome
     from trio_runner.runner.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 0.2
 LINE_SECONDS: Final = 5.0
+SUMMARY_LABELS: Final = 8
 
 
-class Console(rich.console.Console):
-    """A reader that went away, as `head -1` does, is no reason to stop working."""
+async def run(
+    config: Config,
+    *,
+    config_path: str,
+    scenario: int | None,
+    video: str | None,
+    inference_url: str | None,
+    settings: Sequence[str],
+) -> ExitCode:
+    """Process one scenario; what is named here replaces what the config says."""
+    changed = parse_settings(settings)
+    for section, key, value in (
+        ("scenario", "id", scenario),
+        ("video", "path", video),
+        ("inference", "url", inference_url),
+    ):
+        if value is not None:
+            changed.setdefault(section, {})[key] = value
+    return exit_code(await serve(config.replace(**changed), Display(program=_program(), config_path=config_path)))
 
-    def on_broken_pipe(self) -> None:
-        """Write to nowhere from now on; rich would end the process."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+
+def _program() -> str:
+    """How this program was called, for the commands that it suggests."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m trio_runner"
+    if shutil.which(called.name) == str(called):
+        return called.name
+    return str(called.relative_to(Path.cwd()) if called.is_relative_to(Path.cwd()) else called)
 
 
-class Terminal:
-    """The display of `trio-runner run`: a bar where stdout is a terminal, plain lines where it is not."""
+class Display:
+    """A bar where standard output is a terminal, plain lines where it is not."""
 
-    def __init__(self, console: Console, *, program: str, config_path: str) -> None:
-        """Write to `console`; `program` and `config_path` stand in the commands that the summary suggests."""
-        self._console, self._program, self._config_path = console, program, config_path
+    def __init__(self, *, program: str, config_path: str) -> None:
+        """`program` and `config_path` stand in the commands that the summary suggests."""
+        self._program, self._config_path = program, config_path
         self._started = 0.0
 
     def note(self, text: str) -> None:
-        """One line, now; a terminal that went away is no reason to stop working."""
+        """One line, now; a terminal that went away, or a disk that is full, is no reason to stop working."""
         try:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(text)
         except OSError as error:
-            logger.debug("nobody reads standard output: %s", error)
+            logger.debug("standard output takes nothing more: %s", error)
+            discard()
 
     async def watch(self, runner: Runner) -> None:
         """Show the runner's progress until cancelled."""
         await runner.claimed.wait()
         self._started = trio.current_time()
-        if self._console.is_terminal:
+        if sys.stdout.isatty():
             with suppress(OSError):
                 await self._draw_bar(runner)
         else:
@@ -81,35 +109,44 @@ class Terminal:
                 " --video YOUR.mp4"
             )
             return
-        progress, seconds = runner.progress, trio.current_time() - self._started
         self.note(f"scenario {config.scenario.id} {outcome.ending}")
-        if outcome.failure:
-            self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
-            if outcome.event is not None and outcome.ending is not Ending.SUPERSEDED:
-                self.note(f"  retry event: {outcome.event.value}, topic {config.kafka.retry_topic}")
+        self._note_failure(config, outcome)
         if outcome.claim is None or not self._started:
             return
+        progress, seconds = runner.progress, trio.current_time() - self._started
         rate = f"{progress.frames_stored / seconds:.1f} frames/s" if seconds > 0 else ""
         before = f" ({progress.frames_stored_before} by earlier attempts)" if progress.frames_stored_before else ""
         self.note(f"  stored:      {progress.frames_stored_before + progress.frames_stored} frames{before}")
         self.note(f"  took:        {seconds:.1f} s, {rate}")
         # After a failure the database may be the reason, and nobody waits for labels.
         if outcome.ending is Ending.COMPLETED:
-            await self._print_labels(config)
+            await self._note_labels(config)
         self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
         self.note(f"  look at it:  {self._program} show {self._config_path} {config.scenario.id}")
 
-    async def _print_labels(self, config: Config) -> None:
+    def _note_failure(self, config: Config, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            return
+        self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
+        if outcome.event is not None and outcome.ending is not Ending.SUPERSEDED:
+            self.note(f"  retry event: {outcome.event.value}, topic {config.kafka.retry_topic}")
+
+    async def _note_labels(self, config: Config) -> None:
         try:
             async with open_store(config.database, application_name="trio-runner summary") as store:
                 labels = await reading.label_counts(store, config.scenario.id)
         except RunnerError as error:
             self.note(f"  found:       cannot be read back: {error}")
             return
-        found = ", ".join(f"{row['boxes']} {row['label']} in {row['frames']} frames" for row in labels[:8])
+        found = ", ".join(f"{row['boxes']} {row['label']} in {row['frames']} frames" for row in labels[:SUMMARY_LABELS])
         self.note(f"  found:       {found or 'nothing'}")
 
     async def _draw_bar(self, runner: Runner) -> None:
+        # Imported here: only a terminal has use for rich, which takes long to load.
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from trio_runner.cli.table import Console
+
         columns = (
             TextColumn("scenario {task.fields[scenario]}"),
             BarColumn(),
@@ -118,7 +155,7 @@ class Terminal:
             TimeRemainingColumn(),
         )
         # Refreshed by this task and not by a thread of rich's own.
-        with Progress(*columns, console=self._console, auto_refresh=False) as bar:
+        with Progress(*columns, console=Console(), auto_refresh=False) as bar:
             task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found=0)
 
             def update() -> None:

@@ -1,4 +1,4 @@
-"""The ways a run can end, and what is known of its retry event then."""
+"""The ways a run can end, what is known of its retry event then, and the exit code that says so."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trio_runner.errors import ErrorClass, ErrorCode, ExitCode, Stage
+from trio_runner.failure.outbox import Publication
+
 if TYPE_CHECKING:
-    from trio_runner.failure.outbox import Publication
     from trio_runner.model import Claim, Failure
 
 
@@ -30,3 +32,18 @@ class Outcome:
     claim: Claim | None
     failure: Failure | None = None
     event: Publication | None = None
+
+
+def exit_code(outcome: Outcome | None) -> ExitCode:
+    """The exit code of a run that ended so; None: it was stopped before it had begun."""
+    if outcome is None or outcome.ending in (Ending.COMPLETED, Ending.ALREADY_COMPLETED):
+        return ExitCode.OK
+    if outcome.ending in (Ending.SUPERSEDED, Ending.REFUSED):
+        return ExitCode.SUPERSEDED
+    if outcome.event is not Publication.PUBLISHED:
+        return ExitCode.UNCONFIRMED
+    if outcome.ending is Ending.DRAINED:
+        return ExitCode.OK
+    code = outcome.failure.code if outcome.failure else ErrorCode.INTERNAL
+    bad_video = code.stage is Stage.VIDEO and code.error_class is ErrorClass.PERMANENT
+    return ExitCode.VIDEO if bad_video else ExitCode.CONFIRMED
