@@ -421,7 +421,7 @@ async def test_a_run_without_a_terminal_loads_nothing_for_one(cli: Cli, write_co
     ("text", "said"),
     [
         ("[orchestrator]\nmax_runner = 2\n", ["a.toml:2: orchestrator.max_runner: unknown key"]),
-        ('[orchestrator]\nspawner = "systemd"\n', ["a.toml: orchestrator.runner_config: ", "name the config"]),
+        ('[orchestrator]\nspawner = "systemd"\n', ["a.toml:2: orchestrator.", "runner_config"]),
         ('[orchestrator]\nrunner_config = "b.toml"\n', ["b.toml:2: video.strid: unknown key"]),
         ('[orchestrator]\nrunner_config = "nowhere.toml"\n', ["nowhere.toml"]),
         (
