@@ -1,4 +1,4 @@
-"""Flattens whatever a run raised into the one Failure that people, ledger and event are told."""
+"""Flattens the exception that ended a run into the one Failure that log, database and event show."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ MAX_CAUSES = 4
 
 
 def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Failure:
-    """The first named error of a group (Trio wraps even a single one), the others counted as suppressed.
+    """One Failure for `error`; of a group (Trio wraps even a single error) the most important one, the others counted.
 
-    An error without a name is a bug: it goes first and is `internal`, with its stack. Stacks name file, line and
-    function of the innermost 20 frames and never a value: locals hold connection parameters.
+    An exception that is no RunnerError is a bug: it is the most important, and `internal`. A stack names file, line and
+    function of the innermost 20 frames and never a value, because local variables hold connection parameters.
+
+    Args:
+        error: What a run raised.
+        secrets: Values that are masked wherever they appear.
     """
     leaves = list(_leaves(error))
     first = min(leaves, key=_rank)
@@ -33,18 +37,18 @@ def flatten(error: BaseException, secrets: frozenset[str] = frozenset()) -> Fail
     return Failure(
         code=code,
         type=type(first).__name__,
-        message=_sayable(message, secrets),
-        stack=tuple(_sayable(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
+        message=_clean(message, secrets),
+        stack=tuple(_clean(line, secrets) for line in stack[-MAX_STACK_FRAMES:]),
         causes=tuple(
-            (type(cause).__name__, _sayable(str(cause), secrets)) for cause in islice(_causes(first), MAX_CAUSES)
+            (type(cause).__name__, _clean(str(cause), secrets)) for cause in islice(_causes(first), MAX_CAUSES)
         ),
         suppressed=len(leaves) - 1,
         retry_after_seconds=first.retry_after_seconds if isinstance(first, RunnerError) else None,
     )
 
 
-def _sayable(text: str, secrets: frozenset[str]) -> str:
-    """Bounded, without secrets, and free of what JSON or PostgreSQL refuse; a path may hold any byte."""
+def _clean(text: str, secrets: frozenset[str]) -> str:
+    """The text, cut, without secrets, and without the characters that JSON or PostgreSQL refuse."""
     text = redact(text, secrets)[:MAX_MESSAGE_CHARACTERS]
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if category(letter) in {"Cc", "Cs"} and letter != "\n" else letter
@@ -61,7 +65,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _rank(error: BaseException) -> int:
-    """Superseded decides that nothing is owed; then bugs, then what cannot be retried, then the rest in order."""
+    """The lower, the more important: `superseded` (no event is due); bugs; permanent errors; the rest in order."""
     if not isinstance(error, RunnerError):
         return 1
     if error.code is ErrorCode.SUPERSEDED:

@@ -1,4 +1,4 @@
-"""The process's composition root: servers, runner, signals, service manager and display around one scenario."""
+"""Composes the process around one scenario: servers, runner, signals, service manager and display."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 Ts = TypeVarTuple("Ts")
 
 FAILURE_SECONDS: Final = 15.0
-"""What a death may take beside publishing: cancelling 7 (answers and client 4, the decoder 3), the ledger 3, the
+"""How long a death may take beside publishing: cancelling 7 (answers and client 4, the decoder 3), PostgreSQL 3, the
 producer's stop 2, the spool 3."""
 
 LAST_RESORT_MARGIN_SECONDS: Final = 4.0
 
 
 class Display(Protocol):
-    """What a person sees of a run."""
+    """Shows a run to a person."""
 
     def note(self, text: str) -> None:
-        """One line, now."""
+        """Show one line now."""
         ...
 
     async def watch(self, runner: Runner) -> None:
@@ -48,7 +48,7 @@ class Display(Protocol):
         ...
 
     async def summarise(self, config: Config, runner: Runner) -> None:
-        """Say how it ended."""
+        """Show how the run ended."""
         ...
 
 
@@ -56,10 +56,10 @@ async def serve(config: Config, display: Display) -> Outcome | None:
     """Process the configured scenario; the first SIGTERM or SIGINT drains, the second one cancels.
 
     Returns:
-        How it ended; None when it was told to stop before it had begun.
+        How the run ended; None where a signal stopped the process before the run had begun.
 
     Raises:
-        ServerError: an embedded server could not be had, perhaps in an exception group.
+        ServerError: An embedded server could not be had, perhaps in an exception group.
     """
     notifier = Notifier(os.environ)
     stopping = trio.CancelScope()
@@ -87,13 +87,13 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
         runner.on_failure = last_resort.arm
         watchers.start_soon(_notify_manager, runner, notifier, last_resort, stalled_seconds(config))
         try:
-            # A refused claim is an outcome like the others, and the display says why.
+            # A refused claim is an outcome like the others, and the display shows the reason.
             with suppress(ClaimRefusedError):
                 await runner.process_scenario()
         finally:
             last_resort.disarm()
         if runner.outcome is not None and runner.outcome.ending is Ending.ALREADY_COMPLETED:
-            # A service manager takes an end before READY for a failed start, also that of a start with nothing to do.
+            # A service manager takes an end before READY for a failed start, even where there was nothing to do.
             notifier.ready()
         notifier.stopping()
         watchers.cancel_scope.cancel()
@@ -101,7 +101,7 @@ async def _process(config: Config, runner: Runner, display: Display, notifier: N
 
 
 async def _shown(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-    """What people see is no part of the work: a bug there is logged, and ends nothing."""
+    """Call a function of the display; a bug there is logged and ends nothing, because the work does not need it."""
     try:
         await function(*args)
     except Exception:
@@ -114,7 +114,8 @@ async def _handle_signals(
     drained = False
     async for _ in signals:
         notifier.stopping()
-        # Before there is a runner, and once it is done (waiting for others that use our servers), nothing is at stake.
+        # `running` is empty before the runner is made, and again when it is done while other processes still use this
+        # one's embedded servers. Then no work can be lost.
         if not running:
             stopping.cancel()
         elif drained:

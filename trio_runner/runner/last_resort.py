@@ -1,4 +1,4 @@
-"""Ends a process whose failure path overruns: the last rung, a thread that needs nothing of the event loop."""
+"""Ends a process whose failure path overruns, by a thread that does not need the event loop."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Final
 from trio_runner.errors import ExitCode
 
 STEP_SECONDS: Final = 0.5
-SAYING_SECONDS: Final = 1.0
+MESSAGE_SECONDS: Final = 1.0
 
 
 class LastResort:
-    """A timer that is armed by the first failure; one that holds the GIL is left to the service manager's watchdog."""
+    """A timer that the first failure arms. A thread that holds the GIL stops it too; the watchdog ends that process."""
 
     def __init__(self, seconds: float) -> None:
-        """`seconds` from arming to the end; more than the failure path's own deadlines add up to."""
+        """Wait `seconds` from arming to the end, which is longer than the sum of the failure path's own deadlines."""
         self._seconds = seconds
         self._disarmed: threading.Event | None = None
 
     def arm(self) -> None:
-        """Start counting; when it counts already, that goes on."""
+        """Start the timer; a timer that runs already goes on."""
         if self._disarmed is None:
             self._disarmed = threading.Event()
             threading.Thread(target=self._count, args=(self._disarmed,), daemon=True).start()
 
     @property
     def armed(self) -> bool:
-        """Whether it counts."""
+        """Whether the timer runs."""
         return self._disarmed is not None
 
     def disarm(self) -> None:
-        """The failure has been dealt with."""
+        """Stop the timer: the failure path has come to its end."""
         if self._disarmed is not None:
             self._disarmed.set()
             self._disarmed = None
 
     def _count(self, disarmed: threading.Event) -> None:
-        # In steps: a process that was stopped for a while has not had that time for its failure path.
+        # In steps, because the failure path of a process that is stopped (SIGSTOP) does not run either.
         left = self._seconds
         while left > 0:
             if disarmed.wait(min(STEP_SECONDS, left)):
@@ -48,15 +48,15 @@ class LastResort:
         self._end()
 
     def _end(self) -> None:
-        # Whoever should read standard error may be gone, or be what everything waits for.
-        saying = threading.Thread(target=self._say_why, daemon=True)
+        # A reader of standard error that reads no more would block the write, so another thread writes.
+        writing = threading.Thread(target=self._write_why, daemon=True)
         try:
-            saying.start()
-            saying.join(SAYING_SECONDS)
+            writing.start()
+            writing.join(MESSAGE_SECONDS)
         finally:
             os._exit(ExitCode.UNCONFIRMED)
 
-    def _say_why(self) -> None:
-        """Past Python's streams and logging, whose locks a stuck thread may hold."""
+    def _write_why(self) -> None:
+        """Write the reason and all stacks to the descriptor: a stuck thread may hold the locks of the streams."""
         os.write(2, f"the failure path took more than {self._seconds:g} s; ending without it\n".encode())
         faulthandler.dump_traceback(file=2)

@@ -1,4 +1,4 @@
-"""The ways a run can end, what is known of its retry event then, and the exit code that says so."""
+"""The ways in which a run can end, what became of its retry event, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Ending(enum.StrEnum):
-    """The ways a run can end."""
+    """The ways in which a run can end."""
 
     COMPLETED = "completed"
     ALREADY_COMPLETED = "already completed"
@@ -26,7 +26,7 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one run ended, and what became of its retry event; None where none was due."""
+    """How one run ended, and what became of its retry event; `event` is None where none was due."""
 
     ending: Ending
     claim: Claim | None

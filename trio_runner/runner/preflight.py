@@ -1,4 +1,4 @@
-"""Everything that the work needs, opened and checked before the claim, each within its own deadline."""
+"""Opens and checks everything that the work needs before the claim, each within its own deadline."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ async def open_clients(
         on_passed: See `spawn_decoder`.
 
     Raises:
-        RunnerError: The first thing that is not as it must be.
+        RunnerError: The first of them that cannot be used.
     """
-    # The decoder starts while the peers are asked: Python and OpenCV take longer than all of them.
+    # The decoder starts while the peers are asked, because Python and OpenCV take longer than all of them.
     async with spawn_decoder(config.video, on_passed=on_passed) as video:
         await spool.reserve()
         async with _open_ledger(config, prepare=prepare) as store:
@@ -92,7 +92,7 @@ async def _open_inference(config: Config) -> AsyncIterator[InferenceClient]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What the preflight found of one thing; no failure means that it is as it must be."""
+    """The result of checking one thing; `failure` is None where it can be used."""
 
     thing: str
     where: str
@@ -101,10 +101,10 @@ class Finding:
 
 
 async def check(config: Config, spool: Spool) -> list[Finding]:
-    """The same preflight, every thing by itself and all at once; nothing is claimed or sent.
+    """Check each thing by itself, all at once; nothing is claimed or sent, and the schema is not completed.
 
-    Two traces stay: the spool's directory with a reserve file in it, and the topic, where the broker creates one that
-    is asked about. The schema is looked at and not completed.
+    Two traces stay: the spool's directory with a reserve file in it, and the topic, where the broker creates a topic
+    that it is asked about.
     """
     secrets = await secrets_of(config)
     findings: dict[str, Finding] = {}
@@ -139,7 +139,7 @@ async def _check_ledger(config: Config) -> None:
 
 
 async def _in_time(function: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """A peer that took us in and then says nothing is found out as soon as one that does not take us in."""
+    """Call `function`; raises `store_timeout` where PostgreSQL, once connected, does not answer in time."""
     try:
         with trio.fail_after(seconds):
             await function()
