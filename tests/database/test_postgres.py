@@ -16,8 +16,9 @@ from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers, free_port, 
 from tests.support.makers import attempt, make_result
 from tests.support.proxy import Breakdown, Proxy, open_proxy
 from trio_runner.base import aio
+from trio_runner.config.address import DatabaseAddress
 from trio_runner.config.sections import DatabaseSection
-from trio_runner.database.connection import Address, address_of
+from trio_runner.database.connection import address_of
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
@@ -63,7 +64,7 @@ def test_an_address_says_where_as_whom_and_to_what(
     for name in ("HOST", "PORT", "USER", "DATABASE"):
         monkeypatch.setenv(f"PG{name}", "7")
     address = address_of(url)
-    assert address == Address(hosts=hosts, port=port, user=user, database=database)
+    assert address == DatabaseAddress(hosts=hosts, port=port, user=user, database=database)
     assert address.is_socket is hosts[0].startswith("/")
 
 

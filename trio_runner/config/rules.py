@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from trio_runner.config.address import DATABASE_PARAMETERS, is_host_and_port, parse_database_url, split_url
 from trio_runner.config.errors import Problem, shown
 from trio_runner.config.sections import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trio_runner.config.address import DatabaseAddress
     from trio_runner.config.sections import (
         DatabaseSection,
         InferenceSection,
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
         PipelineSection,
         VideoSection,
     )
-
-DATABASE_PARAMETERS: Final = ("host", "port", "user", "dbname")
-"""What the query of `database.url` may hold. Of the rest that libpq knows, most would override keys of ours."""
 
 INSTEAD: Final = MappingProxyType(
     {
@@ -53,9 +50,18 @@ def _broken(key: str, problem: str, remedy: str = "", *others: str, allowed: str
 
 
 def video_rules(video: VideoSection) -> Iterator[Problem]:
-    """There is one way of sampling at a time."""
+    """There is one way of sampling at a time, and every attempt must decode the same frames."""
     if video.stride > 1 and video.max_fps > 0:
         yield _broken("video.max_fps", "stride and max_fps are both set", "choose one way of sampling", "video.stride")
+    if video.on_corrupt == "skip" and video.decoder_threads > 1:
+        # With several threads FFmpeg reports damage at another frame each time, so that an attempt could not go on
+        # where the one before it stopped.
+        yield _broken(
+            "video.on_corrupt",
+            'with decoder_threads above 1, "skip" passes over other frames each time',
+            'set video.decoder_threads = 1, or write "fail"',
+            "video.decoder_threads",
+        )
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
@@ -66,7 +72,7 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
         if inference.token_file:
             yield _broken("inference.token_file", "the embedded service wants no token", "remove it", key)
         return
-    parts = _split(inference.url, {"http", "https"})
+    parts = split_url(inference.url, {"http", "https"})
     if parts is None or not parts.hostname:
         found = shown(("inference", "url"), inference.url)
         yield _broken(
@@ -110,9 +116,11 @@ def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iter
         if database.password_file:
             problem = "the embedded database has a password of its own"
             yield _broken("database.password_file", problem, "remove it", url)
-    elif wrong_address := list(_database_address(database.url)):
+        return
+    address = parse_database_url(database.url)
+    if wrong_address := list(_address_problems(url, database.url, address)):
         yield from wrong_address
-    elif _database_host(database.url)[:1] in {"", "/"}:
+    elif address and address.is_socket:
         yield from _no_tls_files(database, "database", "no TLS is spoken at a Unix socket", "remove it", url)
     elif database.sslmode == "disable":
         why, remedy = f'{sslmode} is "disable"', 'set that to "verify-full", or remove this'
@@ -134,6 +142,23 @@ def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iter
             yield _broken(sslmode, problem, 'set database.ca_file, or write "verify-full"', "database.ca_file", url)
 
 
+def _address_problems(key: str, url: str, address: DatabaseAddress | None) -> Iterator[Problem]:
+    if address is None:
+        found, form = shown(("database", "url"), url), 'postgresql://user@host:port/database, "embedded"'
+        yield _broken(key, "not a usable address", found=found, allowed=form)
+        return
+    if address.has_password:
+        yield _broken(key, "holds a secret", "write it into a file and name that in database.password_file")
+        return
+    for name in address.unread:
+        if name in INSTEAD:
+            yield _broken(key, f"its query sets {name}", f"remove that and set {INSTEAD[name]}")
+        else:
+            # The name is not repeated: it may be half of a secret.
+            allowed = ", ".join(DATABASE_PARAMETERS)
+            yield _broken(key, "its query holds a parameter that is not read", "remove it", allowed=allowed)
+
+
 def _password_in_the_open(database: DatabaseSection, would: str) -> Iterator[Problem]:
     if database.password_file and not database.allow_plaintext_password:
         yield _broken(
@@ -153,7 +178,7 @@ def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
     if kafka.brokers == EMBEDDED and kafka.security_protocol != "PLAINTEXT":
         yield _broken(key, "the embedded broker speaks PLAINTEXT alone", "remove it", brokers)
         return
-    if kafka.brokers != EMBEDDED and not all(map(_is_host_and_port, kafka.brokers.split(","))):
+    if kafka.brokers != EMBEDDED and not all(map(is_host_and_port, kafka.brokers.split(","))):
         found = shown(("kafka", "brokers"), kafka.brokers)
         yield _broken(brokers, "not a list of addresses", found=found, allowed='host1:9092,host2:9092, "embedded"')
     yield from _sasl(kafka, key)
@@ -224,60 +249,3 @@ def _no_tls_files(peer: PeerSection, section: str, why: str, remedy: str, *other
     for name in ("ca_file", "certificate_file", "key_file"):
         if getattr(peer, name):
             yield _broken(f"{section}.{name}", f"of no use, for {why}", remedy, *others)
-
-
-def _is_host_and_port(address: str) -> bool:
-    matched = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", address)
-    return matched is not None and 0 < int(matched[1]) < 2**16
-
-
-def _split(url: str, schemes: set[str]) -> SplitResult | None:
-    """None for what is no address of these schemes in printable ASCII."""
-    try:
-        parts = urlsplit(url)
-        # Reading the port is what makes urlsplit check it. Where there are two @, not everybody cuts at the same.
-        usable = parts.scheme in schemes and parts.port != 0 and parts.netloc.count("@") < 2  # noqa: PLR2004
-    except ValueError:
-        return None
-    return parts if usable and re.fullmatch(r"[!-~]+", url) else None
-
-
-def _database_address(url: str) -> Iterator[Problem]:
-    key = "database.url"
-    parts = _split(url, {"postgresql", "postgres"})
-    parameters = _parameters(parts.query) if parts and not parts.fragment else None
-    if (
-        parts is None
-        or parameters is None
-        or "," in _database_host(url)
-        or not _is_host_and_port(f"host:{parameters.get('port', '5432')}")
-    ):
-        found, form = shown(("database", "url"), url), 'postgresql://user@host:port/database, "embedded"'
-        yield _broken(key, "not a usable address", found=found, allowed=form)
-        return
-    if parts.password is not None:
-        yield _broken(key, "holds a secret", "write it into a file and name that in database.password_file")
-        return
-    for name in parameters:
-        if name in INSTEAD:
-            yield _broken(key, f"its query sets {name}", f"remove that and set {INSTEAD[name]}")
-        elif name not in DATABASE_PARAMETERS:
-            # Not repeated: whatever stands there may be half of a secret.
-            allowed = ", ".join(DATABASE_PARAMETERS)
-            yield _broken(key, "its query holds a parameter that is not read", "remove it", allowed=allowed)
-
-
-def _parameters(query: str) -> dict[str, str] | None:
-    try:
-        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
-    except ValueError:
-        return None
-
-
-def _database_host(url: str) -> str:
-    """A Unix socket's directory begins with /; nothing stands for the usual ones of these."""
-    parts = urlsplit(url)
-    # Not `parts.hostname`, which is in lower case: a path is not.
-    place = parts.netloc.rpartition("@")[2]
-    named = place if place.startswith("[") else unquote(place.partition(":")[0])
-    return named or dict(parse_qsl(parts.query)).get("host", "")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import getpass
 import ssl
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 import trio
 
 from trio_runner.base import aio
+from trio_runner.config.address import parse_database_url
 from trio_runner.config.credentials import read_secret, tls_context
 from trio_runner.config.tls import tls_problem
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, ScenarioCompletedError, SupersededError
@@ -19,6 +19,7 @@ from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, Scenar
 if TYPE_CHECKING:
     from typing import Literal
 
+    from trio_runner.config.address import DatabaseAddress
     from trio_runner.config.sections import DatabaseSection
 
 LIBRARY_ERRORS: Final = (
@@ -34,65 +35,26 @@ SCHEMA: Final = "trio_runner"
 SCHEMA_LOCK: Final = 0x7472_696F
 """The advisory lock of whoever changes the schema or its grants."""
 
-DEFAULT_PORT: Final = 5432
 GRANT: Final = "trio-runner init-db CONFIG --grant ROLE"
-
-_SOCKET_DIRECTORIES: Final = ("/run/postgresql", "/var/run/postgresql")
-"""Where a server's socket may lie; not /tmp, in which anybody could put one and ask for the password."""
 
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a server is, and as whom and to what one connects."""
-
-    hosts: tuple[str, ...]
-    """One host, or the directories in which a Unix socket is looked for."""
-    port: int
-    user: str
-    database: str
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether no network lies between."""
-        return self.hosts[0].startswith("/")
-
-    def __str__(self) -> str:
-        if self.is_socket:
-            return f"{self.hosts[0]}/.s.PGSQL.{self.port}"
-        host = f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
-        return f"{host}:{self.port}"
-
-
-def address_of(url: str) -> Address:
+def address_of(url: str) -> DatabaseAddress:
     """What a `postgresql://` address says; what it leaves out is the default, whatever PGHOST and its like say.
 
-    A Unix socket's directory is the host, either quoted (`%2Frun%2Fpostgresql`) or as `?host=/run/postgresql`.
-
     Raises:
-        RunnerError: `store_unreachable`: a parameter that would count for nothing, as `sslmode`.
+        RunnerError: `store_unreachable`: it cannot be used, or holds something that would not be read, as `sslmode`.
     """
-    parts = urlsplit(url)
-    given = dict(parse_qsl(parts.query))
-    if given.keys() - {"host", "port", "user", "dbname"}:
-        # Not repeated: it may be half of a secret.
-        raise _unusable("its query holds a parameter that is not read; sslmode and its like are keys of [database]")
-    name, _, place = parts.netloc.rpartition("@")
-    # Not `parts.hostname`, which is in lower case: a path is not.
-    named = place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
-    host = named or given.get("host", "")
+    address = parse_database_url(url)
+    if address is None or address.has_password or address.unread:
+        # Not repeated: it may hold a secret.
+        raise _unusable('write "postgresql://user@host:port/database"; sslmode and its like are keys of [database]')
     try:
-        user = unquote(name) or given.get("user") or getpass.getuser()
-        port = parts.port or int(given.get("port", DEFAULT_PORT))
-    except (KeyError, OSError, ValueError) as error:
-        raise _unusable('it names no user or port; write "postgresql://user@host:port/database"') from error
-    return Address(
-        hosts=(host,) if host else _SOCKET_DIRECTORIES,
-        port=port,
-        user=user,
-        database=unquote(parts.path[1:]) or given.get("dbname") or user,
-    )
+        user = address.user or getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise _unusable('it names no user; write "postgresql://user@host:port/database"') from error
+    return replace(address, user=user, database=address.database or user)
 
 
 def _unusable(why: str) -> RunnerError:
