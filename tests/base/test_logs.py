@@ -4,13 +4,15 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+from io import StringIO
 from typing import Any
 
 import pytest
 import trio
 
 from trio_runner.base import aio
-from trio_runner.base.logs import about, set_up_logging
+from trio_runner.base.logs import about, identify_process, set_up_logging
 
 logger = logging.getLogger("trio_runner.x")
 
@@ -90,6 +92,28 @@ def test_the_innermost_name_counts_and_none_takes_the_place_of_the_lines_own_fie
     assert (inner["scenario_id"], inner["epoch"], inner["code"]) == (1, 2, "x")
     assert (inner["event"], inner["level"], inner["logger"]) == ("inner", "info", "trio_runner.x")
     assert replaced["scenario_id"] == 9
+
+
+def test_a_process_is_named_on_every_line_whoever_logs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(level="info", form="json")
+    identify_process(scenario_id=7, runner_id="a")
+    identify_process(epoch=3)
+    thread = threading.Thread(target=logger.info, args=("thread",))
+    thread.start()
+    thread.join()
+    with about(epoch=4):
+        logger.info("task")
+    said = {line["event"]: (line["scenario_id"], line["runner_id"], line["epoch"]) for line in lines(capsys)}
+    assert said == {"thread": (7, "a", 3), "task": (7, "a", 4)}
+
+
+def test_logging_that_somebody_else_set_up_is_given_no_names() -> None:
+    handler = logging.StreamHandler(StringIO())
+    logging.getLogger().addHandler(handler)
+    identify_process(scenario_id=7)
+    with about(epoch=4):
+        logger.error("foreign")
+    assert handler.stream.getvalue() == "foreign\n"
 
 
 def test_names_and_extra_are_on_a_terminals_lines_too(capsys: pytest.CaptureFixture[str]) -> None:

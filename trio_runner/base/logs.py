@@ -39,6 +39,16 @@ def about(**names: object) -> Iterator[dict[str, object]]:
         _ABOUT.reset(token)
 
 
+def identify_process(**names: object) -> None:
+    """Put `names` on every line of this process from now on, whichever task or thread logs it.
+
+    The names of `about` replace them. In a program that set up its own logging this does nothing.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _StderrHandler):
+            handler.names |= names
+
+
 def set_up_logging(*, level: str, form: str) -> None:
     """Send every logger of the process to stderr; called once, by the command line.
 
@@ -48,7 +58,7 @@ def set_up_logging(*, level: str, form: str) -> None:
     """
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
     handler = _StderrHandler()
-    handler.setFormatter(_JSONFormatter(handler) if as_json else _console_formatter())
+    handler.setFormatter(_JSONFormatter(handler) if as_json else _console_formatter(handler))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -75,6 +85,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         super().__init__()
         self.secrets: frozenset[str] = frozenset()
+        self.names: dict[str, object] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -99,7 +110,7 @@ class _JSONFormatter(logging.Formatter):
             "logger": record.name,
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
         }
-        for name, value in _names_of(record).items():
+        for name, value in _names_of(record, self._handler).items():
             event.setdefault(name, value)
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
@@ -111,18 +122,18 @@ class _JSONFormatter(logging.Formatter):
         return json.dumps(clean, default=repr)
 
 
-def _names_of(record: logging.LogRecord) -> dict[str, Any]:
-    """Who the line is about, and what came with it as `extra`."""
+def _names_of(record: logging.LogRecord, handler: _StderrHandler) -> dict[str, Any]:
+    """The names of the process and of the task that logs, and what came with the line as `extra`."""
     extra = {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
-    return {**_ABOUT.get(), **extra}
+    return {**handler.names, **_ABOUT.get(), **extra}
 
 
-def _console_formatter() -> logging.Formatter:
+def _console_formatter(handler: _StderrHandler) -> logging.Formatter:
     # Imported here: structlog loads rich, which no line of a service needs.
     import structlog  # noqa: PLC0415
 
     def add_names(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-        return {**_names_of(event["_record"]), **event}
+        return {**_names_of(event["_record"], handler), **event}
 
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[

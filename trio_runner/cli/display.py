@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trio_runner.cli.output import discard, say
+from trio_runner.cli.output import discard, identify_attempt, say
 from trio_runner.config.settings import parse_settings
 from trio_runner.database import reading
 from trio_runner.database.store import open_store
@@ -52,7 +52,9 @@ async def run(
     ):
         if value is not None:
             changed.setdefault(section, {})[key] = value
-    return exit_code(await serve(config.replace(**changed), Display(program=_program(), config_path=config_path)))
+    config = config.replace(**changed)
+    identify_attempt(config)
+    return exit_code(await serve(config, Display(program=_program(), config_path=config_path)))
 
 
 def _program() -> str:

@@ -1,16 +1,20 @@
-"""Standard output: lines for people, JSON for programs."""
+"""What a verb writes: lines for people, JSON for programs, and whom its log lines are about."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
 
+from trio_runner.base.logs import identify_process
 from trio_runner.base.text import harmless
+
+if TYPE_CHECKING:
+    from trio_runner.config.load import Config
 
 _JSON_COLUMNS: Final = frozenset({"error", "last_error"})
 """The columns that the ledger hands over as JSON text."""
@@ -28,6 +32,13 @@ def print_json(value: Any) -> None:
     """Print one JSON document on one line; the ledger's JSON columns as what they hold."""
     text = msgspec.json.encode(_plain(value)).decode()
     _print(_TERMINAL_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def identify_attempt(config: Config) -> None:
+    """Put scenario and runner on every log line of this process, and the epoch where the config names one."""
+    identify_process(scenario_id=config.scenario.id, runner_id=config.runner.id)
+    if config.scenario.epoch:
+        identify_process(epoch=config.scenario.epoch)
 
 
 def discard() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trio_runner.base import aio
-from trio_runner.cli.output import say
+from trio_runner.cli.output import identify_attempt, say
 from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
@@ -73,6 +73,7 @@ async def report_death(config: Config, *, scenario: int | None) -> ExitCode:
     """Report how the scenario's attempt ended, where its process did not; 74 where Kafka does not have it yet."""
     if scenario is not None:
         config = config.replace(scenario={"id": scenario})
+    identify_attempt(config)
     spool = spool_of(config)
     try:
         async with (

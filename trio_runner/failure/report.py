@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_runner.base.logs import about
 from trio_runner.database.store import open_store
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
 from trio_runner.failure.outbox import Publication, Report, keep, mark, publish
@@ -59,9 +60,13 @@ async def report_death(
     """
     if failure.code is ErrorCode.SUPERSEDED:
         return Report(claim=claim or _no_claim(attempt), event=Publication.SUPERSEDED)
-    with trio.CancelScope(shield=True):
+    with (
+        trio.CancelScope(shield=True),
+        about(scenario_id=attempt.scenario_id, runner_id=attempt.runner_id, **_epoch_of(claim)) as names,
+    ):
         recording = await _record(config, attempt, claim, failure, progress, reporter)
         event = recording.event
+        names.update(_epoch_of(event.claim))
         if recording.refused is not None:
             return Report(claim=event.claim, event=recording.refused)
         published = await publish(config, event)
@@ -114,6 +119,11 @@ async def _record(
     if scope.cancelled_caught:
         logger.warning("the database may not have recorded this failure: no answer within %g s", RECORD_SECONDS)
     return recording
+
+
+def _epoch_of(claim: Claim | None) -> dict[str, object]:
+    """The epoch as a log line names it, where there is one."""
+    return {"epoch": claim.epoch} if claim is not None and claim.epoch else {}
 
 
 def _no_claim(attempt: Attempt) -> Claim:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
 import trio
 
 from trio_runner.base import aio
+from trio_runner.base.logs import identify_process
 from trio_runner.base.notify import Notifier
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import ClaimRefusedError
@@ -131,6 +132,8 @@ async def _notify_manager(runner: Runner, notifier: Notifier, last_resort: LastR
     Once the failure path has begun, `last_resort` bounds it, and WATCHDOG goes on until the death is reported.
     """
     await runner.claimed.wait()
+    if runner.claim is not None:
+        identify_process(epoch=runner.claim.epoch)
     notifier.ready()
     await notifier.keep_notified(
         status=lambda: f"frame {runner.progress.next_frame} of {runner.progress.declared_frames or 'unknown'}",

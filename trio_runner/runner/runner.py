@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from trio_runner.base import aio
+from trio_runner.base.logs import about
 from trio_runner.config.credentials import secrets_of
 from trio_runner.config.load import Config
 from trio_runner.embedded.addresses import open_addresses
@@ -149,6 +150,11 @@ class Runner:
             self._work, self.claimed, self._busy = trio.CancelScope(), trio.Event(), False
 
     async def _process_once(self, config: Config) -> bool:
+        with about(scenario_id=config.scenario.id, runner_id=config.runner.id) as names:
+            return await self._process_about(config, names)
+
+    async def _process_about(self, config: Config, names: dict[str, object]) -> bool:
+        """`names` are on each line that is logged here; the epoch joins them once the scenario is claimed."""
         self.progress = Progress(started=trio.current_time(), last_advance=trio.current_time())
         refusal: ClaimRefusedError | None = None
         spool = spool_of(config)
@@ -160,7 +166,7 @@ class Runner:
                     spool,
                     instance_id=self._instance_id,
                     progress=self.progress,
-                    controls=self._controls(),
+                    controls=self._controls(names),
                     secrets=secrets,
                 )
             except ClaimRefusedError as error:
@@ -218,9 +224,10 @@ class Runner:
         await self._servers.__aexit__(None, None, None)  # noqa: ASYNC102 - the same
         return False
 
-    def _controls(self) -> Controls:
+    def _controls(self, names: dict[str, object]) -> Controls:
         def on_claimed(claim: Claim) -> None:
             self.claim = claim
+            names["epoch"] = claim.epoch
             self.claimed.set()
 
         self.claim = None
