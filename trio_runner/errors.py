@@ -15,7 +15,7 @@ class ExitCode(enum.IntEnum):
     OK = 0
     """Completed, already completed, or drained on request."""
     NOTHING = 1
-    """A verb that looks or asks found nothing, or was refused."""
+    """A verb that only looks found nothing, or was refused."""
     USAGE = 64
     VIDEO = 65
     """The video is bad; the retry event is confirmed."""
@@ -44,7 +44,7 @@ REPORTED: Final = frozenset(
 
 
 class ErrorClass(enum.StrEnum):
-    """What a failure means for the next attempt."""
+    """The consequence of a failure for the next attempt."""
 
     RETRIABLE = "retriable"
     PERMANENT = "permanent"
@@ -52,7 +52,7 @@ class ErrorClass(enum.StrEnum):
 
 
 class Stage(enum.StrEnum):
-    """Where in the run a failure arose."""
+    """The part of the run in which a failure arose."""
 
     CONFIG = "config"
     PREFLIGHT = "preflight"
@@ -130,12 +130,12 @@ class RunnerError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        """The code first, so that one log line can be searched for."""
+        """The code first, so that a log can be searched for it."""
         return f"{self.code}: {self.message}"
 
 
 class ClaimRefusedError(RunnerError):
-    """The scenario is not this runner's to take: nothing was started, so no event is owed."""
+    """This runner may not take the scenario. Nothing was started, so no event is due."""
 
 
 class ScenarioCompletedError(ClaimRefusedError):
@@ -143,7 +143,7 @@ class ScenarioCompletedError(ClaimRefusedError):
 
 
 class SupersededError(RunnerError):
-    """Another runner owns the scenario now; this one may write and publish nothing any more."""
+    """Another runner owns the scenario now; this one may no longer write or publish anything."""
 
     def __init__(self, message: str) -> None:
         """The code is always `superseded`."""

@@ -1,4 +1,4 @@
-"""The nouns that travel: frames, detections, results, claims, progress, failures."""
+"""The values that packages pass to each other: frames, detections, results, claims, progress, failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class VideoInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the container declares, checked against the limits before the first frame is decoded."""
+    """The properties that the container declares, checked against the limits before the first frame is decoded."""
 
     codec: str
     width: int
@@ -42,7 +42,7 @@ class Frame:
 
 
 class Detection(msgspec.Struct, frozen=True):
-    """One object in one frame: label, confidence in 0..1 (None where the service names none), box in source pixels."""
+    """One object in one frame: label, confidence in 0..1 (None if the service gives none), box in source pixels."""
 
     label: str
     confidence: float | None
@@ -51,7 +51,7 @@ class Detection(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameResult:
-    """What the inference service said about one frame; no detections is an answer too."""
+    """The inference service's answer about one frame; an answer without detections is one, too."""
 
     sequence: int
     index: int
@@ -62,7 +62,7 @@ class FrameResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One flattened cause of death: what a log line, the ledger and the retry event say."""
+    """One flattened cause of death, in the form in which the log, the ledger and the retry event give it."""
 
     code: ErrorCode
     type: str
@@ -89,7 +89,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Progress:
-    """How far this attempt has come; written by the tasks, read by whoever shows or watches it."""
+    """How far this attempt has come; the pipeline's tasks write it, the display and the watchdog read it."""
 
     next_frame: int = 0
     frames_stored: int = 0
@@ -100,7 +100,7 @@ class Progress:
     started: float = 0.0
     """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0
-    """`trio.current_time()` when a frame was last read or stored: what the watchdog asks."""
+    """`trio.current_time()` when a frame was last read or stored; the watchdog reads this."""
 
 
 class End(msgspec.Struct, tag="end", frozen=True):

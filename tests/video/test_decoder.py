@@ -24,7 +24,7 @@ from tests.support.watching import picture, watch
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode
 from trio_runner.model import End
-from trio_runner.video import messages as records
+from trio_runner.video import messages
 from trio_runner.video.decoder import __main__ as decoder
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ def test_a_decoder_with_an_older_ffmpeg_or_none_refuses_to_start(older: str, tmp
     said = child(
         f"""
 from pathlib import Path
-from trio_runner.model import End, RunnerError
+from trio_runner.errors import RunnerError
 {older}
 try:
     ffmpeg.load_ffmpeg()
@@ -406,9 +406,9 @@ def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as pipe, ThreadPoolExecutor(1) as pool:
         received = pool.submit(pipe.read)
-        decoder.write(write_end, records.Passed(7), body)
+        decoder.write(write_end, messages.Passed(7), body)
         os.close(write_end)
-        assert received.result() == records.pack(records.Passed(7), body) + body
+        assert received.result() == messages.pack(messages.Passed(7), body) + body
 
 
 def test_a_sign_of_life_is_shown_when_nothing_was_written_for_a_while() -> None:
@@ -419,7 +419,7 @@ def test_a_sign_of_life_is_shown_when_nothing_was_written_for_a_while() -> None:
         emitter._written_at -= decoder.SIGN_OF_LIFE_SECONDS
         emitter.pass_over(2)
         os.close(write_end)
-        assert pipe.read() == records.pack(records.Passed(2))
+        assert pipe.read() == messages.pack(messages.Passed(2))
 
 
 def remux(source: Path, target: Path, **options: str) -> None:

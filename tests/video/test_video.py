@@ -23,7 +23,7 @@ from tests.support.watching import watch
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End, Frame, VideoInfo
-from trio_runner.video import messages as records
+from trio_runner.video import messages
 from trio_runner.video.child import Video
 
 INFO = VideoInfo(codec="h264", width=4, height=2, fps=25.0)
@@ -256,8 +256,8 @@ async def test_the_environment_of_the_child_holds_no_secret(clip: Path, monkeypa
 # What a child could send that is not a video.
 
 
-def header(record: records.Record, body: bytes = b"") -> bytes:
-    return records.pack(record, body) + body
+def header(record: messages.Record, body: bytes = b"") -> bytes:
+    return messages.pack(record, body) + body
 
 
 async def test_an_exit_code_is_named_with_the_last_lines_of_standard_error(pretend: PretendChild, clip: Path) -> None:
@@ -284,7 +284,7 @@ async def test_what_starting_takes_is_not_held_against_the_file(
     pretend: PretendChild, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trio_runner.video.child.START_ALLOWANCE_SECONDS", 10 * PATIENCE_SECONDS)
-    pretend("exec sleep 1000", header(records.Passed(0)))
+    pretend("exec sleep 1000", header(messages.Passed(0)))
     error = (await watch(clip, frame_timeout_seconds=0.1)).error
     assert error is not None
     assert error.code is ErrorCode.DECODER_STALLED
@@ -293,11 +293,11 @@ async def test_what_starting_takes_is_not_held_against_the_file(
 
 @pytest.mark.parametrize("output", [
     b"Segmentation fault\n" * 10,
-    records.PREFIX.pack(7, 0) + b"no json",
-    records.PREFIX.pack(2, 0) + b"{}",
-    records.PREFIX.pack(10, 2**31),
+    messages.PREFIX.pack(7, 0) + b"no json",
+    messages.PREFIX.pack(2, 0) + b"{}",
+    messages.PREFIX.pack(10, 2**31),
     header(End(decoded=0, selected=0, skipped_corrupt=0)),
-    header(records.Opened(INFO)) * 2,
+    header(messages.Opened(INFO)) * 2,
 ])  # fmt: skip
 async def test_what_is_no_record_is_a_failure(output: bytes, pretend: PretendChild, clip: Path) -> None:
     pretend("exec sleep 1000", output)
@@ -309,8 +309,8 @@ async def test_what_is_no_record_is_a_failure(output: bytes, pretend: PretendChi
 
 @pytest.mark.parametrize("cut", [1, 9, 60])
 async def test_a_record_that_breaks_off_is_a_death(cut: int, pretend: PretendChild, clip: Path) -> None:
-    frame = records.FrameHeader(sequence=0, index=0, pts_seconds=0, width=4, height=2, sent_width=4, sent_height=2)
-    pretend("exit 0", header(records.Opened(INFO)) + header(frame, b"jpeg" * 100)[:-cut])
+    frame = messages.FrameHeader(sequence=0, index=0, pts_seconds=0, width=4, height=2, sent_width=4, sent_height=2)
+    pretend("exit 0", header(messages.Opened(INFO)) + header(frame, b"jpeg" * 100)[:-cut])
     error = (await watch(clip)).error
     assert error is not None
     assert error.code is ErrorCode.DECODER_FAILED
@@ -329,9 +329,9 @@ async def test_a_child_that_closes_its_pipe_and_lives_on_is_ended(
 
 
 async def test_a_fault_keeps_its_code_and_signs_of_life_are_passed_on(pretend: PretendChild, clip: Path) -> None:
-    fault = records.Fault(code=ErrorCode.VIDEO_TRUNCATED, message="clip: breaks off")
-    passed = header(records.Passed(100)) + header(records.Passed(200))
-    pretend("cat >/dev/null", header(records.Opened(INFO)) + passed + header(fault))
+    fault = messages.Fault(code=ErrorCode.VIDEO_TRUNCATED, message="clip: breaks off")
+    passed = header(messages.Passed(100)) + header(messages.Passed(200))
+    pretend("cat >/dev/null", header(messages.Opened(INFO)) + passed + header(fault))
     signs: list[None] = []
     async with open_video(options(clip), on_passed=lambda: signs.append(None)) as video:
         video.start(300)
@@ -342,10 +342,10 @@ async def test_a_fault_keeps_its_code_and_signs_of_life_are_passed_on(pretend: P
 
 async def test_records_arrive_whole_however_they_are_cut(pretend: PretendChild, clip: Path) -> None:
     bodies = [bytes([number]) * size for number, size in enumerate([0, 1, 70_000, 3, 2_000_000, 300_000])]
-    output = header(records.Opened(INFO))
+    output = header(messages.Opened(INFO))
     for number, body in enumerate(bodies):
         size = {"width": 4, "height": 2, "sent_width": 4, "sent_height": 2}
-        output += header(records.FrameHeader(sequence=number, index=number, pts_seconds=number / 25, **size), body)
+        output += header(messages.FrameHeader(sequence=number, index=number, pts_seconds=number / 25, **size), body)
     end = End(decoded=6, selected=6, skipped_corrupt=0)
     pretend("cat >/dev/null", output + header(end))
     shown = await watch(clip)

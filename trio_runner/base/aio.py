@@ -1,11 +1,11 @@
-"""The bridge to asyncio libraries: a typed call, a bounded close, and the loop they run in.
+"""The bridge to asyncio libraries: a typed call, a bounded close, and the loop in which both run.
 
-This is the only file that imports asyncio or trio_asyncio. The rules that its callers live by, because an asyncio task
-sees one edge-triggered cancellation where Trio has a level-triggered scope:
+This is the only file that imports asyncio or trio_asyncio. A cancelled Trio scope raises `Cancelled` at every await; a
+cancelled asyncio task gets one `CancelledError` and no second. Callers therefore keep three rules:
 
-- no Trio scope inside a function that asyncio runs;
-- a whole verb in one call: what a verb acquires it also releases, since the second half of a pair may never run;
-- an asyncio call made in a cancelled scope does not even start, so every clean-up is shielded, and bounded.
+- a function that asyncio runs uses no Trio scope;
+- one call acquires a resource and releases it again, because a second call might never run;
+- a call in a cancelled scope does not even start, so every clean-up is shielded from cancellation, and bounded.
 """
 
 from __future__ import annotations
@@ -33,35 +33,36 @@ T = TypeVar("T")
 
 
 class LibraryCancelledError(Exception):
-    """The library cancelled its own call: an ordinary error here, since nobody on Trio's side asked for it."""
+    """The library cancelled its own call. Nobody on Trio's side asked for that, so here it is an ordinary error."""
 
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[None]:
-    """Run an asyncio loop inside this Trio task, outermost, so that every client is closed before it.
+    """Run an asyncio loop inside this Trio task. Open it first, so that every client is closed before the loop.
 
-    Where the task already lives in such a loop, ours or an application's, that one serves; an application's waits for
-    names to be looked up whatever the deadline.
+    If the task already runs inside such a loop, ours or the application's, calls use that one. The application's loop
+    may look a host name up for longer than a call's deadline.
     """
     if trio_asyncio.current_loop.get() is not None:
         yield
         return
     async with trio_asyncio.open_loop() as loop:
-        # By default an error that no task waits for ends the loop, and with it the only way to report a failure.
-        # asyncpg leaves one behind when a query is cancelled and its cancel request is refused.
+        # By default trio_asyncio ends the loop on an error that no task awaits, and without the loop no failure can be
+        # reported. asyncpg leaves such an error behind if the server refuses its request to cancel a query.
         loop.set_exception_handler(_log_stray_error)
         loop.set_default_executor(_AbandoningExecutor())
         yield
 
 
 class _AbandoningExecutor(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # published without types
-    """Its threads are left behind at a deadline: one that looks up a host name cannot be ended, and may take long."""
+    """Leaves its threads behind at a deadline: one that looks a host name up may take long, and cannot be ended."""
 
     async def submit(self, func: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(func, *args, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _log_stray_error(_: object, context: dict[str, Any]) -> None:
+    """Log an error that no task awaits, instead of ending the loop."""
     error = context.get("exception")
     logger.warning("asyncio: %s (%r)", context.get("message"), error)
     logger.debug("asyncio: %s", context, exc_info=error)
@@ -73,8 +74,8 @@ async def call(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.k
     Raises:
         LibraryCancelledError: the library cancelled itself; a cancellation by a Trio scope stays `trio.Cancelled`.
     """
-    # Not after the call: what it gives back, a connection perhaps, would be lost. So a loop of calls whose library
-    # swallows the one cancellation that asyncio delivers ends at the next one.
+    # A library may swallow the one cancellation that asyncio delivers. A loop of such calls then ends here, at the next
+    # call. This check must not come after the call: its result, perhaps a connection, would be lost.
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
         result: T = await trio_asyncio.aio_as_trio(function)(*args, **kwargs)
@@ -86,15 +87,15 @@ async def call(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.k
 
 
 async def close(function: Callable[[], Awaitable[object]], *, seconds: float) -> bool:
-    """Run a clean-up shielded from cancellation, for at most `seconds`; False where it failed or took longer.
+    """Run a clean-up shielded from cancellation, for at most `seconds`; return False if it failed or took longer.
 
-    What could not be closed is dropped by the caller; the error that led here is the one that counts.
+    It raises nothing, so that the error which led to the clean-up is not replaced.
     """
     with trio.move_on_after(seconds, shield=True) as scope:
         try:
             await call(function)
-        except Exception as error:  # noqa: BLE001 - any library's, and there is nothing left to do about it
+        except Exception as error:  # noqa: BLE001 - any library's, and nothing is left to do about it
             logger.debug("closing failed: %r", error)
             return False
-    # Not `cancelled_caught`: a library may have swallowed the cancellation.
+    # `cancelled_caught` would be False if a library swallowed the cancellation.
     return not scope.cancel_called

@@ -1,11 +1,11 @@
-"""For a probe in a container: whether the process that NOTIFY_SOCKET is told of is alive.
+"""For a probe in a container: whether the process that notifies NOTIFY_SOCKET is alive.
 
     NOTIFY_SOCKET=/run/trio-runner/notify python -I -m trio_runner.base.probe
 
-Kubernetes has no watchdog, but asks commands. This one stands for the service manager for a moment: it listens where
-WATCHDOG=1 is sent once a second (sd_notify(3)), by a runner as long as it makes progress, by an orchestrator as long as
-its event loop turns, and ends with 0 as soon as it has heard one, or with a reason. It imports the standard library
-only, for it starts often.
+Kubernetes has no watchdog, but runs commands. This command takes the service manager's place for a moment and listens
+at the socket. A runner sends WATCHDOG=1 to it once a second while it makes progress (sd_notify(3)), an orchestrator
+while its event loop runs. The command ends with 0 as soon as one arrives, else with a reason. It starts often, so it
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 WITHIN_SECONDS: Final = 5.0
 
 
-def heard(path: Path, within_seconds: float) -> bool:
-    """Whether a sign of life arrives at this socket, which is made for that long.
+def is_alive(path: Path, within_seconds: float) -> bool:
+    """Create this socket for at most `within_seconds`, and return whether a sign of life arrives at it.
 
     Raises:
-        OSError: it cannot be made; EADDRINUSE: somebody listens there already.
+        OSError: It cannot be created; EADDRINUSE: another process listens there already.
     """
     deadline = time.monotonic() + within_seconds
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
@@ -51,7 +51,7 @@ def _bind(listener: socket.socket, path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE or _has_a_listener(path):
             raise
-        # What a probe left that was killed.
+        # A probe that was killed has left its socket behind.
         path.unlink(missing_ok=True)
         listener.bind(str(path))
 
@@ -66,12 +66,12 @@ def _has_a_listener(path: Path) -> bool:
 
 
 def main(environ: Mapping[str, str]) -> str | None:
-    """What is wrong, in words; None where nothing is."""
+    """Why the process is not known to be alive, in words; None if it is."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith("/"):
-        return "NOTIFY_SOCKET is not set to a path, where the process under test sends to"
+        return "NOTIFY_SOCKET is not set to the path that the process under test notifies"
     try:
-        if not heard(Path(address), WITHIN_SECONDS):
+        if not is_alive(Path(address), WITHIN_SECONDS):
             return f"no sign of life within {WITHIN_SECONDS:g} s"
     except OSError as error:
         return f"{address}: {error.strerror}"

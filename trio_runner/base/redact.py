@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MASK: Final = "***"
 MIN_SECRET_CHARACTERS: Final = len(MASK) + 1
-"""Shorter ones are not masked: they stand in every other word, and a text without them would say nothing."""
+"""Shorter secrets are not masked: they occur in every other word, and a text without them would be unreadable."""
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
 
@@ -26,8 +26,8 @@ def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
     maskable = sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS), key=len, reverse=True)
     forms = [form for secret in maskable for form in (_with_escapes(secret), *_in_base64(secret))]
     pattern = re.compile("|".join(forms) if forms else r"(?!)", re.DOTALL)
-    # Once more after every change: what stands before a mask and behind it may make another secret. This ends, because
-    # a mask is shorter than what it covers, and in an address it stays what it is.
+    # Repeated after every change: the text before a mask and the text behind it may form another secret. The loop ends,
+    # because a mask is shorter than the secret that it replaces, and a masked address is not changed again.
     while (clean := _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text))) != text:
         text = clean
     return clean
@@ -58,7 +58,7 @@ def _letter(backslashes: int, letter: str) -> str:
 
 
 def _in_base64(secret: str) -> Iterator[str]:
-    """What base64 makes of it, wherever it begins: SASL/PLAIN and HTTP send it with a name before it."""
+    """The secret in base64, at each offset: SASL/PLAIN and HTTP encode it with a name in front of it."""
     octets = secret.encode("utf-8", "surrogatepass")
     for offset in range(3):
         digits = base64.b64encode(bytes(offset) + octets).decode()

@@ -7,12 +7,12 @@ import signal
 
 
 def printable(path: str) -> str:
-    """A file's name may be any bytes, a text in JSON or in PostgreSQL may not."""
+    """A file's name as text: the name may be any bytes, but JSON and PostgreSQL take only text."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def harmless(text: str) -> str:
-    """What others have written, without what a terminal might obey."""
+    """Text from elsewhere, with a replacement character for each character that a terminal might interpret."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 

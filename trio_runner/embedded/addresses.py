@@ -42,13 +42,13 @@ async def open_addresses(
     through untouched.
 
     Raises:
-        ServerError: a server cannot be had; perhaps in an exception group.
+        ServerError: A server cannot be started; perhaps in an exception group.
     """
     services = embedded_services(config) & wanted
     if not services:
         yield config
         return
-    # A server's death is not raised here: whoever uses it finds that out, with the right error code, while the other
+    # A server's death is not raised here. Its client notices it and raises the right error code, while the other
     # servers still take the report.
     async with open_servers(
         Path(config.runner.data_dir), services, published=published, on_wait=on_wait, on_death=_log_death
@@ -58,7 +58,7 @@ async def open_addresses(
             changed["database"] = {
                 "url": live.database_url,
                 "password_file": str(live.database_password_file),
-                # On the loopback, and for as long as this process lives.
+                # The server listens on the loopback, and only while this process lives.
                 "sslmode": "disable",
                 "allow_plaintext_password": True,
             }

@@ -1,8 +1,8 @@
 """A Kafka broker for one machine: librdkafka's mock cluster, which speaks the real protocol.
 
-It takes idempotent producers and consumer groups, creates a topic when first named, and listens on
-127.0.0.1 on a port that the kernel chooses. Topics are in memory and gone when it ends: the database keeps the
-promises.
+It accepts idempotent producers and consumer groups, creates a topic when a client first names it, and listens on
+127.0.0.1, on a port that the kernel chooses. Topics are in memory and are lost when it ends, which costs no promise:
+those rest on the database.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true", help="end when the parent process does")
     if parser.parse_args().tied:
         tie_to_parent()
-    # Blocked before librdkafka starts its threads, which inherit that, so that sigwait is the one who gets
-    # it.
+    # The signals are blocked before librdkafka starts its threads. The threads inherit that, so sigwait gets a signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
-    # Here, after the leash: this import takes longer than a parent may live.
+    # Imported after the leash is on: during this long import the parent may die.
     from confluent_kafka import Producer
 
     # The cluster belongs to a client and lives as long as it does (librdkafka, `test.mock.num.brokers`). That

@@ -1,4 +1,4 @@
-"""Runs one server as a child process: starts it, waits for its answer, explains its death, and stops it."""
+"""Runs one server as a child process: starts it, waits until it answers, explains its death, and stops it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0
 """How long a server may take to its first answer; recovery after a power cut is the long case."""
 STOP_SECONDS = 8.0
-"""How long a server may take to leave after the polite signal; PostgreSQL writes its last checkpoint then."""
+"""How long a server may take to end after `stop_signal`; PostgreSQL writes its last checkpoint then."""
 KILL_SECONDS = 2.0
-"""How long to wait for the kernel to end a server that did not leave."""
+"""How long to wait for the kernel to end a server that did not end by itself."""
 _LOG_LINES = 15
 
 
 class ServerError(Exception):
-    """An embedded server cannot be had or was lost: which one, why, and what its log says."""
+    """An embedded server could not be started, or ended: which one, why, and the end of its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
     """A program to run as a server, or as a step towards one.
 
-    `remains` is a descriptor that the child inherits, and its children from it. It carries a file lock, which
-    the kernel lifts when the last of them is gone, whoever was killed in whatever order.
+    The child and its own children inherit the descriptor `remains`. It carries a file lock, which the kernel releases
+    when the last of them is gone, in whatever order they were killed.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Child:
     environment: Mapping[str, str]
     stop_signal: signal.Signals = signal.SIGTERM
     lifetime: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
-    """Cancelled when the server is no longer needed. Whatever else cancels its host does not reach it: somebody who is
-    cancelled may still have to say so, to the database and the broker."""
+    """Cancelled when the server is no longer needed. No other cancellation of the host reaches the server, because a
+    runner that is cancelled still has to report that to the database and the broker."""
     on_death: Callable[[ServerError], None] | None = None
-    """Told when a server that was up ends by itself; without it that is raised, and takes the other servers down."""
+    """Called when a server that was up ends by itself. Without it the error is raised, and ends the other servers."""
 
     def died(self, process: subprocess.Popen[bytes]) -> ServerError:
-        """The error for this child's own end, which must have been waited for."""
+        """The error for the end of this child, which must have been reaped."""
         code = process.returncode
         how = f"was killed by signal {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         who = f"the embedded {self.name} server (process {process.pid})"
@@ -69,7 +69,7 @@ class Child:
 
 
 def find_package(name: str, *, for_the: str, key: str) -> Path:
-    """The directory of an installed package, which is not imported; ServerError says how to do without."""
+    """The directory of an installed package, without importing it. Raises ServerError with the remedy."""
     spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise ServerError(
@@ -130,7 +130,7 @@ async def read_port(process: subprocess.Popen[bytes]) -> int:
         while not line.endswith(b"\n"):
             chunk = await stream.receive_some(1024)
             if not chunk:
-                # Its end is what has to be told, and the task that waits for it does so.
+                # The server has ended. The task that waits for its end raises the error.
                 await trio.sleep_forever()
             line += chunk
     return int(json.loads(line)["port"])
@@ -138,11 +138,11 @@ async def read_port(process: subprocess.Popen[bytes]) -> int:
 
 @contextlib.asynccontextmanager
 async def _running(child: Child, *, stdin: int) -> AsyncIterator[subprocess.Popen[bytes]]:
-    # A session of its own: Ctrl-C in the terminal is for the host, which drains first and stops its servers
-    # last. Popen itself, on the thread that runs Trio: what a leash is tied to is the thread that spawned
-    # the child, and Trio's own way of spawning uses a worker thread, which ends when it likes.
+    # The child gets a session of its own, because Ctrl-C in the terminal is for the host, which drains first and stops
+    # its servers last. It is spawned with Popen on the thread that runs Trio. The leash ties it to the thread that
+    # spawned it, and Trio would spawn it in a worker thread, which may end at any time.
     with child.log.open("ab") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - see above
+        process = subprocess.Popen(  # noqa: ASYNC220 - as the comment says
             child.command,
             stdin=stdin,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Decides, by file locks, which process on a data directory hosts the servers, and lets the others attach."""
+"""Decides by file locks which process on a data directory hosts the servers, and lets the others attach."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 WAIT_SECONDS = 30.0
-"""How long to wait for another process that is starting, or leaving, or here for a moment only."""
+"""How long to wait for another process that is starting, stopping, or uses the directory only briefly."""
 _POLL_SECONDS = 0.05
 
 
 class DataDirectory:
     """The directory with the servers' state.
 
-    `lock` is held exclusively by the host, `users` is shared by the processes attached to it, and `remains`
-    is held by the servers themselves (see `Child`). The kernel lifts each lock however its holder ends, so
-    none can be left behind. `servers.json` says where the servers are; it exists while the host lets others
-    attach.
+    The host holds `lock` exclusively, the processes attached to it share `users`, and the servers themselves hold
+    `remains` (see `Child`). The kernel releases each lock however its holder ends, so none can be left behind.
+    `servers.json` holds the servers' ports; it exists while the host lets other processes attach.
     """
 
     def __init__(self, path: Path) -> None:
-        """Create it, for this user alone, where it does not exist; raises ServerError if that cannot be."""
+        """Create the directory, for this user alone, if it does not exist; raises ServerError if that fails."""
         self.path = path.resolve()
         self._servers = self.path / "servers.json"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700, exist_ok=True)
             if not any(self.path.iterdir()):
-                # Not where somebody keeps other things, and perhaps a .gitignore of his own.
+                # Only in an empty directory: any other may have a .gitignore of its own.
                 (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
             (self.path / "logs").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -48,7 +47,7 @@ class DataDirectory:
             raise ServerError(f"{problem}. Choose another runner.data_dir") from error
 
     def new_log(self, name: str) -> Path:
-        """The path of a log to begin; the one of the time before is kept beside it."""
+        """The path of a new log; the log of the previous start is kept beside it."""
         log = self.path / "logs" / f"{name}.log"
         with contextlib.suppress(FileNotFoundError):
             log.replace(log.with_suffix(".log.1"))
@@ -56,7 +55,7 @@ class DataDirectory:
 
     @contextlib.asynccontextmanager
     async def entered(self) -> AsyncIterator[dict[str, Any] | None]:
-        """Yield what the host published, with a place among its users; or None: this process is now the host.
+        """Yield the servers that the host published, as one of their users; or None: this process is now the host.
 
         Raises:
             ServerError: Another process kept the directory to itself for `WAIT_SECONDS`.
@@ -76,9 +75,8 @@ class DataDirectory:
     async def _enter(self, lock: int, users: int) -> dict[str, Any] | None:
         while not _locked(lock, fcntl.LOCK_EX):
             servers = self._published()
-            # The host takes down servers.json only while nobody holds `users`: if the file is still the
-            # same once we hold it, the host waits for us. A file left by a host that was killed names ports
-            # where nobody answers.
+            # The host removes servers.json only while nobody holds `users`. If the file is unchanged after we got that
+            # lock, the host waits for us. A file that a killed host has left behind names ports where nobody answers.
             if servers is not None and _locked(users, fcntl.LOCK_SH):
                 if self._published() == servers and await _all_answer(servers):
                     return servers
@@ -88,7 +86,7 @@ class DataDirectory:
 
     @contextlib.asynccontextmanager
     async def remains(self) -> AsyncIterator[int]:
-        """Wait until no server of an earlier host is left; yield the descriptor for this one's to inherit."""
+        """Wait until no server of an earlier host is left; yield the descriptor that this host's servers inherit."""
         with self._open("remains") as descriptor:
             with trio.move_on_after(WAIT_SECONDS) as patience:
                 await _lock(descriptor, fcntl.LOCK_EX)
@@ -110,7 +108,7 @@ class DataDirectory:
             yield
 
     async def _nobody_attached(self, users: int, on_wait: Callable[[str], None]) -> None:
-        """Return with `users` locked, so that nobody can attach any more."""
+        """Wait until no process is attached, and lock `users`, so that none can attach any more."""
         if _locked(users, fcntl.LOCK_EX):
             return
         count = _holders(users)
@@ -138,7 +136,7 @@ class DataDirectory:
 
 
 def is_hosted(path: Path) -> bool:
-    """Whether some process hosts the servers of this data directory right now; makes no directory that is not there."""
+    """Whether a process hosts the servers of this data directory right now; does not create the directory."""
     try:
         with (path / "lock").open("rb") as lock:
             return not _locked(lock.fileno(), fcntl.LOCK_SH)

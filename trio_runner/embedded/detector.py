@@ -30,7 +30,7 @@ INPUT_WIDTH, INPUT_HEIGHT = 416, 256
 STRIDES = (8, 16, 32)
 DISTANCE_BINS = 11
 GREY = 114
-# Blue, green, red: with the channels the other way round the boxes stay and the classes go wrong.
+# Blue, green, red. With the channels in reverse order the boxes would be right and the classes wrong.
 MEAN = np.array([103.53, 116.28, 123.675], dtype=np.float32)
 DEVIATION = np.array([57.375, 57.12, 58.395], dtype=np.float32)
 
@@ -139,9 +139,9 @@ def _areas(boxes: Floats) -> Floats:
 
 
 def suppress(boxes: Floats, confidences: Floats, classes: Indices, max_overlap: float) -> Indices:
-    """Non-maximum suppression within each class: the indices kept, most confident first.
+    """Non-maximum suppression within each class: the indices of the boxes kept, most confident first.
 
-    A box goes when a kept one of its class overlaps it by more than `max_overlap`. Equal confidences are ordered by
+    A box is dropped if a kept box of its class overlaps it by more than `max_overlap`. Equal confidences are ordered by
     class and place, so that the same boxes are kept whatever order they come in.
     """
     left = np.lexsort((*boxes.T, classes, -confidences))
@@ -161,7 +161,7 @@ class Detector:
         """Load the packaged model on the CPU and let it compute with `threads` threads per picture."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Idle workers would otherwise burn a core in a busy loop between pictures.
+        # By default idle workers keep a core busy in a loop between pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         model = str(MODEL_DIR / "nanodet_g_256x416.onnx")
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

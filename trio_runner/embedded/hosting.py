@@ -1,4 +1,4 @@
-"""Opens the servers that a config calls "embedded": the first process on a data directory hosts."""
+"""Opens the servers that a config calls "embedded": the first process on a data directory is their host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Addresses", "ServerError", "Service", "addresses_as_toml", "open_ser
 
 
 class Service(enum.StrEnum):
-    """A server that the runner can bring along; the value is its section of the config."""
+    """A server that this package can host; the value is its section of the config."""
 
     DATABASE = "database"
     KAFKA = "kafka"
@@ -34,7 +34,7 @@ class Service(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the servers asked for answer (None: not asked for), and whether this process is their host."""
+    """The addresses of the requested servers (None: not requested), and whether this process is their host."""
 
     database_url: str | None
     database_password_file: Path | None
@@ -53,19 +53,19 @@ async def open_servers(
     on_wait: Callable[[str], None],
     on_death: Callable[[ServerError], None] | None = None,
 ) -> AsyncIterator[Addresses]:
-    """Bring up `services` with their state in `data_dir`, or attach to the process that has done so.
+    """Start `services` with their state in `data_dir`, or attach to the process that has started them.
 
-    A published host lets other processes attach. On leaving it tells `on_wait` once if some still are, and
-    waits for them; cancelling ends that wait. An unpublished host serves itself only, and who comes
-    meanwhile waits.
+    A published host lets other processes attach. If some still are when the block ends, it calls `on_wait` once and
+    waits for them; cancelling ends that wait. An unpublished host serves only itself, and other processes wait until it
+    has ended.
 
-    A server that dies while this process hosts is told to `on_death` and the others go on; without it the body is
-    cancelled and the error raised.
+    If a server dies while this process is the host, `on_death` is called and the other servers go on. Without
+    `on_death` the block is cancelled and the error raised.
 
     Raises:
-        ServerError: A server cannot be had: its package is missing, it did not start or ended by itself, the
-            host has too few or keeps the directory to itself. From a host it comes in a group, as does
-            whatever the body raises: this opens a nursery.
+        ServerError: A server's package is missing, it did not start or it ended by itself; or the host has too few
+            servers, or lets no other process attach. This opens a nursery, so a host gets this error, and any error of
+            the block, in an exception group.
     """
     if not services:
         yield _addresses(data_dir, {}, hosted=False)
@@ -86,7 +86,7 @@ async def open_servers(
 
 
 def addresses_as_toml(addresses: Addresses) -> str:
-    """The lines that a config needs to reach these servers as if they were anybody's."""
+    """The lines with which a config reaches these servers like any others."""
     lines = []
     if addresses.database_url is not None:
         lines += ["[database]", f"url = {_quoted(addresses.database_url)}"]
@@ -103,7 +103,7 @@ def addresses_as_toml(addresses: Addresses) -> str:
 async def _hosted(
     directory: DataDirectory,
     services: frozenset[Service],
-    published: bool,  # noqa: FBT001 - handed through
+    published: bool,  # noqa: FBT001 - passed on
     on_wait: Callable[[str], None],
     on_death: Callable[[ServerError], None] | None,
 ) -> AsyncIterator[dict[Service, int]]:
@@ -163,5 +163,5 @@ def _addresses(data_dir: Path, ports: dict[Service, int], *, hosted: bool) -> Ad
 
 
 def _quoted(text: str) -> str:
-    # What JSON escapes in a string, TOML escapes in the same way.
+    # TOML escapes a string in the same way as JSON.
     return json.dumps(text, ensure_ascii=False)

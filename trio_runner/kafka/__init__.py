@@ -1,1 +1,1 @@
-"""Kafka: the connection, records that are sent and read, and what they mean."""
+"""Kafka: the connection, the records that are sent and read, and their meaning."""

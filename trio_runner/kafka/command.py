@@ -32,16 +32,16 @@ class StartCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class StopCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Let its runner drain, and start no other."""
+    """Let the scenario's runner drain, and start no other runner for it."""
 
     scenario_id: Id
 
 
 def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | StopCommand]:
-    """The command in a record, with the id by which a repeated one is known.
+    """The command in a record, with the id by which a repeated command is recognised.
 
     Raises:
-        BadEventError: it is none, or what it asks for cannot be; the text is safe to print.
+        BadEventError: The record is no command, or asks for something impossible; the text is safe to print.
     """
     headers = record.headers
     command_id, kind = headers.get("ce_id", ""), headers.get("ce_type")
@@ -59,7 +59,7 @@ def decode_command(record: Record, config: Config) -> tuple[str, StartCommand | 
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadEventError(f"the body is no command: {error}") from error
     if record.key != str(command.scenario_id).encode():
-        # Commands about one scenario stay in order only where they share a key.
+        # Kafka keeps the order of commands about one scenario only if they share a key.
         raise BadEventError(f"the key is not the scenario's id, {command.scenario_id}")
     if isinstance(command, StartCommand):
         if not is_canonical(command.video_path):

@@ -1,4 +1,4 @@
-"""The retry event: what it says, how it leaves, and how a record is known to be one."""
+"""The retry event: its content, how it is published, and how a record is recognised as one."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ MAX_EVENT_BYTES: Final = 16 * 1024
 _NAMESPACE: Final = uuid.UUID("6d1f2f0e-5a53-5d0a-9a5e-7c1f0d6f4b21")
 _INVOCATION_ID: Final = r"^[0-9a-f]{32}\Z"
 
-# What `decode` holds an event to; the same as in `schemas/retry_event.json`. Of control characters a text may have
-# line ends: any other would reach a terminal, or be refused by PostgreSQL.
-_SAYABLE: Final = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f]*\Z"
-Text = Annotated[str, Meta(max_length=2048, pattern=_SAYABLE)]
-Word = Annotated[str, Meta(min_length=1, max_length=200, pattern=_SAYABLE)]
+# `decode` checks these; they are the same in `schemas/retry_event.json`. A line end is the only control character that
+# a text may have: any other would reach a terminal, or PostgreSQL would refuse it.
+_PRINTABLE: Final = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f]*\Z"
+Text = Annotated[str, Meta(max_length=2048, pattern=_PRINTABLE)]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=_PRINTABLE)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class EventCause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What led to the error."""
+    """An earlier error that led to the error."""
 
-    type: Word
+    type: Name
     message: Text
 
 
 class EventError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What went wrong: a code from the closed list, its class, and what a person needs to see; absent what is none."""
+    """The error: its code from the closed list, its class, and details for people; empty fields are left out."""
 
     code: ErrorCode
     error_class: ErrorClass = msgspec.field(name="class")
-    type: Word
+    type: Name
     message: Text
     stack: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=20)] = ()
     causes: Annotated[tuple[EventCause, ...], Meta(min_length=1, max_length=4)] = ()
@@ -61,7 +61,7 @@ class EventError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class EventProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the attempt had come; a hint, the ledger decides."""
+    """How far the attempt had come. This is a hint; the ledger decides."""
 
     next_frame: Count
     frames_stored: Count
@@ -69,27 +69,27 @@ class EventProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class RetryEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One death of one attempt at one scenario; `epoch` 0 where it died before it could claim."""
+    """One death of one attempt at one scenario; `epoch` is 0 if the runner died before its claim."""
 
     scenario_id: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     runner_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+\Z")]
     epoch: Count
-    reason: Annotated[str, Meta(min_length=1, max_length=512, pattern=_SAYABLE)]
+    reason: Annotated[str, Meta(min_length=1, max_length=512, pattern=_PRINTABLE)]
     timestamp: Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z\Z")]
     stage: Stage
     error: EventError
     progress: EventProgress
-    reporter: Word
+    reporter: Name
     instance_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
     invocation_id: Annotated[str, Meta(pattern=_INVOCATION_ID)] | None
-    host: Annotated[str, Meta(max_length=255, pattern=_SAYABLE)]
+    host: Annotated[str, Meta(max_length=255, pattern=_PRINTABLE)]
     pid: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
     uptime_seconds: Annotated[float, Meta(ge=0)] | None
-    version: Annotated[str, Meta(min_length=1, max_length=100, pattern=_SAYABLE)]
+    version: Annotated[str, Meta(min_length=1, max_length=100, pattern=_PRINTABLE)]
 
     @property
     def claim(self) -> Claim:
-        """The claim that it is about, with the progress that the dead had come to."""
+        """The claim of the attempt that died, with the progress that it had made."""
         return Claim(
             scenario_id=self.scenario_id,
             epoch=self.epoch,
@@ -100,12 +100,12 @@ class RetryEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def id(self) -> str:
-        """Every report of one death carries the same id, whoever sends it and however often."""
+        """The id of this death: every report of it carries the same one, whoever sends the report and however often."""
         return event_id(self.scenario_id, self.epoch, self.instance_id)
 
 
 def event_id(scenario_id: int, epoch: int, instance_id: str) -> str:
-    """UUIDv5 of scenario and epoch; of the process itself where there was no epoch yet."""
+    """UUIDv5 of scenario and epoch; of scenario and instance if there was no epoch yet."""
     return str(uuid.uuid5(_NAMESPACE, f"{scenario_id}:{epoch}" if epoch else f"{scenario_id}:unclaimed:{instance_id}"))
 
 
@@ -118,7 +118,16 @@ def build_event(
     reporter: str,
     uptime_seconds: float | None = None,
 ) -> RetryEvent:
-    """Say what happened to the attempt `claim`; `uptime_seconds` is how long the process had run, by its own clock."""
+    """The event about the death of the attempt `claim`.
+
+    Args:
+        failure: Why it died.
+        claim: The attempt.
+        runner_id: The runner that made the attempt.
+        progress: How far the attempt had come.
+        reporter: Who reports the death: `runner`, `takeover`, `stop-post`, `reaper` or `orchestrator`.
+        uptime_seconds: How long the process had run, by its own clock.
+    """
     own = reporter in {"runner", "stop-post"}
     invocation_id = os.environ.get("INVOCATION_ID", "") if own else ""
     return RetryEvent(
@@ -154,7 +163,7 @@ def build_event(
 
 
 def encode(event: RetryEvent) -> bytes:
-    """JSON of at most 16 KiB: the stack goes first, then the causes, then the message is cut; it never fails to fit."""
+    """JSON of at most 16 KiB. A longer event loses its stack, then its causes, then the end of its message."""
     body = msgspec.json.encode(event)
     for shorter in ({"stack": ()}, {"causes": ()}, {"message": event.error.message[:512]}):
         if len(body) <= MAX_EVENT_BYTES:
@@ -165,7 +174,7 @@ def encode(event: RetryEvent) -> bytes:
 
 
 def headers(event: RetryEvent) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0 in Kafka's binary mode: consumers route on these and need not open the body."""
+    """CloudEvents 1.0 in Kafka's binary mode: consumers can route by these headers without reading the body."""
     attributes = {
         "ce_specversion": "1.0",
         "ce_id": event.id,
@@ -184,12 +193,12 @@ def headers(event: RetryEvent) -> list[tuple[str, bytes]]:
 def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple[str, bytes | None]]) -> RetryEvent:
     """The event in a record of the retry topic, if the record is one in every respect.
 
-    The body follows the schema and has no key twice, stage and class follow from the code, and key and attributes are
-    those that `headers` makes of this body: so `ce_id` is the one that follows from it, too. Further headers, a
-    trace's for instance, may be there.
+    The body must follow the schema and have no key twice. Stage and class must be those of the code. The record's key
+    and its attributes, `ce_id` among them, must be those that `headers` makes of this body. Further headers, such as
+    those of a trace, are allowed.
 
     Raises:
-        BadEventError: it is something else, or of another version.
+        BadEventError: The record is something else, or an event of another version.
     """
     given = dict(headers_given)
     if len(given) < len(headers_given):
@@ -218,7 +227,7 @@ def decode(key: bytes | None, value: bytes | None, headers_given: Sequence[tuple
 
 
 def event_of(record: Record) -> RetryEvent:
-    """The retry event that the record is; raises BadEventError where it is none, or of another version."""
+    """The retry event in the record; raises BadEventError if it holds none, or one of another version."""
     return decode(record.key, record.value, record.raw_headers)
 
 

@@ -1,1 +1,1 @@
-"""The tasks between the video and the database, and the channels that join them; opens no connection."""
+"""The tasks between the video and the database, and the channels that join them. It opens no connection."""

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class FrameSource(Protocol):
-    """Where frames come from: the video door, or a fake in tests."""
+    """Gives frames: an open video, or a fake in tests."""
 
     async def receive(self) -> Frame | End:
-        """The next selected frame, or the end; raises RunnerError where the video breaks off."""
+        """The next selected frame, or the end; raises RunnerError if the video breaks off."""
         ...
 
 
 async def read_frames(
     source: FrameSource, frames: trio.MemorySendChannel[Frame], window: Window, progress: Progress
 ) -> End | RunnerError:
-    """Pass frames on until the source ends; returns how it ended.
+    """Pass frames on until the source ends, and return how it ended.
 
-    A video that breaks off is returned and not raised: raising would cancel the frames that are already on their
-    way, and what was read before the break is good.
+    The error of a video that breaks off is returned and not raised. Raising it would cancel the frames under way, and
+    the frames before the break are good.
     """
     with frames:
         while True:
@@ -44,5 +44,6 @@ async def read_frames(
             try:
                 await frames.send(frame)
             except trio.BrokenResourceError:
-                # Every sender has failed. Their error is on its way, and must not be taken for a bug of ours.
+                # Every sender has failed, and the nursery is about to raise their error. A BrokenResourceError beside
+                # it would look like a bug.
                 await trio.sleep_forever()

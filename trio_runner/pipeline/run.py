@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Ts = TypeVarTuple("Ts")
 
 STALLED_SECONDS: Final = 45.0
-"""No frame read or stored for so long means stalled, unless the config grants some steps nearly as much."""
+"""After so long without a frame read or stored the run has stalled, unless the config allows a step nearly as much."""
 
 STALLED_GRACE_SECONDS: Final = 5.0
 
 
 class LeasedLedger(Ledger, Protocol):
-    """A ledger whose claim must be kept alive."""
+    """A ledger whose claim expires unless it is renewed."""
 
     async def heartbeat(self, claim: Claim) -> None:
         """Renew the lease; raises RunnerError."""
@@ -46,18 +46,18 @@ async def run_pipeline(
     drain: trio.Event,
     on_failure: Callable[[], None],
 ) -> End:
-    """Take every frame of `source` to the ledger; returns how the video ended.
+    """Process every frame of `source` into the ledger, and return how the video ended.
 
-    One for all: the first task that fails cancels the others, and nothing is restarted here. When `drain` is set the
-    source stops and what is under way is finished, within `drain_seconds`. `on_failure` is called at the first error,
-    before the others are cancelled.
+    The first task that fails cancels the others, and nothing is restarted here. When `drain` is set, the source stops
+    and the frames under way are finished, within `drain_seconds`. `on_failure` is called at the first error, before the
+    other tasks are cancelled.
 
     Raises:
-        RunnerError: why it ended early, in an exception group when a task raised it; `interrupted` after a drain.
+        RunnerError: Why it ended early, in an exception group if a task raised it; `interrupted` after a drain.
     """
     window = Window(max_frames=config.pipeline.max_buffered_frames, max_bytes=config.pipeline.max_buffered_bytes)
     frames_in, frames_out = trio.open_memory_channel[Frame](config.inference.in_flight)
-    # Room for all that the window admits: a sender hands its result over and goes on, whatever the writer does.
+    # Room for every frame that the window admits: a sender never waits for the writer.
     results_in, results_out = trio.open_memory_channel[FrameResult](config.pipeline.max_buffered_frames)
     ending: End | RunnerError | None = None
 
@@ -93,17 +93,17 @@ async def run_pipeline(
 
 
 async def _keep_lease(ledger: LeasedLedger, claim: Claim, seconds: float) -> None:
-    """Every stored batch renews the lease too; this is for a service so slow that none is stored for long."""
+    """Renew the lease. Each stored batch does so too, but a slow service may let none be stored for a long time."""
     while True:
         await trio.sleep(seconds)
         await ledger.heartbeat(claim)
 
 
 async def _watch_progress(progress: Progress, seconds: float) -> None:
-    """Every step has a deadline of its own; this one is for what nobody thought of."""
+    """Raise `stalled` after `seconds` without progress. Each step has its own deadline; this one is for bugs."""
     while trio.current_time() < (limit := progress.last_advance + seconds):  # noqa: ASYNC110 - a clock wakes nobody
         await trio.sleep_until(limit)
-        # A process that was stopped for a while finds the time up, and its work about to go on.
+        # After a process was stopped for a while, the time is up although the work is about to go on.
         await trio.sleep(STALLED_GRACE_SECONDS)
     raise RunnerError(
         ErrorCode.STALLED, f"no frame was read or stored for {seconds:g} s, and no step has run into its own deadline"
@@ -111,9 +111,9 @@ async def _watch_progress(progress: Progress, seconds: float) -> None:
 
 
 def stalled_seconds(config: Config) -> float:
-    """Longer than each deadline inside, so that the step at fault speaks first."""
+    """Longer than every deadline of a single step, so that the step at fault raises its own error first."""
     reading = config.video.frame_timeout_seconds
-    # The oldest frame of a batch may wait for an answer to the next one, and the batch for its time.
+    # The oldest frame of a batch may wait for the answer to the next frame, and the batch for `batch_seconds`.
     storing = (
         2 * config.inference.timeout_seconds + config.database.batch_seconds + config.database.command_timeout_seconds
     )

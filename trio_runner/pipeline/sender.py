@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Inference(Protocol):
-    """What answers a frame: the HTTP client, or a fake in tests."""
+    """Answers a frame: the HTTP client, or a fake in tests."""
 
     async def infer(self, frame: Frame) -> FrameResult:
         """The frame's detections; bounded in time; raises RunnerError."""
@@ -25,10 +25,10 @@ async def send_frames(
     results: trio.MemorySendChannel[FrameResult],
     window: Window,
 ) -> None:
-    """Ask about one frame at a time until there are no more; several of these run side by side.
+    """Send one frame at a time to the service until there are no more; several of these tasks run side by side.
 
-    The channels are closed without a checkpoint: at one, an error on its way out would give way to a cancellation, and
-    the reader could find the channel broken before it is cancelled.
+    The channels are closed without a checkpoint. At a checkpoint a cancellation would replace the error that is being
+    raised, and the reader could find its channel broken before it is cancelled.
     """
     with frames, results:
         async for frame in frames:

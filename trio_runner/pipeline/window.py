@@ -1,4 +1,4 @@
-"""Bounds what is under way: bytes of frames not yet answered, and frames not yet stored."""
+"""Bounds the work under way: the bytes of frames not yet answered, and the number of frames not yet stored."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from trio.lowlevel import ParkingLot, checkpoint
 
 
 class Window:
-    """Admits a frame while both bounds hold; a frame larger than the byte bound goes alone.
+    """Admits a frame while both bounds hold; a frame larger than the byte bound is admitted alone.
 
-    The byte bound keeps a slow service from filling memory; the frame bound keeps one slow answer from piling up all
-    the later ones in the writer. The reader may hold one frame more, the one that waits here.
+    The byte bound keeps a slow service from filling memory. The frame bound keeps later results from piling up in the
+    writer behind one slow answer. The reader holds one frame more: the frame that waits in `admit`.
     """
 
     def __init__(self, *, max_frames: int, max_bytes: int) -> None:
@@ -19,7 +19,7 @@ class Window:
         self._waiting = ParkingLot()
 
     async def admit(self, size: int) -> None:
-        """Wait until there is room for a frame of `size` bytes, then count it in. Only one task may wait here."""
+        """Wait until there is room for a frame of `size` bytes, then count it. Only one task may wait here."""
         await checkpoint()
         while self._frames >= self._max_frames or (self._bytes and self._bytes + size > self._max_bytes):
             await self._waiting.park()
@@ -27,11 +27,11 @@ class Window:
         self._bytes += size
 
     def release_bytes(self, size: int) -> None:
-        """A frame was answered, its picture is no longer needed."""
+        """Count out the bytes of a frame that was answered: its picture is no longer needed."""
         self._bytes -= size
         self._waiting.unpark_all()
 
     def release_frames(self, count: int) -> None:
-        """`count` results are stored."""
+        """Count out `count` frames whose results are stored."""
         self._frames -= count
         self._waiting.unpark_all()

@@ -1,4 +1,4 @@
-"""The writer task: results back into frame order, and in batches into the ledger."""
+"""The writer task: puts results back into frame order and stores them in the ledger in batches."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class Ledger(Protocol):
-    """Where results are kept: the store, or a fake in tests."""
+    """Keeps results: the database, or a fake in tests."""
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
-        """Store `results`, given that nothing at or after `expected_frame` is stored; raises RunnerError."""
+        """Store `results` if no frame at or after `expected_frame` is stored yet; raises RunnerError."""
         ...
 
 
 class Reorder:
-    """Takes results in any order and gives them back in sequence."""
+    """Takes results in any order and returns them in sequence."""
 
     def __init__(self) -> None:
-        """The next result due is number 0."""
+        """Start with result number 0 as the next one due."""
         self._due = 0
         self._early: dict[int, FrameResult] = {}
 
     def add(self, result: FrameResult) -> list[FrameResult]:
-        """Keep `result`; returns those now in order, from the one that was due on."""
+        """Keep `result`, and return the results that are now in order, beginning with the one that was due."""
         self._early[result.sequence] = result
         ready = []
         while self._due in self._early:
@@ -50,7 +50,7 @@ async def write_results(
 ) -> None:
     """Store every result, `batch_frames` at a time or after `batch_seconds`, until the channel is closed.
 
-    The first result is stored at once: it makes the scenario `active`, and nobody should wait for that.
+    The first result is stored at once, in a batch of its own, because it makes the scenario `active`.
     """
     reorder = Reorder()
     batch_frames = 1
@@ -65,7 +65,7 @@ async def write_results(
 async def _collect(
     results: trio.MemoryReceiveChannel[FrameResult], reorder: Reorder, frames: int, seconds: float
 ) -> list[FrameResult]:
-    """At least `frames` results in order, or those that came within `seconds` of the first; empty at the end."""
+    """At least `frames` results in order, or those of the first `seconds` after the first one; empty at the end."""
     batch: list[FrameResult] = []
     with trio.CancelScope() as age:
         while len(batch) < frames:

@@ -1,4 +1,4 @@
-"""The daemon's side of the decoder child: spawn it, read its frames, end it, and say why it died."""
+"""The daemon's side of the decoder child: spawn it, read its frames, end it, and explain its death."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import trio
 from trio_runner.base.text import signal_name
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End, Frame, VideoInfo
-from trio_runner.video import messages as records
+from trio_runner.video import messages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from trio_runner.config.sections import VideoSection
 
 START_ALLOWANCE_SECONDS = 20.0
-"""On top of `frame_timeout_seconds`, until the child has started: Python and OpenCV start cold on a busy machine."""
+"""Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and OpenCV slowly."""
 
 END_SECONDS = 3.0
-"""How long a child that has been killed, or has closed its pipe, may take to be gone."""
+"""How long a child may take to end after it was killed or has closed its pipe."""
 
 PIPE_BYTES = 2**20
 READ_BYTES = 2**18
@@ -36,19 +36,19 @@ STDERR_TAIL_BYTES = 4096
 STDERR_TAIL_LINES = 6
 
 INHERITED_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "COVERAGE_")
-"""What the child sees of the environment, by prefix: it reads hostile files, so no secret is within its reach."""
+"""Prefixes of the environment variables that the child inherits. It reads hostile files, so it is given no secret."""
 
 CHILD_ENVIRONMENT = {
-    # numpy would start a BLAS thread for every core, and glibc give each thread a heap of its own.
+    # By default numpy starts a BLAS thread for every core, and glibc gives each thread a heap of its own.
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
-    # Standard error is searched for FFmpeg's complaints; OpenCV's own warnings add nothing to them.
+    # The child searches its standard error for FFmpeg's messages; OpenCV's own warnings would only disturb that.
     "OPENCV_LOG_LEVEL": "ERROR",
 }
 
 
 class Video:
-    """An open video: what it declares, and its selected frames one by one."""
+    """An open video: its declared properties, and its selected frames one by one."""
 
     info: VideoInfo
 
@@ -56,18 +56,18 @@ class Video:
         self._options, self._child, self._on_passed = options, child, on_passed
 
     async def open(self) -> None:
-        """Wait until the child has the file open, and take over what it declares; raises RunnerError."""
+        """Wait until the child has opened the file, and set `info`; raises RunnerError."""
         timeout_seconds = self._options.frame_timeout_seconds
         opened = await self._next(timeout_seconds + START_ALLOWANCE_SECONDS)
-        if isinstance(opened, records.Passed):
+        if isinstance(opened, messages.Passed):
             opened = await self._next(timeout_seconds)
-        if not isinstance(opened, records.Opened):
+        if not isinstance(opened, messages.Opened):
             raise _malformed(self._options.path, f"it began with {type(opened).__name__}")
         self.info = opened.info
 
     def start(self, first_frame: int) -> None:
-        """Let the selected frames flow, from source frame `first_frame` on; called once."""
-        self._child.send(msgspec.json.encode(records.Start(first_frame)) + b"\n")
+        """Ask for the selected frames from source frame `first_frame` on; called once."""
+        self._child.send(msgspec.json.encode(messages.Start(first_frame)) + b"\n")
 
     async def receive(self) -> Frame | End:
         """The next selected frame, or the end of the video.
@@ -78,22 +78,22 @@ class Video:
         while True:
             record = await self._next(self._options.frame_timeout_seconds)
             match record:
-                case records.FrameHeader():
+                case messages.FrameHeader():
                     return Frame(**msgspec.structs.asdict(record), jpeg=self._child.body)
                 case End():
                     return record
-                case records.Passed():
+                case messages.Passed():
                     self._on_passed()
                 case _:
                     raise _malformed(self._options.path, "it opened the file twice")
 
-    async def _next(self, timeout_seconds: float) -> records.Record:
+    async def _next(self, timeout_seconds: float) -> messages.Record:
         path = self._options.path
         record = None
         try:
             with trio.move_on_after(timeout_seconds) as patience:
                 record = await self._child.read_record()
-        except records.BadRecordError as error:
+        except messages.BadRecordError as error:
             raise _malformed(path, str(error)) from error
         if patience.cancelled_caught:
             await self._child.kill()
@@ -104,37 +104,37 @@ class Video:
             raise RunnerError(ErrorCode.DECODER_STALLED, message)
         if record is None:
             raise await self._explain_death()
-        if isinstance(record, records.Fault):
+        if isinstance(record, messages.Fault):
             raise RunnerError(record.code, record.message)
         return record
 
     async def _explain_death(self) -> RunnerError:
         status = await self._child.wait()
         tail = self._child.stderr_tail()
-        said = f": {tail}" if tail else ""
+        output = f": {tail}" if tail else ""
         if status is not None and status < 0:
             hint = ", as the kernel does when memory runs out" if status == -signal.SIGKILL else ""
-            message = f"{self._options.path}: the decoder was killed by signal {signal_name(-status)}{hint}{said}"
+            message = f"{self._options.path}: the decoder was killed by signal {signal_name(-status)}{hint}{output}"
             return RunnerError(ErrorCode.DECODER_KILLED, message)
         how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
-        remedy = f"Where every video ends so, reinstall trio_runner into {sys.executable}"
-        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{said}. {remedy}")
+        remedy = f"If every video ends like this, reinstall trio_runner into {sys.executable}"
+        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{output}. {remedy}")
 
 
 @asynccontextmanager
 async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] = lambda: None) -> AsyncIterator[Video]:
-    """Start a child that opens the video; it is gone when the block ends, however it ends.
+    """Start a child that opens the video, and end it when the block ends.
 
-    The child takes a while to start: whoever has other things to open does that before it awaits `Video.open`. Must be
-    entered on the main thread: the kernel ties a child to the thread that spawned it.
+    The child takes a while to start: open other clients first and await `Video.open` afterwards. Enter this on the main
+    thread, because the kernel ties a child to the thread that spawned it.
 
     Args:
-        options: Which video, which of its frames, within what limits.
-        on_passed: Called now and then while `receive` waits because none of the frames decoded is wanted: an attempt
-            that resumes passes over all that an earlier one has stored.
+        options: The video's path, the frames to select, and the limits.
+        on_passed: Called now and then while `receive` waits and no decoded frame is selected: an attempt that resumes
+            passes over all frames that an earlier attempt has stored.
 
     Raises:
-        RunnerError: No child can be had.
+        RunnerError: The child cannot be started.
     """
     try:
         child = _Child(options)
@@ -152,7 +152,7 @@ async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] 
 
 
 def _malformed(path: str, what: str) -> RunnerError:
-    return RunnerError(ErrorCode.DECODER_FAILED, f"{path}: the decoder sent what is no record: {what}")
+    return RunnerError(ErrorCode.DECODER_FAILED, f"{path}: the decoder sent something that is no record: {what}")
 
 
 class _Child:
@@ -163,42 +163,42 @@ class _Child:
             with ExitStack() as theirs:
                 stdin, self._commands = _pipe(theirs, ours)
                 frames, stdout = _pipe(ours, theirs)
-                # Standard error is a file in memory: nobody has to drain it, the child can look up what FFmpeg wrote
-                # there, and what it holds at the child's death can still be read.
+                # Standard error is a file in memory. Nobody has to drain it, the child can read FFmpeg's messages in
+                # it, and this process can still read it after the child's death.
                 self._stderr = os.memfd_create("decoder-stderr")
                 ours.callback(os.close, self._stderr)
-                # A larger pipe lets the child work on while the daemon is busy; the size may be refused.
+                # In a larger pipe the child can go on while the daemon is busy. The kernel may refuse the size.
                 with suppress(OSError):
                     fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
                 self._process = _spawn(options, stdin, stdout, self._stderr)
-            # It takes the place of a descriptor that was just closed.
+            # With the child's ends of the pipes closed, a descriptor is free again for this one.
             self._pidfd = os.pidfd_open(self._process.pid)
             ours.pop_all()
         self._records = trio.lowlevel.FdStream(frames)
         self._buffer = bytearray()
         self.body = b""
-        """The body of the record that was read last."""
+        """The body of the last record that was read."""
 
     def send(self, line: bytes) -> None:
-        """Write a line that fits into an empty pipe; the child's death, if that prevents it, is found by reading."""
+        """Write a line that fits into an empty pipe. If the child is dead, `read_record` finds that out."""
         with suppress(BrokenPipeError):
             os.write(self._commands, line)
 
-    async def read_record(self) -> records.Record | None:
+    async def read_record(self) -> messages.Record | None:
         """The next record, None at the end of the pipe; raises BadRecordError for anything else."""
-        prefix = await self._read(records.PREFIX.size)
+        prefix = await self._read(messages.PREFIX.size)
         if not prefix:
             return None
-        header_bytes, body_bytes = records.unpack_prefix(prefix)
+        header_bytes, body_bytes = messages.unpack_prefix(prefix)
         header = await self._read(header_bytes)
         self.body = await self._read(body_bytes)
-        # A pipe that ends within a record is a death like any other.
+        # A pipe that ends within a record means that the child died, like one that ends between two.
         if len(header) < header_bytes or len(self.body) < body_bytes:
             return None
-        return records.unpack_header(header)
+        return messages.unpack_header(header)
 
     async def _read(self, count: int) -> bytes:
-        """`count` bytes, or nothing if the pipe ends before."""
+        """`count` bytes, or none if the pipe ends before."""
         while len(self._buffer) < count:
             chunk = await self._records.receive_some(max(READ_BYTES, count - len(self._buffer)))
             if not chunk:
@@ -219,7 +219,7 @@ class _Child:
         return self._process.returncode
 
     async def kill(self) -> None:
-        """Kill and reap the child if it still runs; bounded, and not to be cancelled."""
+        """Kill and reap the child if it still runs; bounded, and shielded from cancellation."""
         if self._process.poll() is None:
             self._process.kill()
             with trio.move_on_after(END_SECONDS, shield=True):
@@ -227,11 +227,11 @@ class _Child:
             self._process.poll()
 
     def stderr_tail(self) -> str:
-        """The last lines that the child wrote to standard error, in one."""
+        """The last lines that the child wrote to standard error, joined into one."""
         size = os.fstat(self._stderr).st_size
         tail = os.pread(self._stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
         text = tail.decode(errors="replace")
-        # Python underlines the failing expression in a traceback; only its words are of use here.
+        # A traceback's lines of ^^^^ and ~~~~ underline the failing expression, and are of no use here.
         lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
         return " | ".join(lines[-STDERR_TAIL_LINES:])
 
@@ -256,8 +256,8 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
     arguments = ["-X", "faulthandler", "-m", "trio_runner.video.decoder", json.dumps(msgspec.to_builtins(options))]
-    # Ctrl-C and systemd signal the whole group, but when to end is the daemon's decision: it may want the frames that
-    # are under way. A signal blocked here stays blocked in the child, from its first instruction on.
+    # Ctrl-C and systemd signal the whole process group, but the daemon decides when the child ends: it may still want
+    # the frames under way. A signal that is blocked here stays blocked in the child, from its first instruction on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         return subprocess.Popen(

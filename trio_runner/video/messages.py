@@ -1,4 +1,4 @@
-"""The wire format between the decoder child and the daemon: length-prefixed records, a JSON header and a body."""
+"""The wire format between the decoder child and the daemon: length-prefixed records of a JSON header and a body."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class FrameHeader(msgspec.Struct, tag="frame", frozen=True):
 
 
 class Passed(msgspec.Struct, tag="passed", frozen=True):
-    """A sign of life: so many frames were decoded since the video's start, but not emitted; 0 before it is opened."""
+    """A sign of life while no frame is selected: the number of frames decoded so far; 0 before the video is open."""
 
     decoded: int
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True):
-    """The last record of a video that cannot be read, or not to its declared end."""
+    """The last record of a video that cannot be read, or cannot be read to its declared end."""
 
     code: ErrorCode
     message: str
@@ -72,7 +72,7 @@ def pack(record: Record, body: bytes | memoryview = b"") -> bytes:
 
 
 def unpack_prefix(prefix: bytes) -> tuple[int, int]:
-    """Lengths of header and body; raises BadRecordError where they cannot be real."""
+    """Lengths of header and body; raises BadRecordError if they are beyond the limits."""
     header_bytes, body_bytes = PREFIX.unpack(prefix)
     if not 0 < header_bytes <= MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
         raise BadRecordError(f"record announces {header_bytes} header and {body_bytes} body bytes")
@@ -80,7 +80,7 @@ def unpack_prefix(prefix: bytes) -> tuple[int, int]:
 
 
 def unpack_header(header: bytes) -> Record:
-    """The record that `header` holds; raises BadRecordError where it holds none."""
+    """The record in `header`; raises BadRecordError if it holds none."""
     try:
         record: Record = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

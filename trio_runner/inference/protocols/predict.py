@@ -1,11 +1,11 @@
-"""The `predict` protocol: a JPEG in a multipart field, a JSON list of labelled boxes back.
+"""The `predict` protocol: a JPEG in a multipart field, answered by a JSON list of labelled boxes.
 
     POST {url}/predict   field `frame` (frame.jpg, image/jpeg)
     200 {"predictions": [{"class": "person", "confidence": 0.9, "bbox": [x1, y1, x2, y2]}]}
 
 Services of this kind spell the answer in several ways (`detections`, `boxes` or `prediction` for the list; `class_name`
-or `label`; `score`, or no confidence at all; `box`, `bb`, a box within a list, or four scalars). All are understood,
-and nothing else is: one item that is off makes the whole answer an error, as does a sign of failure beside the list.
+or `label`; `score`, or no confidence at all; `box`, `bb`, a box within a list, or four scalars). All of these are
+accepted, and nothing else. One wrong item makes the whole answer an error; so does a sign of failure beside the list.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def request(config: InferenceSection, frame: Frame) -> httpx.Request:
         config.url.rstrip("/") + config.path,
         files={config.field: ("frame.jpg", frame.jpeg, "image/jpeg")},
     )
-    # In one piece: httpx would send the form's head, every 64 KiB of the picture and the form's tail each by itself.
+    # Read into one piece: httpx would send the form's head, each 64 KiB of the picture and the form's tail separately.
     made.read()
     return made
 
 
 def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
-    """The answer's detections in source pixels; raises BadAnswerError with the JSON path of what is wrong."""
+    """The answer's detections in source pixels; raises BadAnswerError with the JSON path of the wrong value."""
     answer = parse_json(body)
     if not isinstance(answer, dict):
         raise BadAnswerError(f"$: expected an object, got {type(answer).__name__}")
@@ -55,7 +55,7 @@ def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
 
 
 def _refuse_failure(answer: dict[str, Any]) -> None:
-    """HTTP says 200 and the body that nothing was inferred: no answer about the picture, whatever else it holds."""
+    """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
     complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
     sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
     if not sign and complaint and answer.keys().isdisjoint(LIST_KEYS):
@@ -88,7 +88,7 @@ def _detection(item: Any, frame: Frame, path: str) -> Detection:
 
 
 def _box(item: dict[str, Any], frame: Frame, path: str) -> tuple[float, float, float, float]:
-    # Four scalars are one more way to name the box, known by the first of them.
+    # A box may also be four scalars; the first one's key stands for all of them.
     key = _only_one(item, (*BOX_KEYS, CORNER_KEYS[0]), path)
     if key == CORNER_KEYS[0]:
         corners = [item[name] for name in CORNER_KEYS if name in item]

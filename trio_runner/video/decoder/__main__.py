@@ -2,10 +2,10 @@
 
     python -m trio_runner.video.decoder OPTIONS
 
-OPTIONS is the `[video]` section as JSON. Records (module `records`) leave on standard output: `Passed` as a sign that
-this process has started, then `Opened` or `Fault`; then, once a `Start` line has come on standard input, the frames,
-and `End` or `Fault`. Standard error must be a file that can be read back: FFmpeg's complaints are found there. What is
-not foreseen is a traceback and exit code 1.
+OPTIONS is the `[video]` section as JSON. The child writes records (module `messages`) to standard output: `Passed` as
+soon as it has started, then `Opened` or `Fault`. After a `Start` line on standard input it writes the frames, and then
+`End` or `Fault`. Standard error must be a file that can be read back, because FFmpeg's messages are found there. Any
+other error is a traceback and exit code 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trio_runner.base.leash import tie_to_parent
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
-from trio_runner.video import messages as records
+from trio_runner.video import messages
 from trio_runner.video.decoder.ffmpeg import Complaints, load_ffmpeg
 from trio_runner.video.decoder.footage import Footage, describe, open_capture
 from trio_runner.video.decoder.identity import identify
@@ -41,16 +41,16 @@ STDERR_LIMIT_BYTES = 2**20
 def main(arguments: list[str]) -> int:
     """Run the child; returns its exit code."""
     tie_to_parent()
-    # From here on standard output is standard error: nothing that a library prints ends up among the records.
+    # From here on standard output is standard error, so that no text which a library prints gets between the records.
     out = os.dup(1)
     os.dup2(2, 1)
-    # Python's own JSON: a path is bytes, and msgspec takes no lone surrogates for those that are not UTF-8.
+    # Python's own JSON, because a path that is not UTF-8 has lone surrogates, and msgspec refuses those.
     options = msgspec.convert(json.loads(arguments[0]), VideoSection)
     limit_resources(options.limit_memory_mib)
     try:
         _report_faults(options, out)
     except BrokenPipeError:
-        # The daemon has what it wanted, or is gone.
+        # The daemon wants no more frames, or is gone.
         return 0
     return 0
 
@@ -68,36 +68,36 @@ def _report_faults(options: VideoSection, out: int) -> None:
     except (MemoryError, cv2.error) as error:
         if isinstance(error, cv2.error) and error.code != cv2.Error.STS_NO_MEM:
             raise
-        # Not the video's own fault as its size is: threads, fragmentation and leaks count too, so the next attempt
-        # may do better. Where it never does, `scenario.max_failures` ends the attempts.
+        # This is not always the video's fault: threads, fragmentation and leaks take memory, too. The next attempt may
+        # succeed. If none ever does, `scenario.max_failures` ends the attempts.
         limit = f"video.limit_memory_mib = {options.limit_memory_mib}"
         message = f"{options.path}: decoding takes more memory than {limit}. Raise it, or scale the video down"
         code = ErrorCode.DECODER_FAILED
     else:
         return
-    write(out, records.Fault(code=code, message=message.encode(errors="backslashreplace").decode()))
+    write(out, messages.Fault(code=code, message=message.encode(errors="backslashreplace").decode()))
 
 
 def _run(options: VideoSection, out: int) -> None:
-    write(out, records.Passed(0))
+    write(out, messages.Passed(0))
     ffmpeg = load_ffmpeg()
     fd = open_file(options.path, options.root)
     complaints = Complaints()
     capture = open_capture(fd, options, complaints, ffmpeg)
     info = describe(capture, options)
     identity = identify(fd, codec=info.codec, width=info.width, height=info.height)
-    write(out, records.Opened(msgspec.structs.replace(info, identity=identity)))
+    write(out, messages.Opened(msgspec.structs.replace(info, identity=identity)))
     line = sys.stdin.buffer.readline(4096)
     if not line:
         return
-    first_frame = msgspec.json.decode(line, type=records.Start).first_frame
+    first_frame = msgspec.json.decode(line, type=messages.Start).first_frame
     footage = Footage(capture, options, info, fd, complaints)
     write(out, decode(footage, options, Emitter(out, options), first_frame))
 
 
-def write(fd: int, record: records.Record, body: Any = b"") -> None:
-    """Write one record whole; raises BrokenPipeError when nobody reads any more."""
-    parts = [memoryview(records.pack(record, body)), memoryview(body)]
+def write(fd: int, record: messages.Record, body: Any = b"") -> None:
+    """Write one whole record; raises BrokenPipeError when nobody reads any more."""
+    parts = [memoryview(messages.pack(record, body)), memoryview(body)]
     while parts:
         written = os.writev(fd, parts)
         while parts and written >= len(parts[0]):
@@ -107,7 +107,7 @@ def write(fd: int, record: records.Record, body: Any = b"") -> None:
 
 
 def limit_resources(memory_mib: int) -> None:
-    """Allow `memory_mib` of address space on top of what the imports took, and a bounded standard error."""
+    """Allow `memory_mib` more address space than the imports have taken, and bound the size of standard error."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     memory = pages * resource.getpagesize() + memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -117,15 +117,15 @@ def limit_resources(memory_mib: int) -> None:
 class Emitter:
     """Turns pictures into JPEG frames and writes them in order.
 
-    One encoder thread means none: encoding on the decoding thread takes less processor time than handing over (4.4
-    against 4.6 ms a frame of 1280 × 960), and lets every picture lie in the same memory.
+    With one encoder thread the decoding thread encodes. That takes less processor time than passing the picture to
+    another thread (4.4 against 4.6 ms for a frame of 1280 × 960), and every picture can use the same memory.
     """
 
     def __init__(self, out: int, options: VideoSection) -> None:
         self._out, self._options = out, options
         self._threads = options.encoder_threads
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
-        self._pending: deque[tuple[records.FrameHeader, Future[Any]]] = deque()
+        self._pending: deque[tuple[messages.FrameHeader, Future[Any]]] = deque()
         self._sequence = 0
         self._written_at = time.monotonic()
 
@@ -135,11 +135,11 @@ class Emitter:
         return self._pool is None
 
     def emit(self, index: int, pts_seconds: float, image: Any) -> None:
-        """Encode one picture and write what is ready, in order."""
+        """Encode one picture, and write the frames that are ready, in order."""
         height, width = image.shape[:2]
         sent_width = min(width, self._options.max_width or width)
         sent_height = max(1, round(height * sent_width / width))
-        header = records.FrameHeader(
+        header = messages.FrameHeader(
             sequence=self._sequence,
             index=index,
             pts_seconds=pts_seconds,
@@ -157,12 +157,12 @@ class Emitter:
             self._write_oldest()
 
     def pass_over(self, decoded: int) -> None:
-        """Show a sign of life if nothing was written for a while."""
+        """Write a sign of life if nothing was written for a while."""
         if time.monotonic() - self._written_at > SIGN_OF_LIFE_SECONDS:
-            self._write(records.Passed(decoded))
+            self._write(messages.Passed(decoded))
 
     def finish(self) -> None:
-        """Write what is still being encoded."""
+        """Write the frames that are still being encoded."""
         while self._pending:
             self._write_oldest()
 
@@ -170,7 +170,7 @@ class Emitter:
         header, jpeg = self._pending.popleft()
         self._write(header, jpeg.result())
 
-    def _write(self, record: records.Record, body: Any = b"") -> None:
+    def _write(self, record: messages.Record, body: Any = b"") -> None:
         write(self._out, record, body)
         self._written_at = time.monotonic()
 
@@ -191,7 +191,7 @@ def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_fram
     )
     try:
         for index, pts_seconds, whole in footage.pictures():
-            # A picture that is not wanted is decoded, because later ones refer to it, but not converted.
+            # A picture that is not selected is decoded, because later ones refer to it, but it is not converted.
             if whole and sampler.select(index, pts_seconds) and index >= first_frame:
                 emitter.emit(index, pts_seconds, footage.image(reuse=emitter.immediate))
             else:

@@ -1,4 +1,4 @@
-"""How long a video file says it is: the bytes that its container declares, and the bytes that are there."""
+"""The length of a video file: the bytes that its container declares, and the bytes that it has."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MAX_VINT_BYTES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """What can be said about a file without decoding it.
+    """The facts about a file that need no decoding.
 
-    `counts_frames` is whether the container holds the number of its frames: MP4 and AVI do. Matroska does not, and
-    what is reported for it is duration × rate, where the duration may be that of a longer audio track. Two that are
-    equal are of a file that nobody has written to in between.
+    `counts_frames` says whether the container holds the number of its frames. MP4 and AVI do. Matroska does not: for it
+    OpenCV reports duration × rate, and the duration may be that of a longer audio track. If two inspections of a file
+    are equal, nobody has written to it in between.
     """
 
     kind: str
@@ -67,7 +67,7 @@ def _boxes_end(fd: int, size: int) -> int | None:
         length, header_bytes = int.from_bytes(header[:4], "big"), 8
         if length == 1:
             length, header_bytes = int.from_bytes(header[8:16], "big"), 16
-        # 0 is "to the end of the file"; less than a header is no box, but padding.
+        # 0 means "to the end of the file"; a length below that of a header means padding.
         if length < header_bytes:
             return None
         position += length
@@ -88,7 +88,7 @@ def _riff_end(fd: int, size: int) -> int | None:
 
 
 def _ebml_end(start: bytes) -> int | None:
-    """Where the Segment ends (RFC 8794 §4, RFC 9559 §4.5); None for a live recording, which does not know."""
+    """Where the Segment ends (RFC 8794 §4, RFC 9559 §4.5); None for a live recording of unknown length."""
     header_size, position = _vint(start, 4)
     if header_size is None:
         return None

@@ -1,4 +1,4 @@
-"""What FFmpeg is asked past OpenCV: its version, and what it has to complain of."""
+"""Asks FFmpeg directly, past OpenCV: for its version, and for the damage that it reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIBAVCODEC = (62, 28, 102)
 """FFmpeg 8.1.2; 8.1.1 writes out of bounds while it decodes MagicYUV (CVE-2026-8461)."""
 
 DAMAGE = re.compile(r"\[(?:error|fatal|panic)\] |\bconcealing \d+ DC")
-"""What FFmpeg reports of a damaged picture; that it made up parts of one is no error to it, but a verbose remark."""
+"""FFmpeg's messages about a damaged picture. If it fills in missing parts, that is only a verbose message."""
 
 AV_LOG_VERBOSE, AV_LOG_PRINT_LEVEL = 40, 2
 
@@ -24,15 +24,15 @@ HARMLESS = (
     "unable to decode APP fields",
     "not on whitelist",
 )
-"""What FFmpeg reports as an error although the pictures are whole."""
+"""Messages that FFmpeg logs as errors although the pictures are whole."""
 
 STDERR_BYTES = 64 * 1024
 """Standard error is emptied when it holds more."""
 
 
 def load_ffmpeg() -> ctypes.CDLL:
-    """The libavcodec that OpenCV has loaded; raises RunnerError where it is older than it must be, or there is none."""
-    # Asked of the library itself: wheels have shipped another FFmpeg than the build information says.
+    """The libavcodec that OpenCV has loaded; raises RunnerError if it is too old, or if there is none."""
+    # The library itself is asked: some wheels contain another FFmpeg than their build information says.
     loaded = re.search(r"/.*/libavcodec.*", Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"))
     ffmpeg = ctypes.CDLL(loaded[0] if loaded else None)
     number = ffmpeg.avcodec_version() if loaded else 0
@@ -45,17 +45,16 @@ def load_ffmpeg() -> ctypes.CDLL:
 
 
 class Complaints:
-    """What FFmpeg has written to standard error: the only place where it tells that it concealed damage.
+    """Reads FFmpeg's messages from standard error: nowhere else does FFmpeg report that it concealed damage.
 
-    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and never the
-    decoder.
+    `err_detect=explode` would make damage an error, but as a capture option it reaches the demuxer and not the decoder.
     """
 
     def __init__(self) -> None:
         self._read_to = os.lseek(2, 0, os.SEEK_CUR)
 
     def take(self) -> str:
-        """The first complaint since the last call that means damage; empty where there is none."""
+        """The first message since the last call that means damage; empty if there is none."""
         end = os.lseek(2, 0, os.SEEK_CUR)
         if end == self._read_to:
             return ""
@@ -66,6 +65,6 @@ class Complaints:
         self._read_to = end
         for line in text.splitlines():
             if DAMAGE.search(line) and not any(harmless in line for harmless in HARMLESS):
-                # "[h264 @ 0x55846c705300] [error] ...": address and level say nothing.
+                # "[h264 @ 0x55846c705300] [error] ...": the address and the level are of no use to the reader.
                 return "FFmpeg: " + re.sub(r" @ 0x[0-9a-f]+\](?: \[\w+\])?", "]", line).rstrip(" .")
         return ""

@@ -1,4 +1,4 @@
-"""The pictures of one video file: held to limits, read in order, and judged at their end."""
+"""The pictures of one video file: checked against limits, read in order, and judged at the video's end."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ CODECS = {
     "h264": "h264", "hevc": "hevc", "FMP4": "mpeg4", "MJPG": "mjpeg",
     "mpg2": "mpeg2video", "MP43": "msmpeg4", "VP80": "vp8", "VP90": "vp9", "AV01": "av1",
 }  # fmt: skip
-"""The codecs that are decoded: the code that OpenCV derives from FFmpeg's codec id, and FFmpeg's name."""
+"""The codecs that are decoded: FFmpeg's name by the code that OpenCV derives from FFmpeg's codec id."""
 
 CAPTURE_OPTIONS = {
-    # Without these two a playlist or an ffconcat list that is called .mp4 makes FFmpeg open what it names.
+    # Without these two, FFmpeg opens the files and addresses that a playlist or an ffconcat list called .mp4 names.
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
-    # Holds while the file is probed, not for the decoder that OpenCV opens afterwards: CODECS is checked before
-    # that one sees a packet. FFmpeg decodes AV1 with libdav1d.
+    # This list applies while FFmpeg probes the file, and not to the decoder that OpenCV opens afterwards. `describe`
+    # checks CODECS before that decoder is given a packet. FFmpeg decodes AV1 with libdav1d.
     "codec_whitelist": ",".join([*CODECS.values(), "libdav1d"]),
 }
 
 FAILED_GRABS_AT_END = 1000
-"""OpenCV does not tell the end from a packet that cannot be decoded: so many in a row are the end."""
+"""OpenCV reports the end and a packet that cannot be decoded in the same way. So many failures in a row are the end."""
 
 UNSETTLED_FRAMES = 32
-"""A complaint is about a packet, whose picture comes out up to 16 frames of reordering and 16 of threading later."""
+"""FFmpeg's message is about a packet. Its picture comes out later, by up to 16 frames of reordering and 16 threads."""
 
 MAX_FPS = 1000.0
-"""A rate beyond is FFmpeg's guess from a container that names none, such as a live recording in Matroska."""
+"""A higher rate is FFmpeg's guess for a container that declares none, such as a live recording in Matroska."""
 
 STILL_PICTURE_FPS = 90_000.0
-"""What FFmpeg gives a picture that is to be shown beside sound; it has no rate."""
+"""FFmpeg reports this rate for a still picture beside a sound track, which has none."""
 
 MAX_COUNT = 2**53
 
 ALIGNMENT = 128
-"""FFmpeg rounds a picture's memory up by less than so many pixels each way."""
+"""FFmpeg rounds a picture's width and height in memory up by less than so many pixels."""
 
 READ_ATTEMPTS = 100_000
-"""Packets of other streams that OpenCV reads past before it gives up on a picture; its default is 4096."""
+"""How many packets of other streams OpenCV skips before it gives up on a picture; its default is 4096."""
 
 
 def open_capture(fd: int, options: VideoSection, complaints: Complaints, ffmpeg: ctypes.CDLL) -> cv2.VideoCapture:
-    """Let OpenCV open the file behind `fd`; raises RunnerError where it cannot."""
+    """Let OpenCV open the file behind `fd`; raises RunnerError if it cannot."""
     file = inspect(fd)
-    # Opening decodes some frames already, before their size can be looked at, and any frame may be larger than the
-    # first. Six bytes a pixel are three planes of 16 bits. The index that FFmpeg makes of a long file is the other
-    # thing that grows: 24 bytes where the file has four.
+    # Opening a file decodes some frames before their size can be checked, and any frame may be larger than the first.
+    # Six bytes a pixel are three planes of 16 bits. FFmpeg's index of a long file grows as well: it takes 24 bytes for
+    # each four bytes of the file's own index.
     pixels = (options.limit_width + ALIGNMENT) * (options.limit_height + ALIGNMENT)
     ffmpeg.av_max_alloc(ctypes.c_size_t(min(6 * (pixels + file.size_bytes), 2**31 - 1)))
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{key};{value}" for key, value in CAPTURE_OPTIONS.items())
     os.environ["OPENCV_FFMPEG_READ_ATTEMPTS"] = str(READ_ATTEMPTS)
     cv2.setNumThreads(1)
-    # FFmpeg has threads of its own, one a core unless told otherwise; cv2.setNumThreads does not govern them.
+    # FFmpeg starts a thread for each core unless it is given a number. cv2.setNumThreads does not limit them.
     threads = [cv2.CAP_PROP_N_THREADS, options.decoder_threads]
     ffmpeg.av_log_set_flags(AV_LOG_PRINT_LEVEL)
     capture = cv2.VideoCapture(f"/proc/self/fd/{fd}", cv2.CAP_FFMPEG, threads)
@@ -90,7 +90,7 @@ def _cut_short(file: Container) -> str:
 
 
 def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
-    """What the container declares; raises RunnerError where codec, size or rate are not within the limits."""
+    """The properties that the container declares; raises RunnerError if codec, size or rate are beyond the limits."""
     fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1")
     if fourcc not in CODECS:
         codecs = ", ".join(sorted(CODECS.values()))
@@ -107,7 +107,7 @@ def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
         rates = f"{fps:g} frames a second, over the limit of {options.limit_fps:g}"
         message = f"{options.path}: {rates}. Raise video.limit_fps"
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
-    # The count can be nonsense (-1.8e16 has been seen): it is compared with, and never a bound or a size.
+    # The count can be nonsense (-1.8e16 was seen), so it is only compared with, and never used as a bound or a size.
     declared = int(count) if 0 < count < MAX_COUNT else None
     duration = declared / fps if declared and fps else None
     return VideoInfo(
@@ -121,7 +121,7 @@ def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
 
 
 def check_size(width: int, height: int, options: VideoSection) -> None:
-    """Raise RunnerError for a picture over the limits; each is checked, for it may differ from the header."""
+    """Raise RunnerError for a picture beyond the limits; each one is checked, because it may differ from the header."""
     if not (0 < width <= options.limit_width and 0 < height <= options.limit_height):
         message = (
             f"{options.path}: pictures of {width} x {height} are not within {options.limit_width} x "
@@ -131,10 +131,10 @@ def check_size(width: int, height: int, options: VideoSection) -> None:
 
 
 class Footage:
-    """The pictures of one file in order, and the judgement on how they ended.
+    """The pictures of one file in order, and the judgement whether they reached the declared end.
 
-    `decoded` counts the pictures, `damaged` those among them about which FFmpeg complained, and `lost` the packets that
-    gave none.
+    `decoded` counts the pictures, `damaged` the pictures among them that FFmpeg reported as damaged, and `lost` the
+    packets that gave no picture.
     """
 
     def __init__(
@@ -156,10 +156,10 @@ class Footage:
         self._image: Any = None
 
     def pictures(self) -> Iterator[tuple[int, float, bool]]:
-        """Index, presentation time in seconds, and wholeness of each decoded picture; ends only at the declared end.
+        """Index, presentation time in seconds, and whether it is whole, of each picture up to the declared end.
 
         Raises:
-            RunnerError: The video is damaged (unless that is to be skipped), breaks off, or has no picture.
+            RunnerError: The video is damaged (unless `on_corrupt` is "skip"), breaks off, or has no picture.
         """
         failed = 0
         while failed < FAILED_GRABS_AT_END:
@@ -175,7 +175,7 @@ class Footage:
             self.damaged += bool(complaint)
             failed = 0
             self._advance()
-            # The picture that comes out while damage is reported is the damaged one, or a neighbour of it.
+            # The picture that comes out while FFmpeg reports damage is the damaged one or close to it.
             yield self.decoded - 1, self._pts, not complaint
         self._look_again()
         if self.decoded == 0:
@@ -197,43 +197,43 @@ class Footage:
         return image
 
     def _advance(self) -> None:
-        # Valid after grab, and measured from the stream's first frame.
+        # OpenCV's position is valid after `grab`, and counts from the stream's first frame.
         pts = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, 6)
         if self.decoded and pts > self._pts:
             self._interval = pts - self._pts
         elif self.decoded and pts < self._pts:
-            # Pictures come in the order of presentation, so time does not go back. But AVI keeps no times, and what is
-            # made up for reordered frames may jump, at the end to 0; so may the times of a damaged file.
+            # Pictures come in the order of presentation, so time does not go back. But AVI holds no times, and those
+            # that FFmpeg computes for reordered frames may jump, at the end to 0. So may the times of a damaged file.
             pts = round(self._pts + self._nominal_interval, 6)
         self._pts = pts
         self.decoded += 1
 
     def _reached_end(self) -> bool:
-        """Whether all that the container declares was read; count and duration both may lie, so one is enough."""
+        """Whether the declared end was reached. Count and duration may both be wrong, so either one is enough."""
         info, file = self._info, self._file
         if file.counts_frames and info.declared_frames is not None:
             if self.decoded + self.lost >= info.declared_frames:
                 return True
             if file.cut_short:
                 return False
-        # The last frame lasts as long as the one before; half a frame more, because duration may be computed from
-        # a count that was rounded.
+        # The last frame is taken to last as long as the one before. Half a frame is added, because the duration may
+        # have been computed from a rounded count.
         if info.duration_seconds is not None and self._pts + 1.5 * self._interval >= info.duration_seconds:
             return True
-        # The duration of a Matroska file may be that of its audio. Where it has all its bytes and nobody complained
-        # about the last of them, its end was reached; the same where nothing was declared.
+        # The duration of a Matroska file may be that of its audio. Its end was reached if the file has all its bytes
+        # and FFmpeg reported no damage in the last of them. The same holds for a file that declares neither.
         silent = not self._written_to and not file.cut_short and self.decoded - self._complaint_at > UNSETTLED_FRAMES
         return silent and (not file.counts_frames or info.declared_frames is None)
 
     def _look_again(self) -> None:
-        """The file may be another than it was: cut short meanwhile, or only now written to its end."""
+        """Inspect the file again: it may have been cut short since it was opened, or written to its end only now."""
         before, self._file = self._file, inspect(self._fd)
         self._written_to = self._file != before
 
     def _check_memory(self) -> None:
-        """Raise MemoryError where a picture more would not have fitted in; else the video would be blamed for it.
+        """Raise MemoryError if one more picture would not have fitted into the limit.
 
-        OpenCV passes a failed allocation of FFmpeg's on as yet another end of the video.
+        OpenCV reports a failed allocation of FFmpeg like the end of the video, which would then be blamed for it.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         peak = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
@@ -247,7 +247,7 @@ class Footage:
         declared = "an unknown number of frames"
         if info.declared_frames and info.duration_seconds:
             declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
-        changed = "the file was written to meanwhile" if self._written_to else ""
+        changed = "the file was written to while it was read" if self._written_to else ""
         why = "".join(f"; {part}" for part in (self._complaint, _cut_short(self._file), changed) if part)
         remedy = "Copy it again" if self._file.cut_short else 'Give a whole file, or set video.on_corrupt = "skip"'
         return RunnerError(

@@ -1,4 +1,4 @@
-"""What tells one video file from another, however large it is, without reading it whole."""
+"""Tells video files apart without reading them whole, however large they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 SAMPLE_BYTES: Final = 64 * 1024
 SAMPLES: Final = 16
-"""From the first byte to the last, evenly: 1 MiB of any file."""
+"""Evenly spread from the first byte to the last: 1 MiB of any file."""
 
 
 def identify(fd: int, *, codec: str, width: int, height: int) -> str:

@@ -1,4 +1,4 @@
-"""Opens the file that a video path names, and nothing that is no file or lies outside the root."""
+"""Opens the regular file that a video path names, and refuses anything else and any file outside the root."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, 
 def open_file(path: str, root: str = "") -> int:
     """Open a regular file for reading, symbolic links followed; raises RunnerError for anything else.
 
-    What counts is what was opened, so nothing that happens to the path meanwhile makes a difference. O_PATH finds the
-    file without opening it: no device notices, and no FIFO waits for its writer. With a `root` the file must lie in
-    it; of a hard link nobody can tell where it came from.
+    The checks look at the descriptor and not at the path, so a change of the path between two checks makes no
+    difference. O_PATH finds the file without opening it: no device notices, and no FIFO waits for its writer. With a
+    `root` the file must lie in it. A hard link in the root passes, because its origin cannot be known.
     """
     try:
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -40,7 +40,7 @@ def _check_kind(path: str, status: os.stat_result) -> None:
         kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{path}: is {kind}, not a file. Correct video.path")
-    # So are the files of /proc, from some of which reading takes for ever.
+    # Files of /proc have no size either, and reading some of them never ends.
     if not status.st_size:
         raise RunnerError(ErrorCode.VIDEO_UNREADABLE, f"{path}: the file is empty. Give another file")
 

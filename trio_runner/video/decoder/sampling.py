@@ -1,4 +1,4 @@
-"""Which decoded frames are selected: every Nth, or at most so many a second, from a start, up to a number."""
+"""Selects decoded frames: every Nth, or at most so many a second, from a start time on, up to a number of frames."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 TIMESTAMP_SLACK_SECONDS = 0.0006
 """Matroska rounds presentation times to whole milliseconds: a frame due at 33.37 ms is stamped 33 ms.
 
-Every time is moved up by a little more than half a millisecond before it is compared. That is the same as an
-origin which lies earlier by as much: no border is missed by rounding, and the rate stays what it is.
+Before a time is compared, a little more than half a millisecond is added to it. The effect is that of an origin which
+lies earlier by as much: rounding moves no frame across a border, and the rate stays the same.
 """
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Says of each decoded frame, in order, whether it is selected.
+    """Decides for each decoded frame, in order, whether it is selected.
 
-    The answer depends on the frames shown before and on nothing else: an attempt that goes on at frame k shows
-    its sampler the frames before k too, and so selects what the first attempt would have.
+    The decision depends only on the frames before. An attempt that resumes at frame k passes the frames before k to its
+    sampler, too, and so selects the same frames as the first attempt.
 
     Args:
-        stride: Every how many source frames one is taken, counted from the first at or after `start_seconds`.
-        max_fps: Time from `start_seconds` on is cut into cells of 1/max_fps seconds; the first frame in each cell
-            is taken. 0 takes all.
-        start_seconds: Frames that are presented earlier are passed over.
-        max_frames: After so many selected frames there are no more; 0 sets no limit.
+        stride: One frame in so many is selected, counted from the first at or after `start_seconds`.
+        max_fps: Time from `start_seconds` on is divided into cells of 1/max_fps seconds, and the first frame in each
+            cell is selected. 0 selects all frames.
+        start_seconds: Frames that are presented earlier are not selected.
+        max_frames: No frame is selected after so many; 0 sets no limit.
     """
 
     stride: int = 1
@@ -55,7 +55,7 @@ class Sampler:
             return False
         if self.max_fps > 0:
             cell = math.floor(elapsed * self.max_fps)
-            # Damaged files present frames at times that go back; a cell that is past stays past.
+            # In a damaged file the presentation times may go back. A cell that is past takes no frame any more.
             if cell <= self._last_cell:
                 return False
             self._last_cell = cell
