@@ -104,7 +104,7 @@ class Spool:
                 ours = False
             yield ours
         finally:
-            await lock.release()
+            await lock.release()  # noqa: ASYNC102 - it is shielded and bounded
 
     def close(self) -> None:
         """Give the reserve up; it stays on the disk for the next process."""

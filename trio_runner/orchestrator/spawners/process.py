@@ -139,7 +139,7 @@ class ProcessSpawner:
             try:
                 process = self._popen(path, locked, invocation)
             except OSError:
-                await self._directories.withdraw(path, locked)
+                await self._directories.withdraw(path, locked)  # noqa: ASYNC120 - it is shielded and bounded
                 raise
             os.close(locked)
         except OSError as error:

@@ -93,7 +93,7 @@ class RunnerDirectories:
 
     async def withdraw(self, path: Path, locked: int) -> None:
         """Remove what `write` made, for a runner that could not be started: it would look like one that has died."""
-        with suppress(OSError):
+        with trio.CancelScope(shield=True), suppress(OSError):
             await bounded(lambda: _withdraw((path, locked)), seconds=FILE_SECONDS)
 
     async def remove(self, scenario_id: int) -> None:
