@@ -43,6 +43,6 @@ def test_the_image_installs_what_was_tested() -> None:
 
 
 def test_the_compose_file_has_the_apache_kafka_that_was_tested() -> None:
-    pom = (ROOT / "tests" / "apache_kafka" / "pom.xml").read_text()
+    pom = (ROOT / "tests" / "support" / "apache_kafka" / "pom.xml").read_text()
     (version,) = re.findall(r"<artifactId>kafka_2.13</artifactId>\s*<version>([\d.]+)</version>", pom)
     assert f"image: apache/kafka:{version}\n" in COMPOSE
