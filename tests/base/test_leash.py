@@ -76,7 +76,7 @@ def test_the_leash_survives_the_change_of_user() -> None:
     assert orphan(*LEASH, "--user", "nobody", "--", "sh", "-c", "echo up; exec sleep 1000")
 
 
-def test_the_child_may_be_told_to_leave_politely(tmp_path: Path) -> None:
+def test_the_child_may_be_given_a_signal_that_it_can_handle(tmp_path: Path) -> None:
     farewell = tmp_path / "farewell"
     assert orphan(*LEASH, "--signal", "TERM", "--", sys.executable, "-c", FAREWELL, str(farewell))
     assert farewell.read_text() == "asked to leave"

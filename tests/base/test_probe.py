@@ -18,15 +18,15 @@ from trio_runner.base.notify import Notifier
 
 @contextmanager
 def saying(path: Path, *words: str) -> Iterator[None]:
-    """A process that tells of itself again and again, whether anybody listens or not."""
+    """A process that notifies again and again, whether anybody listens or not."""
     notifier, over = Notifier({"NOTIFY_SOCKET": str(path)}), threading.Event()
 
-    def tell() -> None:
+    def notify() -> None:
         while not over.wait(0.02):
             for word in words:
                 notifier._send(word)
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=notify)
     thread.start()
     try:
         yield
@@ -47,7 +47,7 @@ def asked(path: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_one_that_makes_progress_is_heard_again_and_again(tmp_path: Path) -> None:
+def test_a_process_that_makes_progress_is_alive_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with saying(path, "STATUS=frame 1 of 20", "WATCHDOG=1"):
         assert [asked(str(path)) for _ in range(2)] == [(0, ""), (0, "")]

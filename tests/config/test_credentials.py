@@ -109,7 +109,7 @@ async def test_storage_that_does_not_answer_is_not_waited_for(tmp_path: Path, mo
     monkeypatch.setattr(credentials, "_secret_in", lambda _: answers.wait(60))
     monkeypatch.setattr(credentials, "READ_SECONDS", 0.01)
     try:
-        assert "could not be read in time" in await refusal(read_secret("/nfs/secret", "kafka.password_file"))
+        assert "it did not answer within" in await refusal(read_secret("/nfs/secret", "kafka.password_file"))
     finally:
         answers.set()
 

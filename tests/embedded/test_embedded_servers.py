@@ -67,7 +67,7 @@ def own_children() -> list[psutil.Process]:
 
 
 class Neighbour:
-    """Another process that opens servers, says what it got, and leaves when told."""
+    """Another process that opens servers, prints their addresses, and leaves when asked."""
 
     def __init__(self, data_dir: Path, services: frozenset[Service], *, published: bool = True, **options: Any) -> None:
         mode = "published" if published else "private"
@@ -196,7 +196,7 @@ def server_error(*words: str) -> pytest.RaisesGroup[ServerError]:
 
 
 async def test_all_three_answer_and_leave_nothing_running(tmp_path: Path) -> None:
-    # Longer than a Unix socket's path may be, and hard on whoever quotes it.
+    # Longer than a Unix socket's path may be, and hard to quote.
     data_dir = tmp_path / f'it\'s "{"long " * 40}"' / "data"
     async with servers(data_dir, ALL) as addresses:
         assert addresses.hosted
@@ -398,9 +398,9 @@ async def test_a_private_host_is_waited_for(tmp_path: Path, neighbour: Callable[
 
         nursery.start_soon(come)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        order.append("told to leave")
+        order.append("asked to leave")
         private.leaves()
-    assert order == ["told to leave", "served"]
+    assert order == ["asked to leave", "served"]
 
 
 async def test_a_host_that_keeps_to_itself_too_long_is_an_error(

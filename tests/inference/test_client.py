@@ -1,4 +1,4 @@
-"""The HTTP door against a server that does exactly what the test says, byte by byte."""
+"""The HTTP client against a server that does exactly what the test says, byte by byte."""
 
 from __future__ import annotations
 

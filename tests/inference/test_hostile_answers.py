@@ -212,7 +212,7 @@ async def test_an_answer_too_many_is_not_the_next_frames() -> None:
 
 
 @pytest.mark.parametrize("size", [1_000, 8 * MEBIBYTE])
-async def test_an_answer_that_comes_before_the_body_was_read_is_heard(size: int) -> None:
+async def test_an_answer_that_comes_before_the_body_was_read_is_accepted(size: int) -> None:
     early = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with (
         open_fake(early=early) as fake,

@@ -1,4 +1,4 @@
-"""TLS and tokens of the HTTP door, on real listeners: what is accepted, what is refused by which name, what is said."""
+"""TLS and tokens of the HTTP client, on real listeners: peers that are accepted, and the codes of all others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import make_frame
 from trio_runner.config.sections import InferenceSection
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.inference import client as door
+from trio_runner.inference import client
 from trio_runner.inference.client import InferenceClient, open_client
 
 Action = Callable[[InferenceClient], Awaitable[object]]
@@ -54,7 +54,7 @@ async def refusal(action: Action, section: InferenceSection) -> RunnerError:
 
 
 @BOTH
-async def test_what_is_right_is_accepted(authority: Authority, action: Action) -> None:
+async def test_a_service_with_a_right_certificate_is_accepted(authority: Authority, action: Action) -> None:
     async with open_fake(tls=authority.issue("127.0.0.1").server_context()) as fake:
         async with open_client(InferenceSection(url=fake.url, ca_file=str(authority.ca_file))) as client:
             await action(client)
@@ -72,7 +72,7 @@ async def test_what_is_right_is_accepted(authority: Authority, action: Action) -
     ],
     ids=["unknown authority", "unknown to the system", "wrong name", "expired"],
 )
-async def test_what_is_wrong_is_refused(
+async def test_a_service_with_a_wrong_certificate_is_refused(
     authority: Authority,
     stranger: Authority,
     action: Action,
@@ -145,7 +145,7 @@ def openssl(context: ssl.SSLContext) -> Iterator[str]:
 async def test_the_preflight_finds_out_that_our_certificate_is_refused(
     authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch, shown: str, *, says_why: bool
 ) -> None:
-    monkeypatch.setattr(door, "VERDICT_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(client, "VERDICT_SECONDS", PATIENCE_SECONDS)
     tls = authority.issue("127.0.0.1").server_context(client_ca=authority.ca_file)
     mine = str(stranger.issue("runner").both_file) if shown == "foreign" else ""
 
@@ -224,7 +224,7 @@ async def reset(stream: trio.SocketStream) -> None:
         (reset, ErrorCode.INFERENCE_UNREACHABLE, ""),
     ],
 )
-async def test_who_does_not_get_through_the_handshake_is_named_in_time(
+async def test_a_peer_that_completes_no_handshake_is_named_in_time(
     action: Action, script: Script, code: ErrorCode, said: str
 ) -> None:
     async with serving(script) as server:
@@ -264,7 +264,7 @@ async def test_the_token_goes_with_every_frame_and_into_no_log(
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-async def test_who_is_not_authorised_is_told_where_the_token_comes_from(tmp_path: Path, status: str) -> None:
+async def test_an_error_of_authorisation_names_the_token_file(tmp_path: Path, status: str) -> None:
     (tmp_path / "token").write_text("c4n4ry")
     error = await failure(answers(http(b"", status)), token_file=str(tmp_path / "token"))
     assert error.code is ErrorCode.INFERENCE_REJECTED

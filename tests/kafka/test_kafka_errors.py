@@ -53,7 +53,7 @@ REFUSED = (BOOTSTRAP, "one", 9092, ConnectionRefusedError(111, "Connect call fai
 WRONG_PASSWORD = (BOOTSTRAP, "two", 9092, errors.SaslAuthenticationFailed("no"))
 
 
-def test_all_causes_are_told_and_the_remedies_of_the_most_telling() -> None:
+def test_all_causes_are_named_and_the_remedies_of_the_most_telling() -> None:
     error = named(TWO, [REFUSED, WRONG_PASSWORD], NOTHING)
     assert error.code is ErrorCode.KAFKA_AUTH
     assert error.message == (
@@ -76,7 +76,7 @@ def test_the_most_telling_is_what_was_reached_last() -> None:
     assert [named(TWO, lines[reached::-1], NOTHING).code for reached in range(4)] == codes
 
 
-def test_a_cause_that_comes_again_and_again_is_told_once() -> None:
+def test_a_cause_that_comes_again_and_again_is_named_once() -> None:
     error = named(PLAIN, [REFUSED] * 100, NOTHING)
     assert error.message == "Kafka at one:9092: refused the connection. Check kafka.brokers, and whether it runs"
 
@@ -114,7 +114,7 @@ def test_lines_about_no_error_are_no_causes() -> None:
     assert "cannot be used: KafkaConnectionError: Unable to bootstrap" in named(PLAIN, lines, NOTHING).message
 
 
-def test_being_late_is_told_beside_what_was_heard() -> None:
+def test_being_late_is_named_beside_the_collected_causes() -> None:
     error = named(TWO, [REFUSED], trio.TooSlowError(), late_after_seconds=5.0)
     assert error.code is ErrorCode.KAFKA_UNREACHABLE
     assert "(one:9092) refused the connection; did not answer within 5 s. Check kafka.brokers" in error.message

@@ -168,7 +168,7 @@ Way = Callable[[ApacheKafka, str], KafkaSection]
         ),
     ],
 )
-async def test_who_may_come_in_is_heard(
+async def test_a_client_with_the_right_credentials_is_accepted(
     loop: None, apache: ApacheKafka, topic: str, way: Way, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -209,8 +209,8 @@ async def refusal(
     caplog.set_level(logging.DEBUG)
     with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError) as caught:
         await call(config)
-    told = f"{caught.value} {caught.getrepr(style='long', showlocals=False)} {caught.value.__cause__!r} {caplog.text}"
-    assert not [secret for secret in apache.secrets() if secret in told]
+    shown = f"{caught.value} {caught.getrepr(style='long', showlocals=False)} {caught.value.__cause__!r} {caplog.text}"
+    assert not [secret for secret in apache.secrets() if secret in shown]
     assert caught.value.message.startswith(f"Kafka at {config.brokers}: ")
     return caught.value
 
@@ -326,7 +326,7 @@ async def refusal(
         ),
     ],
 )
-async def test_who_may_not_come_in_is_told_why(
+async def test_a_client_that_is_refused_gets_the_cause_and_the_remedy(
     loop: None,
     apache: ApacheKafka,
     wrong_password: str,
@@ -344,7 +344,7 @@ async def test_who_may_not_come_in_is_told_why(
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_of_several_brokers_every_cause_is_told_and_the_most_telling_gives_the_code(
+async def test_of_several_brokers_every_cause_is_named_and_the_most_telling_gives_the_code(
     loop: None, apache: ApacheKafka, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing, other = f"127.0.0.1:{free_port()}", apache.tls("expired").brokers
@@ -429,7 +429,7 @@ async def test_the_right_to_write_is_all_that_a_runner_needs(loop: None, apache:
 
 
 @pytest.mark.parametrize("user", ["writer", "stranger"])
-async def test_who_may_not_read_is_told_so(
+async def test_a_user_that_may_not_read_is_not_authorised(
     loop: None, apache: ApacheKafka, topic: str, user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not that there are no events, which is what aiokafka makes of a topic that one may not see."""

@@ -20,7 +20,7 @@ from trio_runner.pipeline.run import STALLED_GRACE_SECONDS, STALLED_SECONDS, run
 from trio_runner.pipeline.window import Window
 
 CONFIG = Config().replace(
-    # The fakes keep no deadlines and are slower than real doors may be.
+    # The fakes keep no deadlines and are slower than real clients may be.
     inference={"in_flight": 4, "timeout_seconds": 200.0},
     database={"batch_frames": 4, "batch_seconds": 0.25, "lease_seconds": 30.0},
     pipeline={"max_buffered_frames": 8, "max_buffered_bytes": 2**16},
@@ -322,7 +322,7 @@ async def test_a_pipeline_that_stands_still_although_nothing_fails_is_stalled(au
     assert len(run.ledger.heartbeats) == 4, "the lease alone is no progress"
 
 
-async def test_the_first_error_is_told_before_the_others_are_cancelled(autojump_clock: MockClock) -> None:
+async def test_the_first_error_is_reported_before_the_other_tasks_are_cancelled(autojump_clock: MockClock) -> None:
     class Noting(FakeInference):
         async def infer(self, frame: Frame) -> FrameResult:
             if frame.sequence == 0:
@@ -364,7 +364,7 @@ async def test_senders_that_all_fail_at_the_same_moment_are_a_failure(autojump_c
     assert run.ledger.stored == []
 
 
-async def test_a_reader_whose_senders_have_all_failed_leaves_the_word_to_them(autojump_clock: MockClock) -> None:
+async def test_a_reader_whose_senders_have_all_failed_raises_no_error_beside_theirs(autojump_clock: MockClock) -> None:
     frames_in, frames_out = trio.open_memory_channel[Frame](1)
     frames_out.close()
     with trio.move_on_after(1) as scope:

@@ -160,7 +160,7 @@ async def test_no_results_nothing_stored(autojump_clock: MockClock) -> None:
     assert under_way.ledger.batches == []
 
 
-# what it tells the others
+# progress and window
 
 
 async def test_progress_counts_what_is_stored_and_not_what_has_come(autojump_clock: MockClock) -> None:

@@ -397,7 +397,8 @@ except RunnerError as error:
     ("", ""),
 ])  # fmt: skip
 def test_what_ffmpeg_says_of_damage_is_a_complaint(said: str, complaint: str, tmp_path: Path) -> None:
-    script = f"heard = ffmpeg.Complaints()\nos.write(2, {said!r}.encode())\nprint(heard.take())\nprint(heard.take())"
+    take = "print(complaints.take())\n"
+    script = f"complaints = ffmpeg.Complaints()\nos.write(2, {said!r}.encode())\n{take}{take}"
     assert child(script, tmp_path) == f"{complaint}\n\n"
 
 

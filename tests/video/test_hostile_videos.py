@@ -43,7 +43,7 @@ class Seen:
 
 
 async def see(case: Case, directory: Path) -> Seen:
-    """Make the video and read it to its end through the real door and the real child."""
+    """Make the video and read it to its end through the real `Video` and the real child."""
     seen = Seen()
     await trio.Path(directory).mkdir()
     try:
@@ -77,7 +77,7 @@ async def read(video: Video, case: Case, path: Path, showing: Showing) -> None:
 
 
 async def watch_memory(pid: int, seen: Seen) -> None:
-    # A process that has ended but is not yet reaped has no memory to tell of. The kernel answers from memory, so that
+    # A process that has ended but is not yet reaped has no memory to report. The kernel answers from memory, so that
     # a thread for it would only take time.
     status = Path(f"/proc/{pid}/status")
     while peak := re.search(r"VmHWM:\s*(\d+)", status.read_text()):  # noqa: ASYNC240

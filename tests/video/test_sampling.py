@@ -72,7 +72,7 @@ def test_max_frames_counts_from_the_start_of_the_video() -> None:
     assert selection([index / 25 for index in range(100)], stride=10, max_frames=3) == [0, 10, 20]
 
 
-def test_exhausted_tells_when_no_frame_can_follow() -> None:
+def test_exhausted_is_true_once_no_frame_can_follow() -> None:
     sampler = Sampler(max_frames=2)
     states = [(sampler.select(index, index / 25), sampler.exhausted) for index in range(4)]
     assert states == [(True, False), (True, True), (False, True), (False, True)]

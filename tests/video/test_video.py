@@ -1,4 +1,4 @@
-"""The door to the decoder child: how it is opened, what it says when the child dies, and that nothing stays behind."""
+"""The daemon's side of the decoder child: opening, the errors when the child dies, and that no process is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More JPEG bytes than the pipe and the door's buffer hold, so that its child is never done by itself."""
+    """More JPEG bytes than the pipe and the reader's buffer hold, so that its child is never done by itself."""
     return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "long.mp4", frames=400, size=(640, 480))
 
 
@@ -73,7 +73,7 @@ def open_descriptors() -> set[str]:
 
 
 async def failure(video: Video) -> RunnerError:
-    """Receive until the door fails."""
+    """Receive until that raises an error."""
     while True:
         try:
             item = await video.receive()
@@ -86,7 +86,7 @@ def options(path: Path, **more: float) -> VideoSection:
     return msgspec.convert({"path": str(path)} | more, VideoSection)
 
 
-async def test_the_door_is_open_when_the_video_is(clip: Path) -> None:
+async def test_open_returns_once_the_video_is_open(clip: Path) -> None:
     async with open_video(options(clip)) as video:
         assert (video.info.codec, video.info.width, video.info.height) == ("h264", 320, 240)
         assert (video.info.fps, video.info.declared_frames, video.info.duration_seconds) == (25.0, 60, 2.4)
@@ -170,7 +170,7 @@ async def test_where_descriptors_run_out_nothing_leaks(spare: int, clip: Path) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:
             os.close(fd)
-    # Two pipes, standard error, and what Popen hears of a failed exec through, for which not every Python needs two.
+    # Two pipes, standard error, and Popen's pipe for a failed exec, for which not every Python needs two.
     assert (error is None) == (spare >= 7) or spare in {5, 6}
     assert error is None or (error.code is ErrorCode.DECODER_FAILED and "Too many open files" in error.message)
     assert open_descriptors() == before
@@ -195,7 +195,7 @@ async def test_a_cancelled_receive_ends_the_child(long_clip: Path) -> None:
     assert reaped(pid)
 
 
-async def test_a_door_can_be_cancelled_while_it_opens(pretend: PretendChild, clip: Path) -> None:
+async def test_a_video_can_be_cancelled_while_it_opens(pretend: PretendChild, clip: Path) -> None:
     pretend("exec sleep 1000")
     with trio.move_on_after(0.1) as scope:
         async with open_video(options(clip)):

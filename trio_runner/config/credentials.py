@@ -7,13 +7,13 @@ import logging
 import re
 import ssl
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
-
-import trio
 
 from trio_runner.base.files import read_small_file
 from trio_runner.base.logs import conceal
 from trio_runner.base.redact import MIN_SECRET_CHARACTERS
+from trio_runner.base.threads import bounded
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
@@ -109,17 +109,14 @@ def _warn_if_open(key: str, path: str, state: os.stat_result) -> None:
 
 
 async def _read(function: Callable[..., T], *args: object, key: str, path: str) -> T:
-    """In a thread that a deadline leaves behind: a file may lie on storage that does not answer."""
+    """Call `function` in a thread with a deadline: the file may lie on storage that does not answer."""
     try:
-        with trio.fail_after(READ_SECONDS):
-            return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True)
-    except (OSError, ValueError, trio.TooSlowError) as error:
+        return await bounded(partial(function, *args), seconds=READ_SECONDS)
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeDecodeError):
             why = "it is not UTF-8 text"
-        elif isinstance(error, trio.TooSlowError):
-            why = "it could not be read in time"
-        # Not chained: a decoder's error holds what it could not decode.
+        # Not chained, because a decoding error holds the bytes that it could not decode.
         raise RunnerError(ErrorCode.CREDENTIAL_UNREADABLE, f"cannot use {key} {path}: {why}") from None
 
 
