@@ -1,4 +1,4 @@
-"""Says by its exit code whether a container is well: no process in it is stopped, and every URL answers.
+"""Checks that no process of the container is stopped and that every URL answers; the exit code says so.
 
 python healthcheck.py [URL...]
 """
@@ -17,7 +17,7 @@ def stopped() -> list[str]:
     """The processes that a signal or a debugger has stopped, as `name (pid)`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        # It may end meanwhile.
+        # The process may end in the meantime.
         with suppress(FileNotFoundError, ProcessLookupError):
             before, _, after = stat.read_text().rpartition(")")
             if after.split()[0] in "Tt":
@@ -26,7 +26,7 @@ def stopped() -> list[str]:
 
 
 def main(*urls: str) -> str | None:
-    """What is wrong, in words; None where nothing is."""
+    """What is wrong, in words; None if nothing is."""
     if frozen := stopped():
         return f"stopped: {', '.join(frozen)}"
     for url in urls:
