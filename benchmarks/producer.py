@@ -31,7 +31,7 @@ REQUEST_SECONDS = 5.0
 
 
 def make_producer(brokers: str, *, idempotent: bool) -> AIOKafkaProducer:
-    """As `trio_runner.kafka.connection` makes it, but for idempotence."""
+    """A producer of aiokafka; `trio_runner.kafka.connection` uses none, partly for these results."""
     return AIOKafkaProducer(
         bootstrap_servers=brokers,
         acks="all",

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 
 class ExitCode(enum.IntEnum):
-    """What a process's exit code says; docs/contract.md lists them. Numbers from 64 to 78 are those of sysexits.h.
+    """The exit codes of a process; docs/contract.md lists them. Numbers from 64 to 78 are those of sysexits.h.
 
     `str()` of a member is its number, as systemd and a container's status write it.
     """

@@ -62,7 +62,7 @@ trio.run(main, *sys.argv[1:])
 
 
 def own_children() -> list[psutil.Process]:
-    """The children of this process but for the servers that the session's other tests share."""
+    """The children of this process, without the servers that the session's other tests share."""
     return [child for child in psutil.Process().children() if "embedded" not in child.cmdline()]
 
 
@@ -82,7 +82,7 @@ class Neighbour:
         self.said = b""
 
     async def says(self) -> dict[str, Any]:
-        """The next thing it says; fails with its last words if it ends instead."""
+        """Its next line; fails with the end of its output if it ends instead."""
         assert self.process.stdout
         with trio.fail_after(PATIENCE_SECONDS):
             async with trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno())) as stream:
@@ -156,7 +156,7 @@ async def asyncio_call(function: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def sql(addresses: Addresses, statement: str) -> Any:
-    """The first value of what the database answers."""
+    """The first value of the database's answer."""
     assert addresses.database_password_file
     password = addresses.database_password_file.read_text()
 
@@ -168,7 +168,7 @@ async def sql(addresses: Addresses, statement: str) -> Any:
 
 
 async def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all of them end within a minute; one that nobody has reaped yet has ended."""
+    """Whether all of them end within a minute; a zombie has ended."""
     with trio.move_on_after(PATIENCE_SECONDS):
         while any(alive(process) for process in processes):  # noqa: ASYNC110 - they are not ours to wait for
             await trio.sleep(0.02)
@@ -184,13 +184,13 @@ def alive(process: psutil.Process) -> bool:
 
 def groups_of(family: list[psutil.Process]) -> Iterator[int]:
     for process in family:
-        # One that served a connection of PostgreSQL's ends with it.
+        # A process that serves one connection of PostgreSQL ends with that connection.
         with contextlib.suppress(ProcessLookupError):
             yield os.getpgid(process.pid)
 
 
 def server_error(*words: str) -> pytest.RaisesGroup[ServerError]:
-    """Expects one ServerError, however deep in groups, that says all of these words."""
+    """Expects one ServerError, however deep in groups, whose message holds all of these words."""
     said = pytest.RaisesExc(ServerError, check=lambda error: all(word in str(error) for word in words))
     return pytest.RaisesGroup(said, flatten_subgroups=True)
 
@@ -331,7 +331,7 @@ async def test_a_killed_host_takes_all_with_it_and_loses_nothing(
     family = host.family()
     assert {"postgres", "python"} <= {process.name().rstrip("0123456789.") for process in family}
     if also_the_postmaster:
-        # Both at once, and nobody is left to write a checkpoint: what was committed is in the log on disk.
+        # Host and server are killed at once, so nobody writes a checkpoint. Committed rows are in the log on disk.
         os.kill(int((tmp_path / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
     host.process.kill()
     successor = neighbour(tmp_path, BOTH)
@@ -432,7 +432,7 @@ async def test_addresses_left_by_a_dead_host_are_not_believed(left: str, tmp_pat
 async def test_nor_are_they_while_the_next_host_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbour: Callable[..., Neighbour]
 ) -> None:
-    # Another process holds the lock and has not yet taken down what the dead host left.
+    # Another process holds the lock and has not yet removed the file that the dead host left.
     private = neighbour(tmp_path, KAFKA, published=False)
     await private.says()
     (tmp_path / "servers.json").write_text('{"pid": 1, "ports": {"kafka": 9}}')
@@ -446,7 +446,7 @@ async def test_the_pid_of_a_server_long_gone_may_have_a_new_bearer(tmp_path: Pat
     async with servers(tmp_path, DATABASE):
         stale = (tmp_path / "postgres" / "postmaster.pid").read_text()
     owner = (tmp_path / "postgres").stat().st_uid
-    # PostgreSQL asks kill(2) whether the pid in the file lives, so the bearer has to be one it may signal.
+    # PostgreSQL asks kill(2) whether the pid in the file lives, so it must be a process that it may signal.
     user = owner if os.geteuid() == 0 else None
     with subprocess.Popen(["sleep", "1000"], user=user) as bearer:  # noqa: ASYNC220 - it returns at once
         try:

@@ -64,7 +64,7 @@ def pid_of(video: Video) -> int:
 
 
 def reaped(pid: int) -> bool:
-    """Not only dead: the pid is free."""
+    """The child is reaped, too: its pid is free."""
     return not Path(f"/proc/{pid}").exists()
 
 
@@ -123,7 +123,7 @@ async def test_a_killed_child_is_named_with_its_signal(number: signal.Signals, l
         error = await failure(video)
     assert error.code is ErrorCode.DECODER_KILLED
     assert f"signal {number.name.removeprefix('SIG')}" in error.message
-    # What Python could still say about where it was.
+    # Python's fault handler has written where the child was.
     assert number == signal.SIGKILL or "footage.py" in error.message or "__main__.py" in error.message
 
 
@@ -158,7 +158,7 @@ async def test_where_descriptors_run_out_nothing_leaks(spare: int, clip: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     try:
-        # All but a few are taken, wherever the next free ones are.
+        # All descriptors but a few are taken, wherever the next free ones are.
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 64, hard))
         with suppress(OSError):
             while True:
@@ -253,7 +253,7 @@ async def test_the_environment_of_the_child_holds_no_secret(clip: Path, monkeypa
     assert "OPENBLAS_NUM_THREADS=1" in environment
 
 
-# What a child could send that is not a video.
+# Output of a child that is no video.
 
 
 def header(record: messages.Record, body: bytes = b"") -> bytes:

@@ -1,1 +1,1 @@
-"""What every other package leans on: asyncio's bridge, files, text, logging, signals, and the notify socket."""
+"""Used by every other package: asyncio's bridge, files, text, logging, signals, and the notify socket."""

@@ -1,4 +1,4 @@
-"""Small files: read without hanging on what is no regular file, written whole or not at all."""
+"""Small files: read without waiting for a FIFO or a device, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_small_file(path: str | Path, *, max_bytes: int) -> tuple[bytes, os.stat_result]:
-    """Its bytes and its state; links are followed, a FIFO, a socket and a device are not waited for.
+    """The file's bytes and its state. Links are followed; a FIFO, a socket or a device is refused at once.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or holds more than `max_bytes`; `strerror` says why.
+        OSError: It cannot be read, is not a regular file, or holds more than `max_bytes`; `strerror` says why.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -37,19 +37,19 @@ def read_small_file(path: str | Path, *, max_bytes: int) -> tuple[bytes, os.stat
 def write_whole(descriptor: int, content: bytes) -> None:
     """Write `content` over what the file holds from its beginning; raises OSError where the disk has no room for it."""
     written = 0
-    # A disk that fills up takes a part, and refuses the next one.
+    # A disk that becomes full takes a part of the content, and refuses the rest.
     while written < len(content):
         written += os.pwrite(descriptor, content[written:], written)
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that this user alone can read; it is there whole, synced to the disk, or not at all.
+    """Write a file that only this user can read; afterwards it is there whole, synced to the disk, or not at all.
 
     Raises:
-        OSError: It cannot be written; what lay at `path` before is still there.
+        OSError: It cannot be written; a file that was at `path` before is still there.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    # A process that was killed may have left one, and somebody else a link.
+    # A process that was killed may have left a temporary file, and somebody else may have put a link there.
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -33,16 +33,15 @@ _CAPABILITY_VERSION_3 = 0x20080522
 def tie_to_parent(signal_number: int = signal.SIGKILL) -> None:
     """Ask the kernel to signal this process when its parent dies; exit at once if that has happened already.
 
-    The kernel watches the *thread* that spawned this process, so the parent spawns on a thread that lasts.
-    A change of credentials clears the request, so whoever drops privileges does that first (prctl(2),
-    PR_SET_PDEATHSIG).
+    The kernel watches the *thread* that spawned this process, so the parent must spawn it on a thread that lasts. A
+    change of credentials clears the request, so drop privileges before this call (prctl(2), PR_SET_PDEATHSIG).
 
-    A parent that died before the request is found by two signs: another process has adopted this one
-    meanwhile, or standard output is a pipe that nobody reads any more. That the parent's pid is 1 would
-    prove nothing: in a container the parent may be process 1, and a subreaper that adopts orphans is not.
+    Two signs show that the parent died before the request: another process has adopted this one, or standard output is
+    a pipe that nobody reads any more. A parent with pid 1 would prove nothing: in a container the real parent may be
+    process 1, and a subreaper that adopts orphans is not process 1.
 
-    Where there is no prctl (anything but Linux) this does nothing: those systems have no such request, and
-    the children then live until their parent stops them or their pipe breaks.
+    Systems other than Linux have no such request, and this does nothing there. Children then live until their parent
+    stops them or their pipe breaks.
     """
     if sys.platform != "linux":
         return
@@ -55,11 +54,11 @@ def tie_to_parent(signal_number: int = signal.SIGKILL) -> None:
 def drop_to(user: str) -> None:
     """Become `user` (name or id) for good, keeping nothing of root but the right to pass file permissions.
 
-    Root's checkout or virtual environment often lies under a directory closed to all others (/root is
-    0700), where a plain change of user could not even reach the program to run. So CAP_DAC_OVERRIDE stays,
-    as an ambient capability, which goes through execve and fork. SECBIT_NO_SETUID_FIXUP keeps it through
-    setuid and, as important, makes access(2) count it: PostgreSQL looks for its own files that way. A plain
-    Docker container grants what this takes; a user or mount namespace it would not grant.
+    Root's checkout or virtual environment often lies under a directory that is closed to all others (/root is 0700).
+    After a plain change of user the program could not even be reached there. So CAP_DAC_OVERRIDE is kept as an ambient
+    capability, which survives execve and fork. SECBIT_NO_SETUID_FIXUP keeps it through setuid, and makes access(2)
+    count it: PostgreSQL looks for its own files with that call. A plain Docker container grants the rights that this
+    needs; it would not grant a user or mount namespace.
 
     Raises:
         LookupError: There is no such user.
@@ -76,7 +75,7 @@ def drop_to(user: str) -> None:
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # With the fix-up off, setuid has kept every capability: this is what takes them away.
+    # With SECBIT_NO_SETUID_FIXUP, setuid has kept every capability. This call drops all but one.
     _set_capabilities(1 << _CAP_DAC_OVERRIDE)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
 
@@ -115,7 +114,7 @@ def _signal(name: str) -> signal.Signals:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Drop to the user if one is given, tie this process to its parent, and become the program."""
     ours = sys.argv[1:] if arguments is None else arguments
-    # Split by hand: how argparse treats `--` before a remainder has changed between Python releases.
+    # Split by hand, because argparse's treatment of `--` before a remainder differs between Python releases.
     command: list[str] = []
     if "--" in ours:
         middle = ours.index("--")
@@ -126,7 +125,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         description="Run a program that ends when the parent of this process does.",
         allow_abbrev=False,
     )
-    parser.add_argument("--signal", type=_signal, default=signal.SIGKILL, metavar="NAME", help="what ends it")
+    parser.add_argument(
+        "--signal", type=_signal, default=signal.SIGKILL, metavar="NAME", help="the signal that ends it"
+    )
     parser.add_argument("--user", metavar="NAME", help="run it as this user (name or id); needs root")
     parser.add_argument("--invocation", metavar="ID", help="name this start of it, in variables, as systemd does")
     options = parser.parse_args(ours)
@@ -137,7 +138,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             drop_to(options.user)
         tie_to_parent(options.signal)
         if options.invocation is not None:
-            # As systemd.exec(5) has it: whoever inherits the two sees by the pid that the id is not its own.
+            # The two variables of systemd.exec(5). A process that inherits them sees by the pid that the id is not
+            # its own.
             os.environ |= {"INVOCATION_ID": options.invocation, "SYSTEMD_EXEC_PID": str(os.getpid())}
         os.execvp(command[0], command)  # noqa: S606
     except (OSError, LookupError) as error:

@@ -1,4 +1,4 @@
-"""What aiokafka's errors and log lines mean: a code of ours, the cause in words, and the remedy."""
+"""Explains aiokafka's errors and log lines: a code of ours, the cause in words, and the remedy."""
 
 from __future__ import annotations
 
