@@ -95,7 +95,9 @@ class Play:
         for actor in self._crew.actors:
             await self._crew.thaw(actor)
             await self._crew.ended(actor)
-        handed_over = "SELECT FROM retry_events WHERE scenario_id = $1 AND handed_over AND published_at IS NULL"
+        handed_over = (
+            "SELECT FROM retry_events WHERE scenario_id = $1 AND publish_due <= now() AND published_at IS NULL"
+        )
         if list(self._crew.spool.glob("*.json")) or await self.world.ledger.query(handed_over, self._id):
             await self._crew.flush()
 
@@ -305,9 +307,7 @@ class Play:
 
     async def _tell_what_is_untold(self) -> None:
         """A reaper gives a reporter a minute; where Kafka does not answer it leaves the rest to the next reaper."""
-        await self.world.ledger.query(
-            "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1", self._id
-        )
+        await self.world.ledger.query("UPDATE retry_events SET publish_due = now() WHERE scenario_id = $1", self._id)
 
         async def told() -> bool:
             await self.world.reap()

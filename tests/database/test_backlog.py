@@ -724,10 +724,26 @@ async def test_only_a_death_that_the_ledger_ought_to_know_is_news(backlog: Backl
     another = str(uuid.uuid4())
     forged = [replace(claim, instance_id=another) for claim in (known, unknown)]
     assert await backlog.reconcile([*forged, replace(unknown, epoch=2), replace(unknown, scenario_id=9)]) == set()
-    assert await store.unpublished(0.0, 10) == [(7, 1)]
+    await store.hand_over([(7, 1)])
+    assert await store.unpublished(10, lease_seconds=0.0) == [(7, 1)]
     assert await backlog.reconcile([known, unknown, unknown]) == {(8, 1)}
-    # What Kafka has is told by nobody else.
-    assert await store.unpublished(0.0, 10) == []
+    # An event that Kafka has is published by nobody else.
+    assert await store.unpublished(10, lease_seconds=0.0) == []
+
+
+async def test_an_event_that_waits_is_given_to_one_process_at_a_time(backlog: Backlog, store: Store) -> None:
+    for each in (7, 8):
+        await submit(backlog, each)
+        await fail(store, await begin(backlog, store, each))
+    assert await store.unpublished(10, lease_seconds=60.0) == [], "their reporters may still publish them"
+    await store.hand_over([(7, 1), (8, 1)])
+    assert await store.unpublished(1, lease_seconds=60.0) == [(7, 1)]
+    assert await store.unpublished(10, lease_seconds=60.0) == [(8, 1)]
+    assert await store.unpublished(10, lease_seconds=60.0) == []
+    await store.hand_over([(8, 1)])
+    await store.mark_published(8, 1)
+    await store.hand_over([(7, 1), (8, 1)])
+    assert await store.unpublished(10, lease_seconds=60.0) == [(7, 1)]
 
 
 async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:

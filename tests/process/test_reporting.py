@@ -116,7 +116,7 @@ async def test_of_several_that_report_one_death_at_once_one_does(scene: Scene, c
         for _ in range(4):
             nursery.start_soon(report)
     assert [done.code for done in ends] == [0] * 4
-    assert sum("attempt 1: the retry event is published" in done.out for done in ends) == 1
+    assert sum("attempt 1: the retry event is published" in done.out for done in ends) == 1, [d.out + d.err for d in ends]
     row = await scene.ledger.existing(scene.scenario_id)
     assert (row["epoch"], row["failures"]) == (2, 1)
     await scene.the_event()
@@ -222,13 +222,13 @@ async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Sce
     """Its reporter died after it had recorded the death, and before it could hand the event over."""
     async with death_without_kafka(scene, clip) as (_, kafka, server):
         await scene.ledger.query(
-            "UPDATE retry_events SET handed_over = false WHERE scenario_id = $1", scene.scenario_id
+            "UPDATE retry_events SET publish_due = now() + interval '60 s' WHERE scenario_id = $1", scene.scenario_id
         )
         told = f"scenario {scene.scenario_id}, attempt 1"
         config = scene.write_config("reap.toml", kafka=kafka)
         assert told not in (await scene.cli("reap", config)).out, "its reporter may still be at it"
         await scene.ledger.query(
-            "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1",
+            "UPDATE retry_events SET publish_due = now() WHERE scenario_id = $1",
             scene.scenario_id,
         )
         server.suspend()
@@ -259,9 +259,7 @@ async def test_what_the_ledger_recorded_and_is_no_event_holds_no_reaper_up(scene
         )
         held.fake.gate.set()
         assert (await held.running.wait()).code == 79
-    await scene.ledger.query(
-        "UPDATE retry_events SET received_at = received_at - interval '61 s' WHERE scenario_id = $1", scene.scenario_id
-    )
+    await scene.ledger.query("UPDATE retry_events SET publish_due = now() WHERE scenario_id = $1", scene.scenario_id)
 
     async def passed_over() -> bool:
         done = await scene.cli("reap", scene.directory / "runner.toml")

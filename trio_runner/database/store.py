@@ -116,13 +116,14 @@ class Store:
         """Note that Kafka has the event of this death."""
         await self.fetch_one("SELECT mark_published($1, $2)", scenario_id, epoch)
 
-    async def hand_over(self, scenario_id: int, epoch: int) -> None:
-        """Note that whoever recorded this death will not publish its event: anybody may, from now on."""
-        await self.fetch_one("SELECT hand_over($1, $2)", scenario_id, epoch)
+    async def hand_over(self, deaths: Sequence[tuple[int, int]]) -> None:
+        """Note that the caller will not publish these events, by scenario and epoch: any process may, from now on."""
+        ids, epochs = [scenario_id for scenario_id, _ in deaths], [epoch for _, epoch in deaths]
+        await self.fetch_one("SELECT hand_over($1, $2)", ids, epochs)
 
-    async def unpublished(self, age_seconds: float, limit: int) -> list[tuple[int, int]]:
-        """Scenario and epoch of what Kafka was not told of in that time, oldest first; a reaper's own at once."""
-        rows = await self.fetch_all("SELECT * FROM unpublished($1, $2)", timedelta(seconds=age_seconds), limit)
+    async def unpublished(self, limit: int, *, lease_seconds: float) -> list[tuple[int, int]]:
+        """Scenario and epoch of deaths whose events are due to be published, which no one else is given meanwhile."""
+        rows = await self.fetch_all("SELECT * FROM unpublished($1, $2)", limit, timedelta(seconds=lease_seconds))
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:

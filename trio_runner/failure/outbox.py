@@ -32,8 +32,9 @@ MARK_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 15.0
 """How long a start, or `report-death`, spends on events that wait; the rest waits for the next start."""
 
-PUBLISH_GRACE_SECONDS: Final = 60.0
 OUTBOX_BATCH: Final = 1000
+OUTBOX_LEASE_SECONDS: Final = 60.0
+"""How long the events of a batch are left to the process that took it."""
 
 TRIES: Final = 3
 """A topic may refuse one event. Where Kafka takes none of so many in a row, it does not answer at all."""
@@ -91,8 +92,10 @@ async def mark(config: Config, claim: Claim, *, published: bool) -> None:
     with trio.move_on_after(MARK_SECONDS) as scope:
         try:
             async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
-                note = store.mark_published if published else store.hand_over
-                await note(claim.scenario_id, claim.epoch)
+                if published:
+                    await store.mark_published(claim.scenario_id, claim.epoch)
+                else:
+                    await store.hand_over([(claim.scenario_id, claim.epoch)])
         except Exception as error:  # noqa: BLE001 - the event is where it is, whatever goes wrong here
             problem = error
     if problem or scope.cancelled_caught:
@@ -162,27 +165,24 @@ async def publish_recorded(
 async def publish_outbox(config: Config, store: Store) -> list[Report]:
     """Publish the deaths that PostgreSQL has recorded and nobody has published, so far as Kafka takes them.
 
-    A death that a living reporter may still be publishing is left to it.
+    An event that its reporter may still be publishing is left to it for a minute.
 
     Raises:
         RunnerError: PostgreSQL cannot be asked.
     """
     reports: list[Report] = []
-    refusals = 0
-    for scenario_id, epoch in await store.unpublished(_grace_seconds(config), OUTBOX_BATCH):
-        report = await publish_recorded(config, store, scenario_id, epoch)
+    left = await store.unpublished(OUTBOX_BATCH, lease_seconds=OUTBOX_LEASE_SECONDS)
+    refused: list[tuple[int, int]] = []
+    while left and len(refused) < TRIES:
+        death = left.pop(0)
+        report = await publish_recorded(config, store, *death)
         if report is None:
             continue
         reports.append(report)
-        refusals = refusals + 1 if report.event.is_due else 0
-        if refusals == TRIES:
-            break
+        refused = [*refused, death] if report.event.is_due else []
+    if left or refused:
+        await store.hand_over([*refused, *left])
     return reports
-
-
-def _grace_seconds(config: Config) -> float:
-    """How long a reporter is given to publish what it recorded: twice the longest that publishing takes."""
-    return max(PUBLISH_GRACE_SECONDS, 2 * (config.kafka.publish_timeout_seconds + 15.0))
 
 
 async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:

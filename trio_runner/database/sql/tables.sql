@@ -98,12 +98,13 @@ CREATE TABLE retry_events (
     received_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- When Kafka had acknowledged the event. A process that dies between the ledger and Kafka leaves this empty, for a reaper.
     published_at timestamptz,
-    -- Set when the process that recorded the death will not publish its event: any reaper may publish it at once.
-    handed_over  boolean NOT NULL DEFAULT false,
+    -- From when on any process may publish the event. Until then it is left to the one that recorded the death, or to the
+    -- one that `unpublished` gave it to last.
+    publish_due  timestamptz NOT NULL DEFAULT clock_timestamp() + interval '60 s',
     PRIMARY KEY (scenario_id, epoch)
 );
 
-CREATE INDEX retry_events_unpublished ON retry_events (received_at) WHERE published_at IS NULL;
+CREATE INDEX retry_events_unpublished ON retry_events (publish_due) WHERE published_at IS NULL;
 
 -- One row for each command that was applied, however often its message comes.
 CREATE TABLE commands (

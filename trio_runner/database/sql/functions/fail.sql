@@ -21,8 +21,10 @@ BEGIN
         s.last_epoch := s.last_epoch + 1;
     END IF;
     given_up := p_class = 'permanent' OR counted >= s.max_failures OR s.epoch >= s.last_epoch;
-    INSERT INTO retry_events (scenario_id, epoch, event_id, reporter, body)
-    VALUES (p_id, p_epoch, p_event, p_reporter, p_body);
+    -- A reaper records many deaths before it publishes any: whichever reaper comes next publishes them.
+    INSERT INTO retry_events (scenario_id, epoch, event_id, reporter, body, publish_due)
+    VALUES (p_id, p_epoch, p_event, p_reporter, p_body,
+            clock_timestamp() + CASE WHEN p_reporter = 'reaper' THEN interval '0 s' ELSE interval '60 s' END);
     UPDATE attempts
        SET ended_at = clock_timestamp(), end_frame = s.next_frame, error = p_body -> 'error',
            outcome = CASE WHEN p_class = 'interrupted' THEN 'interrupted' WHEN p_reporter = 'runner' THEN 'failed'

@@ -1,10 +1,13 @@
--- The deaths whose retry events are still unpublished p_age after they were recorded, the oldest first. The process that
--- recorded a death has that long to publish the event itself. What was handed over, or recorded by a reaper, may be published
--- by any reaper at once.
-CREATE OR REPLACE FUNCTION unpublished(p_age interval, p_limit integer)
+-- Give the caller the deaths whose retry events are due to be published, the longest due first. No other caller is given them
+-- before the lease has ended, so processes that start at once share the work.
+CREATE OR REPLACE FUNCTION unpublished(p_limit integer, p_lease interval)
 RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE sql AS $$
-SELECT e.scenario_id, e.epoch FROM unpublished_events e
- WHERE e.reporter = 'reaper' OR e.handed_over OR e.received_at < clock_timestamp() - p_age
- ORDER BY e.received_at LIMIT p_limit
+WITH chosen AS (
+    SELECT u.scenario_id, u.epoch FROM unpublished_events u WHERE u.publish_due <= now()
+     ORDER BY u.publish_due LIMIT p_limit FOR UPDATE SKIP LOCKED
+)
+UPDATE retry_events e SET publish_due = clock_timestamp() + p_lease
+  FROM chosen WHERE e.scenario_id = chosen.scenario_id AND e.epoch = chosen.epoch
+RETURNING e.scenario_id, e.epoch
 $$;
