@@ -159,6 +159,15 @@ async def test_a_named_attempt_does_not_take_over(store: Store, ledger: Ledger, 
         await store.claim(attempt(scenario_id, epoch=1))
 
 
+async def test_one_process_makes_one_attempt(store: Store, scenario_id: int) -> None:
+    """Two reports of one death, which both found no claim, would count it twice."""
+    asked = attempt(scenario_id)
+    await report(store, await store.claim(asked))
+    with pytest.raises(SupersededError, match="the attempt that this process made"):
+        await store.claim(asked)
+    assert (await store.claim(attempt(scenario_id))).epoch == 2
+
+
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
 async def test_of_many_that_claim_at_once_one_wins(
     config: DatabaseSection, store: Store, ledger: Ledger, scenario_id: int, *, is_new: bool

@@ -53,8 +53,10 @@ async def report_death(scene: Scene, *options: str, **variables: str) -> Finishe
 KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
 
 
-INVOCATION = "0123456789abcdef0123456789abcdef"
-"""The service manager's name for the start of the runner under test."""
+def invocation_of(scene: Scene) -> str:
+    """The service manager's name for the start of this test's runner."""
+    return f"{scene.scenario_id:032x}"
+
 
 OTHER_INVOCATION = "fedcba9876543210fedcba9876543210"
 
@@ -66,8 +68,8 @@ OTHER_INVOCATION = "fedcba9876543210fedcba9876543210"
 async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
     scene: Scene, big_clip: Path, result: str, code: str
 ) -> None:
-    ended = KILLED | {"SERVICE_RESULT": result, "INVOCATION_ID": INVOCATION}
-    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
+    ended = KILLED | {"SERVICE_RESULT": result, "INVOCATION_ID": invocation_of(scene)}
+    async with held_run(scene, big_clip, invocation=invocation_of(scene)) as held:
         other = await report_death(scene, **KILLED, INVOCATION_ID=OTHER_INVOCATION)
         assert "nothing to report" in other.out, "another process ended, and this one lives"
         await killed(scene, held)
@@ -75,7 +77,7 @@ async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
     assert done.code == 0, done.err
     assert "attempt 1: the retry event is published" in done.out
     (attempt,) = await scene.ledger.attempts(scene.scenario_id)
-    assert attempt["instance_id"] == uuid.UUID(INVOCATION)
+    assert attempt["instance_id"] == uuid.UUID(invocation_of(scene))
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
     assert (record["reporter"], record["body"]["error"]["code"]) == ("stop-post", code)
     event = await scene.the_event()
@@ -91,12 +93,12 @@ async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, cl
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
         assert (await scene.cli("init-db", config)).code == 0
-        async with scene.cli.started("run", config, invocation=INVOCATION, executed=True) as running:
+        async with scene.cli.started("run", config, invocation=invocation_of(scene), executed=True) as running:
             # Long before Python has imported the program.
             os.kill(running.pid, signal.SIGKILL)
             await running.wait()
     assert await scene.ledger.scenario(scene.scenario_id) is None
-    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
+    done = await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))
     assert done.code == 0, done.err
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
     assert record["body"]["error"]["code"] == "runner_killed"
@@ -110,13 +112,13 @@ async def test_of_several_that_report_one_death_at_once_one_does(scene: Scene, c
     ends: list[Finished] = []
 
     async def report() -> None:
-        ends.append(await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION))
+        ends.append(await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene)))
 
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(report)
     assert [done.code for done in ends] == [0] * 4
-    assert sum("attempt 1: the retry event is published" in done.out for done in ends) == 1, [d.out + d.err for d in ends]
+    assert sum("attempt 1: the retry event is published" in done.out for done in ends) == 1
     row = await scene.ledger.existing(scene.scenario_id)
     assert (row["epoch"], row["failures"]) == (2, 1)
     await scene.the_event()
@@ -127,20 +129,20 @@ async def test_who_inherits_the_name_of_a_start_does_not_take_it(scene: Scene, c
     below_a_unit = ["/bin/sh", "-c", '"$@"; exit', "sh", *command()]
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        async with scene.cli.started("run", config, program=below_a_unit, invocation=INVOCATION) as running:
+        async with scene.cli.started("run", config, program=below_a_unit, invocation=invocation_of(scene)) as running:
             assert (await running.wait()).code == 0
     (attempt,) = await scene.ledger.attempts(scene.scenario_id)
-    assert attempt["instance_id"] != uuid.UUID(INVOCATION)
+    assert attempt["instance_id"] != uuid.UUID(invocation_of(scene))
 
 
 async def test_without_the_database_a_death_is_left_to_its_lease(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
+    async with held_run(scene, big_clip, invocation=invocation_of(scene)) as held:
         await killed(scene, held)
     config = scene.directory / "runner.toml"
     shipped = config.read_text()
     address = urlsplit(scene.servers.database_url).netloc.rpartition("@")[2]
     config.write_text(shipped.replace(address, "127.0.0.1:1"))
-    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
+    done = await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))
     assert (done.code, "Connect call failed" in done.err) == (74, True), done.err
     assert await events_of(scene) == []
     config.write_text(shipped)
@@ -163,13 +165,13 @@ async def test_a_scenario_that_was_named_on_the_command_line(
     async with open_service_manager() as manager, open_fake(held=lambda number: number >= 5) as fake:
         config = scene.write_config(video={"path": str(big_clip)}, inference={"url": fake.url})
         async with scene.cli.started(
-            "run", config, "--scenario", str(named), variables=manager.variables, invocation=INVOCATION
+            "run", config, "--scenario", str(named), variables=manager.variables, invocation=invocation_of(scene)
         ) as running:
             await manager.wait_for("READY=1")
             running.send_signal(signal.SIGKILL)
             await running.wait()
     # The process is known by its own name, whatever the config says.
-    done = await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)
+    done = await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))
     assert f"scenario {named}, attempt 1: the retry event is published" in done.out
     assert await scene.ledger.scenario(scene.scenario_id) is None
 
@@ -177,10 +179,10 @@ async def test_a_scenario_that_was_named_on_the_command_line(
 async def test_what_a_runner_has_reported_is_not_reported_again(scene: Scene, clip: Path) -> None:
     async with open_fake(plan=at_frame(20, Fault.STATUS_500)) as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        async with scene.cli.started("run", config, invocation=INVOCATION) as running:
+        async with scene.cli.started("run", config, invocation=invocation_of(scene)) as running:
             assert (await running.wait()).code == 75
     ended = {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "75"}
-    done = await report_death(scene, **ended, INVOCATION_ID=INVOCATION)
+    done = await report_death(scene, **ended, INVOCATION_ID=invocation_of(scene))
     assert (done.code, "nothing to report" in done.out) == (0, True)
     unnamed = await report_death(scene, **KILLED, INVOCATION_ID="")
     assert (unnamed.code, "nothing to report" in unnamed.out) == (0, True)
@@ -196,7 +198,7 @@ async def events_of(scene: Scene) -> list[Event]:
 
 
 async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> None:
-    async with held_run(scene, big_clip, invocation=INVOCATION) as held:
+    async with held_run(scene, big_clip, invocation=invocation_of(scene)) as held:
         config = scene.directory / "runner.toml"
         assert f"scenario {scene.scenario_id}," not in (await scene.cli("reap", config)).out, "it is alive"
         await killed(scene, held)
@@ -213,7 +215,7 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     # A reaper looks at every scenario, and other tests leave killed runners behind.
     (event,) = await events_of(scene)
     assert (event.headers["ce_id"], event.body) == (str(record["event_id"]), record["body"])
-    assert "nothing to report" in (await report_death(scene, **KILLED, INVOCATION_ID=INVOCATION)).out
+    assert "nothing to report" in (await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))).out
     assert [event.body for event in await events_of(scene)] == [record["body"]]
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 

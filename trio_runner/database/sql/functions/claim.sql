@@ -23,6 +23,9 @@ BEGIN
         RETURN;
     ELSIF s.outcome = 'completed' THEN
         RAISE EXCEPTION 'scenario % is completed: % frames stored', p_id, s.frames_stored USING ERRCODE = 'RN002';
+    ELSIF EXISTS (SELECT FROM attempts a WHERE a.scenario_id = p_id AND a.instance_id = p_instance) THEN
+        -- One process makes one attempt. Two reports of one death, both of which found no claim, would count it twice.
+        RAISE EXCEPTION 'the attempt that this process made at scenario % is over', p_id USING ERRCODE = 'RN005';
     ELSIF s.video_path <> p_video AND p_epoch = 0 AND s.frames_stored = 0 AND s.instance_id IS NULL
           AND (s.status = 'init_startup' OR s.outcome = 'failed') THEN
         UPDATE scenarios SET video_path = p_video, status = 'init_startup', outcome = NULL, failures = 0,
