@@ -114,7 +114,7 @@ def test_it_needs_no_package_and_no_site() -> None:
         (["--signal", "TERM"], 2, "no program is given"),
     ],
 )
-def test_what_cannot_be_done_is_named(arguments: list[str], code: int, message: str) -> None:
+def test_the_leash_names_what_it_cannot_do(arguments: list[str], code: int, message: str) -> None:
     said = run([*LEASH, *arguments])
     assert said.returncode == code
     assert message in said.stderr

@@ -54,7 +54,7 @@ def test_a_process_that_makes_progress_is_alive_again_and_again(tmp_path: Path) 
     assert not path.exists()
 
 
-def test_one_that_only_says_how_far_it_is_is_not_well(tmp_path: Path) -> None:
+def test_a_process_that_sends_a_status_only_does_not_pass(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with saying(path, "READY=1", "STATUS=WATCHDOG=1 of 20"):
         code, said = asked(str(path))
@@ -81,7 +81,7 @@ def test_a_service_manager_that_listens_keeps_its_socket(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", ["", "@abstract", "/no/such/directory/notify"])
-def test_a_socket_that_cannot_be_is_said(value: str) -> None:
+def test_a_socket_that_cannot_be_made_is_named(value: str) -> None:
     code, said = asked(value)
     assert code == 1
     assert "NOTIFY_SOCKET" in said or "No such file" in said

@@ -1,4 +1,4 @@
-"""`trio-runner check`: the preflight alone, as a table, and nothing touched."""
+"""`trio-runner check`: the preflight alone, as a table; it changes nothing."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ async def test_one_thing_is_wrong_and_the_others_are_looked_at_all_the_same(
         done = await scene.cli("check", scene.write_config("runner.toml", **sections))
     assert done.code == 1, done.err
     assert states(done.out) == {name: code if name == thing else "ok" for name in THINGS}
-    (told,) = (line for line in done.out.splitlines() if line.startswith(f"{code}: "))
-    assert next(iter(keys.values())).format(port=port).split("@")[-1].split("/d")[0] in told, "the thing is named"
+    (message,) = (line for line in done.out.splitlines() if line.startswith(f"{code}: "))
+    assert next(iter(keys.values())).format(port=port).split("@")[-1].split("/d")[0] in message, "the thing is named"
     scene.check_secrets(done.out, done.err)
     await check_untouched(scene)
 

@@ -214,7 +214,7 @@ async def test_show_without_a_number_is_status(
 HOSTILE = "\x1b]0;title\x07\x1b[31m\x9b31m\u202e"
 
 
-async def test_no_verb_sends_a_terminal_what_others_have_written(
+async def test_no_verb_sends_control_characters_of_others_to_a_terminal(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int
 ) -> None:
     config = write_config()
@@ -364,7 +364,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 @pytest.mark.parametrize("verb", ["events", "embedded"])
-async def test_a_closed_terminal_ends_what_only_looks_and_not_what_others_use(
+async def test_a_closed_terminal_ends_events_and_not_embedded(
     cli: Cli, write_config: WriteConfig, tmp_path: Path, verb: str
 ) -> None:
     (tmp_path / "host.toml").touch()

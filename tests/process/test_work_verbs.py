@@ -1,4 +1,4 @@
-"""What those who hand out work see: submit, stop, retry, status as real processes."""
+"""The verbs submit, stop, retry and status: their table, and each as a real process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_one_line_says_it_all() -> None:
     ]
 
 
-def test_what_others_have_written_is_neither_markup_nor_obeyed() -> None:
+def test_names_and_messages_are_neither_markup_nor_control_characters() -> None:
     line = shown()
     assert line.count("[bold red]boo[/]") == 2, "as the runner's id and in the error"
     assert not any(forbidden in line for forbidden in ("\x1b", "\x07", "\u202e"))
@@ -82,7 +82,7 @@ def test_each_value_stands_under_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [
         ({"status": "init_startup", "due_seconds": 41.7, "instance_id": None}, "init_startup in 42 s"),
         ({"status": "init_startup", "due_seconds": -41.7, "instance_id": None}, " init_startup  "),
@@ -91,8 +91,8 @@ def test_each_value_stands_under_its_name() -> None:
         ({"last_error": None, "frames_per_second": None}, "1/5"),
     ],
 )
-def test_each_state_is_told(changes: dict[str, Any], told: str) -> None:
-    assert told in shown(**changes)
+def test_each_state_has_its_words(changes: dict[str, Any], words: str) -> None:
+    assert words in shown(**changes)
 
 
 def test_an_empty_ledger_is_an_empty_table() -> None:
@@ -129,7 +129,7 @@ async def test_a_scenario_is_submitted_stopped_and_tried_again(
     assert (row["outcome"], row["last_epoch"]) == (None, 9)
 
 
-async def test_on_an_empty_database_what_is_submitted_makes_the_schema(
+async def test_submit_makes_the_schema_of_an_empty_database(
     cli: Cli, write_config: WriteConfig, servers: Servers, ledger: Ledger, scenario_id: int
 ) -> None:
     await ledger.query(f"CREATE DATABASE empty_{scenario_id}")
@@ -152,7 +152,7 @@ async def test_a_new_id_is_given_and_a_relative_path_made_absolute(
 
 
 @pytest.mark.parametrize("verb", ["stop", "retry"])
-async def test_what_is_not_there_is_said(
+async def test_a_scenario_that_does_not_exist_is_refused_by_its_number(
     cli: Cli, write_config: WriteConfig, new_scenario_id: Callable[[], int], verb: str
 ) -> None:
     missing = new_scenario_id()
@@ -190,12 +190,12 @@ async def test_status_as_json_and_as_a_table(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_watching_ends_well_when_asked_to(
+async def test_watching_ends_with_0_on_a_signal(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, number: signal.Signals
 ) -> None:
     config = write_config()
     await cli("submit", config, "--video", "/a.mp4", "--id", str(scenario_id))
-    # The session of one that watched before may be there for a moment longer.
+    # The database session of an earlier `status --watch` may last for a moment longer.
     (now,) = await ledger.query("SELECT clock_timestamp() AS time")
     moments: set[object] = set()
     async with cli.started("status", config, "--watch") as watching:
@@ -207,7 +207,7 @@ async def test_watching_ends_well_when_asked_to(
                 now["time"],
             )
             moments.update(row["query_start"] for row in rows)
-            # The first time is three moments: parsing, binding, executing. What that brought is shown before the next.
+            # The first query counts as three: parse, bind, execute. `status` draws its result before it asks again.
             return len(moments) > 3
 
         await until(asked, described="the ledger is asked for an overview once more")
