@@ -1,8 +1,9 @@
 /* The ledger's protocol, small enough to be checked exhaustively: two runners, what they leave behind in PostgreSQL and
- * on the topic, and everybody who starts them, stops them and tells of their deaths. README.md maps it to the SQL.
+ * on the topic, and the processes and people that start them, stop them and report their deaths. README.md maps it to
+ * the SQL.
  *
- * Each verb is one atomic step, as it is one transaction. A process that waits between two steps is a slow one, a
- * paused one and one behind a partition alike. -DFRAMES=3 frames are to be stored; -DSPARE=1 is how many faults there
+ * Each verb is one atomic step, as it is one transaction. A process that waits between two steps stands for a
+ * slow one, a paused one, and one behind a partition. -DFRAMES=3 frames are to be stored; -DSPARE=1 is how many faults there
  * may be that no counter limits, and -DMAX_EPOCHS=3 how many attempts, 255 being no limit for either; -DWITHOUT=GUARD
  * takes out one of the guards that are listed here. */
 #ifndef WITHOUT
@@ -16,12 +17,12 @@ mtype = { NOTHING, EPOCH_FENCE, INSTANCE_FENCE, FRAME_FENCE, TOTAL_IN_FINISH, ON
     OUTCOME_IN_RETRY, INSTANCE_IN_SHUTDOWNS, REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT, EPOCH_COUNT }
 mtype = { CLAIM, STORE, FINISH }                           /* verbs that are sent, NOTHING being none */
 mtype = { OK, REFUSED, MISPLACED, LOST }                   /* results: MISPLACED is RN007, REFUSED every other RN00x */
-mtype = { RUNNER, HOST, EVENT, LEASE, RETRIABLE, PERMANENT, INTERRUPTED } /* who tells of a death, and its classes */
+mtype = { RUNNER, HOST, EVENT, LEASE, RETRIABLE, PERMANENT, INTERRUPTED } /* who reports a death, and its classes */
 mtype = { ABSENT, WORKING, DYING }                         /* stages of a process */
 mtype = { TO_RUN, TO_STOP, STOPPED, OPEN, COMPLETED, FAILED } /* statuses, in short, and outcomes, OPEN being NULL */
-/* Of an epoch nobody asks but whether it is the row's, and how many more there may be; its number is not kept. */
+/* An epoch's number is not kept: the protocol asks only whether it is the row's, and how many more there may be. */
 mtype = { NONE, NOW, PAST }
-/* Instances are numbered by their places; a place is taken anew when nothing more can come from who had it before. */
+/* Instances are numbered by their places; a place is given away again when nothing more can come from the process before. */
 #define NOBODY 0
 
 /* The scenario's row; `spawning` is the spawn lease, `progressed` is next_frame > first_frame of this attempt, `left`
@@ -51,7 +52,7 @@ inline refuse(e, i) { result = (e == NOW && i == instance -> MISPLACED : REFUSED
 
 inline claim(e, i) {
     if
-    :: instance == i -> result = OK                        /* its own already: the first reply was lost */
+    :: instance == i -> result = OK                        /* it has the claim: the first reply was lost */
     :: instance != i && has(ONE_CLAIM, instance == NOBODY) && has(EPOCH_IN_CLAIM, e == NONE || e == NOW) &&
        has(OUTCOME_IN_CLAIM, outcome == OPEN) && has(STATUS_IN_CLAIM, status == TO_RUN) ->
         assert(outcome == OPEN);                           /* what has ended stays ended */
@@ -67,7 +68,7 @@ inline claim(e, i) {
 inline store(e, i, f) {
     if
     :: has(EPOCH_FENCE, e == NOW) && has(INSTANCE_FENCE, i == instance) && has(FRAME_FENCE, f == next_frame) ->
-        assert(e == NOW && i == instance);                 /* nothing is stored by who is not the owner (any more) */
+        assert(e == NOW && i == instance);                 /* only the epoch's owner stores anything */
         assert(outcome == OPEN);                           /* what has ended stays ended */
         assert(!was_stopped);                              /* what was stopped stays stopped */
         assert(!stored[f]);                                /* no frame twice */
@@ -98,10 +99,10 @@ inline finish(e, i) {
     printf("runner %d: finish(epoch %e) %e\n", i, e, result)
 }
 
-inline fail(teller, e, i, class) {
+inline fail(reporter, e, i, class) {
     if
     :: has(OUTCOME_IN_FAIL, outcome == OPEN) && has(EPOCH_IN_FAIL, e == NOW) && has(INSTANCE_IN_FAIL, i == instance) ->
-        printf("told by %e: fail(epoch %e, instance %d, %e) ends %d\n", teller, e, i, class, instance);
+        printf("reported by %e: fail(epoch %e, instance %d, %e) ends %d\n", reporter, e, i, class, instance);
         assert(outcome == OPEN);                           /* what has ended stays ended */
         assert(e == NOW);                                  /* an epoch ends with one report, and that is its own */
         assert(!leased || stage[instance - 1] != WORKING); /* a stale report changes nothing */
@@ -113,15 +114,15 @@ inline fail(teller, e, i, class) {
         status = (WITHOUT == STATUS_IN_FAIL && status == STOPPED -> TO_RUN : status);
         instance = NOBODY; leased = false; spawning = false; progressed = false; claimed = false;
         ages(asked[0]); ages(asked[1]); ages(mine[0]); ages(mine[1]); ages(late_epoch); ages(event_epoch)
-    :: else -> printf("told by %e: fail(epoch %e, instance %d): nothing to record\n", teller, e, i)
+    :: else -> printf("reported by %e: fail(epoch %e, instance %d): nothing to record\n", reporter, e, i)
     fi
 }
 
-inline tell(teller, e, i) {
+inline report(reporter, e, i) {
     if
-    :: true -> fail(teller, e, i, RETRIABLE)
-    :: true -> fail(teller, e, i, PERMANENT)
-    :: true -> fail(teller, e, i, INTERRUPTED)
+    :: true -> fail(reporter, e, i, RETRIABLE)
+    :: true -> fail(reporter, e, i, PERMANENT)
+    :: true -> fail(reporter, e, i, INTERRUPTED)
     fi
 }
 
@@ -137,8 +138,8 @@ inline execute(verb, e, i, f) {
     if :: verb == CLAIM -> claim(e, i) :: verb == STORE -> store(e, i, f) :: verb == FINISH -> finish(e, i) fi
 }
 
-/* What becomes of a statement, and what its sender hears of it. Our runner dies of a reply that is lost. This one may
- * also repeat the statement or take it for done, so that it is the ledger that has to keep things right. */
+/* How a statement ends, and which reply its sender gets. Our runner dies when a reply is lost. This one may also repeat
+ * the statement or take it for done, so that the ledger alone has to keep things right. */
 inline call(verb, e) {
     if
     :: true -> execute(verb, e, me + 1, at[me])
@@ -174,13 +175,13 @@ end: do
     :: atomic { stage[me] == DYING && mine[me] == NONE ->  /* it claims, so that its death has an epoch */
         claim(asked[me], me + 1); if :: result == OK -> mine[me] = NOW :: else -> gone(me) fi; result = OK }
     :: atomic { stage[me] == DYING && mine[me] != NONE ->
-        if :: true -> tell(RUNNER, mine[me], me + 1) :: true fi; /* it was killed: the lease tells */
+        if :: true -> report(RUNNER, mine[me], me + 1) :: true fi; /* it was killed: its lease ends */
         if :: event_epoch = mine[me]; event_instance = me + 1 :: true fi;
         gone(me) }
     :: atomic { stage[me] == DYING && mine[me] == NONE ->  /* killed, or the ledger was out of reach */
         if
         :: asked[me] != NONE && WITHOUT != REPORT_OF_UNCLAIMED ->
-            tell(HOST, asked[me], NOBODY);
+            report(HOST, asked[me], NOBODY);
             if :: event_epoch = asked[me]; event_instance = NOBODY :: true fi
         :: asked[me] == NONE || WITHOUT == REPORT_OF_UNCLAIMED
         :: spare -> spend(); printf("runner %d: its host dies too\n", me + 1)
@@ -204,7 +205,7 @@ end: do
 active proctype database() {
 end: do
     :: atomic { late != NOTHING ->
-        printf("what hung is executed:\n"); execute(late, late_epoch, late_instance, late_at);
+        printf("the statement that hung is executed:\n"); execute(late, late_epoch, late_instance, late_at);
         result = OK; late = NOTHING; late_epoch = NONE; late_instance = NOBODY; late_at = 0 }
     od
 }
@@ -240,7 +241,7 @@ end: do
 active proctype consumer() {                               /* of the topic; also the orchestrator's */
 end: do
     :: atomic { event_epoch != NONE ->
-        tell(EVENT, event_epoch, event_instance); if :: true :: event_epoch = NONE; event_instance = NOBODY fi }
+        report(EVENT, event_epoch, event_instance); if :: true :: event_epoch = NONE; event_instance = NOBODY fi }
     od
 }
 

@@ -41,7 +41,7 @@ def problems(text: str) -> list[tuple[str, int | None]]:
 # runner.toml, the reference
 
 
-def test_reference_config_says_what_the_defaults_are() -> None:
+def test_reference_config_states_the_defaults() -> None:
     written = tomli.loads((REPOSITORY / "runner.toml").read_text())
     assert written == msgspec.to_builtins(Config())
 
@@ -96,7 +96,7 @@ def test_a_misspelt_section_is_met_with_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[log]\nzzz = 1\n", "line 2: log.zzz: unknown key; allowed: level, format"),
         ("[zzz]\n", "allowed: [runner], [log], [scenario], [video], [inference], [pipeline], [database], [kafka]"),
@@ -119,8 +119,8 @@ def test_a_misspelt_section_is_met_with_the_right_one() -> None:
         ("[scenario]\nid = 0x" + "f" * 5000, "found a huge integer; allowed: an integer from 1 to 9223372036854775807"),
     ],
 )
-def test_what_was_found_and_what_is_allowed_is_said(text: str, said: str) -> None:
-    assert said in str(refused(text))
+def test_the_message_has_the_value_found_and_those_allowed(text: str, message: str) -> None:
+    assert message in str(refused(text))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ SASL = "username = 'u'\npassword_file = 'p'\n"
         ("[kafka]\nsecurity_protocol = 'SSL'\nca_file = 'c'\n", [("kafka.security_protocol", 2)], "remove it"),
     ],
 )
-def test_what_does_not_go_together_is_refused(text: str, expected: list[tuple[str, int]], remedy: str) -> None:
+def test_keys_that_do_not_go_together_are_refused(text: str, expected: list[tuple[str, int]], remedy: str) -> None:
     assert problems(text) == expected
     assert all(remedy in problem.remedy for problem in refused(text).problems)
 
@@ -353,7 +353,7 @@ def test_what_does_not_go_together_is_refused(text: str, expected: list[tuple[st
         KAFKA + "security_protocol = 'SSL'\n",
     ],
 )
-def test_what_goes_together_is_taken(text: str) -> None:
+def test_keys_that_go_together_are_taken(text: str) -> None:
     assert parse_config(text, base_dir=BASE)
 
 
@@ -366,7 +366,7 @@ def test_a_socket_must_be_named_as_one_to_go_without_tls() -> None:
     ):
         text = f"[database]\nurl = '{url}'\nsslmode = 'disable'\npassword_file = 'p'\n"
         assert problems(text) == [("database.sslmode", 3)]
-    # A port alone is none of a network.
+    # A port alone makes no network address.
     assert problems("[database]\nurl = 'postgresql://:5432/d'\nca_file = 'c'\n") == [("database.ca_file", 3)]
 
 
@@ -385,7 +385,7 @@ def test_a_socket_must_be_named_as_one_to_go_without_tls() -> None:
         ("target_session_attrs=any", "dbname"),
     ],
 )
-def test_what_an_address_would_say_twice_is_refused_with_the_key_that_says_it(parameter: str, key: str) -> None:
+def test_a_parameter_that_is_a_key_of_its_own_is_refused_with_that_key(parameter: str, key: str) -> None:
     problem = the_problem(f"[database]\nurl = 'postgresql://u@h/d?user=u&{parameter}'\n")
     assert (problem.key, problem.line) == ("database.url", 2)
     assert key in str(problem)

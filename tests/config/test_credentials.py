@@ -114,7 +114,7 @@ async def test_storage_that_does_not_answer_is_not_waited_for(tmp_path: Path, mo
         answers.set()
 
 
-# what must not be said
+# what no message may show
 
 
 def config_with(tmp_path: Path, **content: str) -> Config:
@@ -155,8 +155,8 @@ async def test_files_that_others_can_read_are_named(
     # A file of root's may be shared with a group, but not be written by it.
     open_to_others = mode not in ({0o600, 0o400, 0o640} if os.geteuid() == 0 else {0o600, 0o400})
     named = [f"database.password_file {tmp_path / 'database'}", f"kafka.key_file {tmp_path / 'key'}"]
-    said = [f"{what} can be read by others (mode {mode:04o}); chmod 600 it" for what in named]
-    assert caplog.messages == (said if open_to_others else [])
+    messages = [f"{what} can be read by others (mode {mode:04o}); chmod 600 it" for what in named]
+    assert caplog.messages == (messages if open_to_others else [])
 
 
 async def test_a_secret_too_short_to_be_masked_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -262,13 +262,13 @@ async def test_what_is_no_pem_is_refused(
 
 async def test_files_in_each_other_s_place_are_refused(mine: Certificate) -> None:
     chain, key = mine.chain_file, mine.key_file
-    for files, said in (
+    for files, problem in (
         ({"ca_file": key}, f"kafka.ca_file {key}: {NO_CERTIFICATE}"),
         ({"certificate_file": key, "key_file": chain}, f"kafka.certificate_file {key}: {NO_CERTIFICATE}"),
         ({"certificate_file": chain, "key_file": chain}, f"kafka.key_file {chain}: {NO_KEY}"),
         ({"certificate_file": chain}, f"kafka.certificate_file {chain}: {NO_KEY}, and no key_file is set"),
     ):
-        assert await refusal(tls_context(section(**files), "kafka")) == f"cannot use {said}"
+        assert await refusal(tls_context(section(**files), "kafka")) == f"cannot use {problem}"
 
 
 async def test_a_key_of_another_certificate_is_refused(authority: Authority, mine: Certificate) -> None:
@@ -292,7 +292,7 @@ async def test_damaged_pem_is_refused(tmp_path: Path, mine: Certificate) -> None
 
 
 @pytest.mark.parametrize("form", ["pkcs8", "traditional"])
-async def test_an_encrypted_key_asks_nobody(tmp_path: Path, mine: Certificate, form: str) -> None:
+async def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path, mine: Certificate, form: str) -> None:
     encrypted = tmp_path / "encrypted.pem"
     verb = ["pkey"] if form == "pkcs8" else ["ec"]
     await trio.run_process(

@@ -121,7 +121,7 @@ def test_any_file_is_a_config_or_an_error_whose_lines_are_right(table: dict[str,
     result = parsed(text)
     if isinstance(result, Config):
         assert msgspec.convert(msgspec.to_builtins(result), Config) == result
-        # What the decoder child is told passes through JSON, which has no infinity.
+        # The options of the decoder child pass through JSON, which has no infinity.
         assert msgspec.json.decode(msgspec.json.encode(result), type=Config) == result
         return
     assert result.problems

@@ -1,4 +1,4 @@
-"""Single keys, from a command line or of a scenario: what may be set, and what is said of the rest."""
+"""Single keys, from a command line or of a scenario: which may be set, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_toml_writes_is_read_as_toml_reads_it(values: dict[str, Any]) -> No
         assert parse_settings([f"video.x={written}"]) == {"video": {"x": tomllib.loads(f"v = {written}")["v"]}}
 
 
-# what is a scenario's to set
+# what a scenario may set
 
 
 def test_everything_that_a_scenario_may_set_exists() -> None:
@@ -83,7 +83,7 @@ def test_everything_that_a_scenario_may_set_exists() -> None:
 
 
 def test_a_scenario_sets_no_address_file_secret_limit_or_identity() -> None:
-    """Whoever may send a message must not say where a token goes, what is read, or how much memory there is."""
+    """Whether one may send a message does not decide where a token goes, which files are read, or memory limits."""
     for section, key in ALLOWED:
         forbidden = ("_file", "url", "path", "root", "dir", "topic", "brokers", "username", "id", "epoch")
         assert not key.endswith(forbidden), (section, key)
@@ -140,7 +140,7 @@ def test_a_config_can_be_asked_to_change_what_no_config_has() -> None:
         ({"kafka": {"retry_topic": "runner.dead-letter"}}, r"orchestrator\.dead_letter_topic"),
     ],
 )
-def test_what_is_put_aside_must_not_come_back(sections: dict[str, dict[str, Any]], key: str) -> None:
+def test_a_dead_letter_must_not_come_back(sections: dict[str, dict[str, Any]], key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}: the same topic as"):
         Config().replace(**sections)
 

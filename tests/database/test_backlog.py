@@ -30,7 +30,7 @@ LEASE_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    """`due`, `shutdowns` and `dead_letters` take whatever there is, so nobody else's scenarios may be there."""
+    """`due`, `shutdowns` and `dead_letters` take every scenario, so the database must hold none of other tests."""
     with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
         yield started
 
@@ -121,7 +121,7 @@ async def state(store: Store, scenario_id: int) -> dict[str, Any]:
 # submit
 
 
-async def test_what_is_submitted_is_due(backlog: Backlog, store: Store) -> None:
+async def test_a_submitted_scenario_is_due(backlog: Backlog, store: Store) -> None:
     given = await submit(backlog, settings={"video": {"stride": 2}}, max_failures=3, max_epochs=7)
     row = await state(store, given)
     assert (row["status"], row["epoch"], row["max_failures"], row["last_epoch"]) == ("init_startup", 1, 3, 7)
@@ -150,21 +150,21 @@ async def test_another_video_or_other_settings_are_refused(backlog: Backlog, cha
         await submit(backlog, 7, **changes)
 
 
-async def test_what_is_completed_is_not_done_again(backlog: Backlog, store: Store) -> None:
+async def test_a_completed_scenario_is_not_done_again(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await complete(backlog, store, 7)
     with pytest.raises(ScenarioCompletedError, match="1 frames stored"):
         await submit(backlog, 7)
 
 
-async def test_what_was_given_up_takes_a_retry(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_given_up_takes_a_retry(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await give_up(backlog, store, 7)
     with pytest.raises(ClaimRefusedError, match=r"given up: video_missing; to try again: trio-runner retry CONFIG 7"):
         await submit(backlog, 7)
 
 
-async def test_submitting_what_runs_leaves_it_running(backlog: Backlog, store: Store) -> None:
+async def test_submitting_a_running_scenario_leaves_it_running(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     claim = await begin(backlog, store, 7)
     await store.store(claim, 0, [make_result(0)])
@@ -173,7 +173,7 @@ async def test_submitting_what_runs_leaves_it_running(backlog: Backlog, store: S
     await store.heartbeat(claim)
 
 
-async def test_what_was_stopped_goes_on(backlog: Backlog, store: Store) -> None:
+async def test_a_stopped_scenario_goes_on(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     assert await backlog.stop(7) == "init_shutdown"
     assert await backlog.shutdowns() == []
@@ -183,7 +183,7 @@ async def test_what_was_stopped_goes_on(backlog: Backlog, store: Store) -> None:
     assert [work.epoch for work in await due(backlog)] == [1]
 
 
-async def test_a_stop_that_nobody_has_seen_is_taken_back(backlog: Backlog) -> None:
+async def test_a_stop_that_no_node_has_seen_is_taken_back(backlog: Backlog) -> None:
     await submit(backlog, 7)
     await backlog.stop(7)
     await submit(backlog, 7)
@@ -223,14 +223,14 @@ async def test_stop_in_every_status(backlog: Backlog, store: Store) -> None:
     assert await backlog.shutdowns() == [(starting, 1), (active, 1)]
     assert [await backlog.stop(each) for each in (starting, active)] == ["in_shutdown_processing"] * 2
     assert await backlog.stop(waiting) == "inactive"
-    # What is shown of a completed one is taken down.
+    # Stopping a completed scenario makes it inactive.
     assert await backlog.stop(done) == "init_shutdown"
     await backlog.shutdowns()
     row = await state(store, done)
     assert (row["status"], row["outcome"]) == ("inactive", "completed")
 
 
-async def test_what_does_not_exist_cannot_be_stopped_or_tried_again(backlog: Backlog) -> None:
+async def test_a_scenario_that_does_not_exist_cannot_be_stopped_or_tried_again(backlog: Backlog) -> None:
     with pytest.raises(ClaimRefusedError, match="scenario 7 does not exist"):
         await backlog.stop(7)
     with pytest.raises(ClaimRefusedError, match="scenario 7 does not exist"):
@@ -251,7 +251,7 @@ async def test_a_runner_that_completes_while_it_is_to_stop_has_completed(backlog
 # retry
 
 
-async def test_what_was_given_up_is_tried_again_with_all_its_attempts(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_given_up_is_tried_again_with_all_its_attempts(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7, max_epochs=3)
     await give_up(backlog, store, 7)
     assert await backlog.retry(7, max_epochs=10) == 2
@@ -267,7 +267,7 @@ async def test_a_retry_takes_no_attempt_away(backlog: Backlog, store: Store) -> 
     assert (await state(store, 7))["last_epoch"] == 50
 
 
-async def test_what_backs_off_is_due_at_once(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_that_backs_off_is_due_at_once_after_a_retry(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await fail(store, await begin(backlog, store, 7))
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 h', failures = 4")
@@ -276,7 +276,7 @@ async def test_what_backs_off_is_due_at_once(backlog: Backlog, store: Store) -> 
     assert [(work.epoch, work.failures) for work in await due(backlog)] == [(2, 0)]
 
 
-async def test_what_was_stopped_can_be_tried_again(backlog: Backlog) -> None:
+async def test_a_stopped_scenario_can_be_tried_again(backlog: Backlog) -> None:
     await submit(backlog, 7)
     await backlog.stop(7)
     await backlog.shutdowns()
@@ -284,7 +284,7 @@ async def test_what_was_stopped_can_be_tried_again(backlog: Backlog) -> None:
     assert len(await due(backlog)) == 1
 
 
-async def test_what_runs_stops_or_is_completed_is_not_tried_again(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_that_runs_stops_or_is_completed_is_not_tried_again(backlog: Backlog, store: Store) -> None:
     for each in (7, 8):
         await submit(backlog, each)
     await complete(backlog, store, 8)
@@ -324,7 +324,7 @@ async def test_the_longest_due_come_first(backlog: Backlog, store: Store) -> Non
     assert ids == sorted(range(1, 51), key=lambda each: -(each * 37 % 50))[:30]
 
 
-async def test_what_was_begun_does_not_queue_behind_what_never_was(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_that_began_does_not_queue_behind_those_that_never_did(backlog: Backlog, store: Store) -> None:
     for each in (1, 2, 3):
         await submit(backlog, each)
     await fail(store, await begin(backlog, store, 3), "interrupted")
@@ -337,7 +337,7 @@ async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Back
     for _ in range(20):
         await submit(backlog)
     assert len(await due(backlog, room=5, limit=3)) == 3
-    # What is being started takes room, and so does what runs.
+    # Runners that are being started take room, as running ones do.
     (third, *_) = await due(backlog, room=5, limit=9)
     await store.claim(attempt(third.scenario_id, epoch=1))
     assert await due(backlog, room=5, limit=9) == []
@@ -348,7 +348,7 @@ async def test_no_more_than_the_limit_and_the_room(backlog: Backlog, other: Back
     assert len(await due(backlog, room=5, limit=9)) == 1
 
 
-async def test_what_could_not_be_started_in_time_takes_no_room(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_that_was_not_started_in_time_takes_no_room(backlog: Backlog, store: Store) -> None:
     for each in (1, 2):
         await submit(backlog, each)
     (first,) = await due(backlog, room=1)
@@ -369,7 +369,7 @@ async def complete_all(store: Store, scenario_id: int) -> None:
     await store.finish(claim, 1, "active")
 
 
-async def test_nobody_else_starts_it_until_the_lease_ends(backlog: Backlog, other: Backlog, store: Store) -> None:
+async def test_no_other_node_starts_it_until_the_lease_ends(backlog: Backlog, other: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     assert len(await due(backlog)) == 1
     assert await due(other, "node_2") == []
@@ -393,7 +393,7 @@ async def test_nothing_is_due_before_its_time_or_while_it_is_stopped_run_or_over
     await store.fetch_all("UPDATE scenarios SET status = 'init_shutdown' WHERE id = 5")
     await store.fetch_all("UPDATE scenarios SET not_before = now() + interval '1 min' WHERE id = 6")
     assert await due(backlog) == []
-    # As by hand: who claimed it, and that it was given up, still count.
+    # As a change by hand: the claim, and that it was given up, still count.
     await store.fetch_all("UPDATE scenarios SET status = 'init_startup', not_before = 'epoch' WHERE id IN (2, 3)")
     assert await due(backlog) == []
 
@@ -401,7 +401,7 @@ async def test_nothing_is_due_before_its_time_or_while_it_is_stopped_run_or_over
 # postpone
 
 
-async def test_what_could_not_be_started_waits_and_says_why(backlog: Backlog, store: Store) -> None:
+async def test_a_scenario_that_could_not_be_started_waits_and_shows_why(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await due(backlog)
     assert await backlog.postpone(7, 1, NODE, delay_seconds=60, why="no [room] here")
@@ -413,9 +413,7 @@ async def test_what_could_not_be_started_waits_and_says_why(backlog: Backlog, st
     assert [work.last_code for work in await due(backlog)] == ["not_started"]
 
 
-async def test_only_who_was_to_start_it_postpones_it_and_only_until_somebody_has_claimed(
-    backlog: Backlog, store: Store
-) -> None:
+async def test_only_its_node_postpones_an_attempt_and_only_until_it_is_claimed(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await due(backlog)
     late = partial(backlog.postpone, delay_seconds=60, why="late")
@@ -433,8 +431,8 @@ async def test_only_who_was_to_start_it_postpones_it_and_only_until_somebody_has
 # shutdowns
 
 
-async def test_everybody_is_told_who_is_to_leave(backlog: Backlog, store: Store) -> None:
-    """The node that is written down may be another than the one whose runner has claimed."""
+async def test_every_node_gets_the_runners_that_are_to_stop(backlog: Backlog, store: Store) -> None:
+    """The node in the row may be another than the one whose runner has claimed."""
     for each in (1, 2, 3):
         await submit(backlog, each)
     await begin(backlog, store, 1, "node_1")
@@ -450,7 +448,7 @@ async def test_everybody_is_told_who_is_to_leave(backlog: Backlog, store: Store)
     ]
 
 
-async def test_who_is_being_started_when_it_is_stopped_does_not_begin(backlog: Backlog, store: Store) -> None:
+async def test_a_runner_that_starts_when_its_scenario_is_stopped_does_not_begin(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     await due(backlog)
     await backlog.stop(7)
@@ -465,7 +463,7 @@ async def test_a_runner_that_has_drained_ends_its_shutdown(backlog: Backlog, sto
     await backlog.stop(7)
     await backlog.shutdowns()
     await fail(store, claim, "interrupted")
-    # Whoever asks: its own node may be gone.
+    # Any node may ask, because the scenario's own may be gone.
     assert await backlog.shutdowns() == []
     row = await state(store, 7)
     assert (row["status"], row["outcome"], row["epoch"]) == ("inactive", None, 2)
@@ -478,11 +476,11 @@ async def apply(backlog: Backlog, command_id: str, action: str, scenario_id: int
     return await backlog.apply(command_id, action, scenario_id, video, {}, max_failures=5, max_epochs=50)
 
 
-async def test_a_command_is_obeyed_once(backlog: Backlog, store: Store) -> None:
+async def test_a_command_is_applied_once(backlog: Backlog, store: Store) -> None:
     assert await apply(backlog, "a", "start")
     assert await apply(backlog, "b", "stop", video="")
     await backlog.shutdowns()
-    # The first message once more, from before the stop: as after a commit that was lost.
+    # The first message comes once more, from before the stop, as it does after a lost commit of its offset.
     assert not await apply(backlog, "a", "start")
     assert (await state(store, 7))["status"] == "inactive"
     assert await apply(backlog, "c", "start")
@@ -491,7 +489,7 @@ async def test_a_command_is_obeyed_once(backlog: Backlog, store: Store) -> None:
     assert (await state(store, 7))["status"] == "init_startup"
 
 
-async def test_of_two_that_obey_at_once_one_does(backlog: Backlog, other: Backlog) -> None:
+async def test_of_two_that_apply_a_command_at_once_one_does(backlog: Backlog, other: Backlog) -> None:
     done: list[bool] = []
 
     async def do(which: Backlog) -> None:
@@ -503,7 +501,7 @@ async def test_of_two_that_obey_at_once_one_does(backlog: Backlog, other: Backlo
     assert sorted(done) == [False, True]
 
 
-async def test_a_refused_command_is_not_taken_for_obeyed(backlog: Backlog) -> None:
+async def test_a_refused_command_is_not_taken_for_applied(backlog: Backlog) -> None:
     with pytest.raises(ClaimRefusedError, match="does not exist"):
         await apply(backlog, "a", "stop", video="")
     await apply(backlog, "b", "start")
@@ -588,7 +586,7 @@ async def test_a_death_sets_the_scenario_free_for_every_node(backlog: Backlog, o
     assert len(await due(other, "node_2")) == 1
 
 
-async def test_the_shutdown_of_what_is_given_up_is_over(backlog: Backlog, store: Store) -> None:
+async def test_the_shutdown_of_a_scenario_given_up_is_over(backlog: Backlog, store: Store) -> None:
     await submit(backlog, 7)
     claim = await begin(backlog, store, 7)
     await backlog.stop(7)
@@ -604,7 +602,7 @@ async def letters(backlog: Backlog, limit: int = 10) -> list[GivenUp]:
     return await backlog.dead_letters(limit, lease_seconds=60)
 
 
-async def test_a_dead_letter_is_for_one_until_its_lease_ends_and_over_once_told(
+async def test_a_dead_letter_is_for_one_until_its_lease_ends_and_over_once_published(
     backlog: Backlog, other: Backlog, store: Store
 ) -> None:
     await submit(backlog, 7)
@@ -613,7 +611,7 @@ async def test_a_dead_letter_is_for_one_until_its_lease_ends_and_over_once_told(
     error = {"code": "video_missing", "message": "gone"}
     assert letter == GivenUp(scenario_id=7, epoch=1, video_path=VIDEO, failures=1, frames_stored=0, error=error)
     assert await letters(other) == []
-    # It died over it.
+    # The node died before it had published the dead letter.
     await store.fetch_all("UPDATE scenarios SET dead_letter_due = now() WHERE dead_letter_due > now()")
     assert await letters(other) == [letter]
     await backlog.mark_dead_letter_published(letter)
@@ -633,14 +631,14 @@ async def test_a_retry_takes_the_dead_letter_back(backlog: Backlog, store: Store
     await give_up(backlog, store, 7)
     (letter,) = await letters(backlog)
     await backlog.retry(7, max_epochs=50)
-    # It was being told this moment; the next one is another's.
+    # This dead letter was being published at that moment; the next one belongs to another attempt.
     await give_up(backlog, store, 7)
     await backlog.mark_dead_letter_published(letter)
     assert [each.epoch for each in await letters(backlog)] == [2]
 
 
-async def test_what_was_started_again_by_hand_is_no_dead_letter(backlog: Backlog, store: Store) -> None:
-    """A mistyped path may be corrected by hand; what was due of before must not be told for ever."""
+async def test_a_scenario_started_again_by_hand_is_no_dead_letter(backlog: Backlog, store: Store) -> None:
+    """A mistyped path may be corrected by hand; the dead letter of before must not be published for ever."""
     await submit(backlog, 7)
     await give_up(backlog, store, 7)
     claim = await store.claim(attempt(7, video="/right.mp4"))
@@ -653,7 +651,7 @@ async def test_what_was_started_again_by_hand_is_no_dead_letter(backlog: Backlog
 # what is asked
 
 
-async def test_the_last_attempts_tell_how_they_went_the_newest_first(backlog: Backlog, store: Store) -> None:
+async def test_the_last_attempts_come_with_their_errors_the_newest_first(backlog: Backlog, store: Store) -> None:
     for each in range(1, 6):
         await submit(backlog, each)
     await fail(store, await begin(backlog, store, 1), code="inference_timeout")
@@ -716,7 +714,7 @@ async def test_the_overview_has_every_scenario_with_its_last_attempt(backlog: Ba
     assert (third["epoch"], third["runner_id"], third["frames_per_second"]) == (1, None, None)
 
 
-async def test_only_a_death_that_the_ledger_ought_to_know_is_news(backlog: Backlog, store: Store) -> None:
+async def test_only_a_death_that_the_ledger_has_yet_to_record_is_returned(backlog: Backlog, store: Store) -> None:
     for each in (7, 8):
         await submit(backlog, each)
     known, unknown = await begin(backlog, store, 7), await begin(backlog, store, 8)
@@ -746,7 +744,7 @@ async def test_an_event_that_waits_is_given_to_one_process_at_a_time(backlog: Ba
     assert await store.unpublished(10, lease_seconds=60.0) == [(7, 1)]
 
 
-async def test_who_holds_an_epoch(backlog: Backlog, store: Store) -> None:
+async def test_the_claim_on_an_epoch_is_found(backlog: Backlog, store: Store) -> None:
     assert await backlog.holder_of(7, 1) is None
     await submit(backlog, 7)
     holder = await backlog.holder_of(7, 1)
@@ -775,7 +773,7 @@ async def test_an_id_that_no_row_can_have_is_an_error_with_a_name(backlog: Backl
         assert caught.value.code is ErrorCode.STORE_REJECTED
 
 
-async def test_a_reaped_scenario_goes_to_whoever_asks(
+async def test_a_reaped_scenario_goes_to_any_node(
     backlog: Backlog, other: Backlog, store: Store, ledger: Ledger
 ) -> None:
     await submit(backlog, 7)

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL, on a real one: what each `sslmode` accepts, what is refused by which name, what has no say."""
+"""TLS to a real PostgreSQL: what each `sslmode` accepts, which code each refusal has, what has no influence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
-    """Let those be collected here, and not in the next module, which does not expect them."""
+    """Let those transports be collected here, and not in the next module, which does not expect their warnings."""
     yield
     gc.collect()
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that nobody trusts."""
+    """An authority that no peer trusts."""
     return Authority(tmp_path_factory.mktemp("stranger"))
 
 
@@ -64,7 +64,7 @@ async def is_encrypted(section: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
-async def test_what_is_right_is_accepted(server: DatabaseServer, sslmode: str) -> None:
+async def test_a_right_certificate_is_accepted(server: DatabaseServer, sslmode: str) -> None:
     assert await is_encrypted(server.section(sslmode=sslmode))
 
 
@@ -72,7 +72,7 @@ async def test_verify_ca_accepts_a_wrong_name(server: DatabaseServer) -> None:
     assert await is_encrypted(server.section(host="127.0.0.1", sslmode="verify-ca"))
 
 
-async def test_require_accepts_whoever_it_is(server: DatabaseServer, stranger: Authority) -> None:
+async def test_require_accepts_any_server(server: DatabaseServer, stranger: Authority) -> None:
     assert await is_encrypted(server.section(host="127.0.0.1", sslmode="require", ca_file=str(stranger.ca_file)))
     assert await is_encrypted(server.section(host="127.0.0.1", sslmode="require", ca_file=""))
 
@@ -150,13 +150,13 @@ async def test_a_wrong_password_is_no_matter_of_tls(server: DatabaseServer, tmp_
     assert "c4n4ry" not in repr((error, error.__cause__, error.__context__))
 
 
-# peers that are up to something
+# hostile peers
 
 
 @asynccontextmanager
 async def saying(words: bytes, *, closes: bool = False) -> AsyncIterator[tuple[int, bytearray]]:
-    """A port where the request for TLS is answered with `words`, and what is heard there after it."""
-    heard = bytearray()
+    """A port where the request for TLS is answered with `words`, and the bytes that arrive there after it."""
+    received = bytearray()
 
     async def handle(stream: trio.SocketStream) -> None:
         async with stream:
@@ -166,21 +166,21 @@ async def saying(words: bytes, *, closes: bool = False) -> AsyncIterator[tuple[i
                 return
             try:
                 async for chunk in stream:
-                    heard.extend(chunk)
+                    received.extend(chunk)
             except trio.BrokenResourceError:
                 return
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        yield listeners[0].socket.getsockname()[1], heard
+        yield listeners[0].socket.getsockname()[1], received
         nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
 @pytest.mark.parametrize("words", [b"N", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-async def test_to_who_speaks_no_tls_not_a_byte_is_said_without(sslmode: str, words: bytes, tmp_path: Path) -> None:
+async def test_a_server_without_tls_is_sent_not_a_byte_unencrypted(sslmode: str, words: bytes, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("c4n4ry")
-    async with saying(words) as (port, heard):
+    async with saying(words) as (port, received):
         error = await refusal(
             section_of(
                 {
@@ -193,7 +193,7 @@ async def test_to_who_speaks_no_tls_not_a_byte_is_said_without(sslmode: str, wor
     assert error.code is ErrorCode.STORE_TLS
     assert "speaks no TLS" in error.message
     assert "database.sslmode" in error.message
-    assert heard == b""
+    assert received == b""
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def test_to_who_speaks_no_tls_not_a_byte_is_said_without(sslmode: str, wor
     ],
     ids=["hangs in the handshake", "hangs up in it", "says nothing", "hangs up at once", "an error before TLS"],
 )
-async def test_who_does_not_get_through_the_handshake_is_unreachable_in_time(
+async def test_a_server_that_fails_in_the_handshake_is_unreachable_in_time(
     words: bytes, code: ErrorCode, *, closes: bool
 ) -> None:
     async with saying(words, closes=closes) as (port, _):
@@ -229,7 +229,7 @@ async def test_leaving_a_frozen_server_is_bounded_through_tls_too(server: Databa
             proxy.break_down(Breakdown.FREEZE)
 
 
-# what has no say in it
+# what has no influence on it
 
 
 async def test_no_variable_and_no_file_of_the_home_directory_lets_a_password_in(
@@ -273,10 +273,10 @@ async def test_no_variable_changes_the_mode(
     assert await is_encrypted(server.section())
     error = await refusal(section_of(server.section(ca_file=str(stranger.ca_file))))
     assert error.code is ErrorCode.STORE_TLS
-    async with saying(b"N") as (port, heard):
+    async with saying(b"N") as (port, received):
         error = await refusal(DatabaseSection(url=f"postgresql://me@127.0.0.1:{port}/x", sslmode="require"))
     assert error.code is ErrorCode.STORE_TLS
-    assert heard == b""
+    assert received == b""
 
 
 async def test_no_variable_leads_elsewhere(
@@ -303,7 +303,7 @@ async def test_a_socket_needs_no_tls_whatever_the_mode(server: DatabaseServer, t
     """The server's socket is the superuser's; what is behind it is the same."""
     section = {"url": f"postgresql://postgres@/postgres?host={server.socket_directory}&port={server.port}"}
     for sslmode in ("verify-full", "disable"):
-        # No certificate is even read.
+        # The certificate files are not even read.
         nowhere = str(tmp_path / "no such file")
         assert not await is_encrypted(section | {"sslmode": sslmode, "ca_file": nowhere})
 

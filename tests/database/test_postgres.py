@@ -58,7 +58,7 @@ def at_port(config: DatabaseSection, port: int) -> DatabaseSection:
         ("postgresql://me@?dbname=x", ("/run/postgresql", "/var/run/postgresql"), 5432, "me", "x"),
     ],
 )
-def test_an_address_says_where_as_whom_and_to_what(
+def test_an_address_is_taken_apart(
     monkeypatch: pytest.MonkeyPatch, url: str, hosts: tuple[str, ...], port: int, user: str, database: str
 ) -> None:
     for name in ("HOST", "PORT", "USER", "DATABASE"):
@@ -115,7 +115,7 @@ async def test_a_password_file_that_cannot_be_read_is_named(
     assert str(path) in error.message
 
 
-async def test_a_peer_that_accepts_nobody_is_unreachable_in_time(config: DatabaseSection) -> None:
+async def test_a_peer_that_accepts_no_connection_is_unreachable_in_time(config: DatabaseSection) -> None:
     async with full_backlog() as address:
         hole = at_port(config, int(address.rpartition(":")[2]))
         error = await refusal(msgspec.structs.replace(hole, connect_timeout_seconds=0.3))

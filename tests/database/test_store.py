@@ -1,4 +1,4 @@
-"""The ledger's verbs through their door, on a real PostgreSQL."""
+"""The calls of a runner, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_a_named_attempt_at_a_scenario_that_is_not_there_is_refused(
     assert await ledger.scenario(scenario_id) is None
 
 
-async def test_what_a_living_runner_owns_is_refused(store: Store, scenario_id: int) -> None:
+async def test_a_scenario_of_a_living_runner_is_refused(store: Store, scenario_id: int) -> None:
     await store.claim(attempt(scenario_id))
     with pytest.raises(ClaimRefusedError, match=r"another runner, whose lease ends in \d+ s") as caught:
         await store.claim(attempt(scenario_id))
@@ -87,7 +87,7 @@ async def test_what_a_living_runner_owns_is_refused(store: Store, scenario_id: i
     assert not isinstance(caught.value, ScenarioCompletedError)
 
 
-async def test_what_is_completed_is_refused_as_completed(store: Store, scenario_id: int) -> None:
+async def test_a_completed_scenario_is_refused_as_completed(store: Store, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await store.store(claim, 0, [make_result(0)])
     await store.finish(claim, 1, "active")
@@ -111,12 +111,12 @@ async def test_a_mistyped_video_does_not_spend_the_scenario(store: Store, ledger
     claim = await store.claim(attempt(scenario_id, video="/videos/b.mp4"))
     row = await ledger.existing(scenario_id)
     assert (claim.epoch, row["video_path"], row["failures"]) == (2, "/videos/b.mp4", 0)
-    # While somebody works on it, it is theirs, with or without a frame.
+    # While a runner works on it, it is that runner's, with or without a frame.
     with pytest.raises(ClaimRefusedError, match="another video"):
         await store.claim(attempt(scenario_id))
 
 
-async def test_what_was_stopped_stays_stopped_under_any_path(store: Store, ledger: Ledger, scenario_id: int) -> None:
+async def test_a_stopped_scenario_stays_stopped_under_any_path(store: Store, ledger: Ledger, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await report(store, claim)
     await ledger.query("UPDATE scenarios SET status = 'inactive' WHERE id = $1", scenario_id)
@@ -125,7 +125,7 @@ async def test_what_was_stopped_stays_stopped_under_any_path(store: Store, ledge
             await store.claim(attempt(scenario_id, video=path))
 
 
-async def test_what_was_given_up_is_refused(store: Store, scenario_id: int) -> None:
+async def test_a_scenario_given_up_is_refused(store: Store, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await report(store, claim, "permanent")
     for epoch in (0, 2):
@@ -134,7 +134,9 @@ async def test_what_was_given_up_is_refused(store: Store, scenario_id: int) -> N
 
 
 @pytest.mark.parametrize("status", ["init_shutdown", "in_shutdown_processing", "inactive"])
-async def test_what_is_shutting_down_is_refused(store: Store, ledger: Ledger, scenario_id: int, status: str) -> None:
+async def test_a_scenario_that_shuts_down_is_refused(
+    store: Store, ledger: Ledger, scenario_id: int, status: str
+) -> None:
     claim = await store.claim(attempt(scenario_id))
     await report(store, claim)
     await ledger.query("UPDATE scenarios SET status = $2 WHERE id = $1", scenario_id, status)
@@ -194,7 +196,7 @@ async def test_of_many_that_claim_at_once_one_wins(
     if not is_new:
         await report(store, await store.claim(attempt(scenario_id)))
     await store.fetch_all("BEGIN")
-    # A row of this id that is not committed yet holds up who would insert it, a locked one who would claim it.
+    # An uncommitted row of this id holds up an INSERT, and a locked one holds up a claim.
     await store.fetch_all(
         "INSERT INTO scenarios (id, video_path) VALUES ($1, $2)"
         " ON CONFLICT (id) DO UPDATE SET video_path = excluded.video_path",
@@ -215,7 +217,7 @@ async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_conn
     with pytest.raises(RunnerError) as caught:
         await store.claim(attempt(scenario_id, max_failures=2**31))
     assert caught.value.code is ErrorCode.STORE_REJECTED
-    # And the connection is as good as before.
+    # The connection still works.
     assert (await store.claim(attempt(scenario_id))).epoch == 1
 
 
@@ -229,7 +231,7 @@ async def test_values_that_fit_no_column_are_rejected_and_not_called_a_lost_conn
         ("57P01", ErrorCode.STORE_LOST),
     ],
 )
-async def test_what_the_server_runs_out_of_has_a_name(store: Store, state: str, code: ErrorCode) -> None:
+async def test_a_resource_that_the_server_lacks_has_a_code(store: Store, state: str, code: ErrorCode) -> None:
     with pytest.raises(RunnerError, match="no space") as caught:
         await store.fetch_all(f"DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '{state}'; END $$")
     assert caught.value.code is code
@@ -307,7 +309,7 @@ async def test_a_batch_that_repeats_or_turns_back_is_refused_whole(
     assert [row["frame_index"] for row in await ledger.predictions(scenario_id)] == [0, 1]
 
 
-async def test_writer_and_heartbeat_share_the_door(store: Store, ledger: Ledger, scenario_id: int) -> None:
+async def test_writer_and_heartbeat_share_the_connection(store: Store, ledger: Ledger, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
 
     async def beat() -> None:
@@ -429,7 +431,7 @@ VERBS: dict[str, Verb] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-async def test_who_was_superseded_changes_nothing(store: Store, ledger: Ledger, scenario_id: int, verb: str) -> None:
+async def test_a_superseded_runner_changes_nothing(store: Store, ledger: Ledger, scenario_id: int, verb: str) -> None:
     old, _ = await superseded(store, ledger, scenario_id)
     before = await ledger.existing(scenario_id)
     with pytest.raises(SupersededError, match="it is at attempt 2"):
@@ -438,7 +440,7 @@ async def test_who_was_superseded_changes_nothing(store: Store, ledger: Ledger, 
     assert len(await ledger.predictions(scenario_id)) == 2
 
 
-async def test_the_death_of_who_was_superseded_is_no_news(store: Store, ledger: Ledger, scenario_id: int) -> None:
+async def test_the_death_of_a_superseded_runner_changes_nothing(store: Store, ledger: Ledger, scenario_id: int) -> None:
     old, _ = await superseded(store, ledger, scenario_id)
     before = await ledger.existing(scenario_id)
     assert await report(store, old) is False
@@ -464,11 +466,16 @@ async def test_another_process_of_the_same_attempt_changes_nothing(
 async def test_an_earlier_attempt_of_the_same_process_changes_nothing(
     store: Store, ledger: Ledger, scenario_id: int, verb: str
 ) -> None:
-    asked = attempt(scenario_id)
-    old = await store.claim(asked)
+    """`claim` gives one process one attempt, so a second one of the same instance is made by hand."""
+    old = await store.claim(attempt(scenario_id))
     await store.store(old, 0, [make_result(0), make_result(1)])
     await report(store, old)
-    assert (await store.claim(asked)).epoch == 2
+    assert (await store.claim(attempt(scenario_id))).epoch == 2
+    for table in (
+        "scenarios SET instance_id = $2 WHERE id = $1",
+        "attempts SET instance_id = $2 WHERE scenario_id = $1",
+    ):
+        await ledger.query(f"UPDATE {table} AND epoch = 2", scenario_id, uuid.UUID(old.instance_id))
     before = await ledger.existing(scenario_id)
     with pytest.raises(SupersededError):
         await VERBS[verb](store, old)
@@ -545,7 +552,7 @@ async def test_progress_starts_the_count_anew(store: Store, ledger: Ledger, scen
 async def test_an_attempt_with_progress_is_none_of_the_failures_without(
     store: Store, ledger: Ledger, scenario_id: int
 ) -> None:
-    """`max_failures` counts failed attempts in a row without progress, as runner.toml says."""
+    """`max_failures` counts failed attempts in a row without progress, as runner.toml states."""
     claim = await store.claim(attempt(scenario_id, max_failures=1))
     await store.store(claim, 0, [make_result(0)])
     await report(store, claim)
@@ -604,11 +611,11 @@ async def test_a_takeover_that_spends_the_last_attempt_is_refused_and_recorded(
         await claim_scenario(store, attempt(scenario_id))
     row = await ledger.existing(scenario_id)
     assert (row["status"], row["outcome"], row["instance_id"]) == ("inactive", "failed", None)
-    assert await store.unpublished_event(scenario_id, 1) is not None, "no attempt follows: a reaper has to tell of it"
+    assert await store.unpublished_event(scenario_id, 1) is not None, "no attempt follows: a reaper has to publish it"
     await ledger.check_invariants(scenario_id)
 
 
-async def test_the_ledger_does_not_go_backwards_whoever_asks(store: Store, ledger: Ledger, scenario_id: int) -> None:
+async def test_the_ledger_goes_backwards_for_no_caller(store: Store, ledger: Ledger, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await store.store(claim, 0, [make_result(0)])
     await store.finish(claim, 1, "active")

@@ -1,4 +1,4 @@
-"""Passwords, tokens and certificates: read from files within a deadline, and nowhere kept."""
+"""Passwords, tokens and certificates, read from files within a deadline and kept nowhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 async def read_secret(path: str, key: str) -> str:
     """The text of the file at `path`, without the line's end; `key` is the config key that names it.
 
-    From now on no log line shows it.
+    From then on no log line shows the secret.
 
     Raises:
         RunnerError: `credential_unreadable`.
@@ -47,18 +47,18 @@ async def read_secret(path: str, key: str) -> str:
 
 
 async def tls_context(section: PeerSection, name: str) -> ssl.SSLContext:
-    """A client's context that checks certificate and host name, with the section's authority and own certificate.
+    """A client's TLS context that checks certificate and host name, with the section's authority and certificate.
 
-    Whether a certificate has expired is not looked at here: the peer says so, and the handshake fails by name.
+    This does not look at expiry: the peer does, and the handshake then fails with that reason.
 
     Args:
-        section: Whose `ca_file`, `certificate_file` and `key_file` count.
+        section: The section with `ca_file`, `certificate_file` and `key_file`.
         name: The section's name, for messages.
 
     Raises:
         RunnerError: `credential_unreadable`, naming the file.
     """
-    # Not `create_default_context`: that one writes session keys into the file which SSLKEYLOGFILE names.
+    # `create_default_context` would write session keys into the file that SSLKEYLOGFILE names.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if section.ca_file:
         await _read(_load_authorities, context, section.ca_file, key=f"{name}.ca_file", path=section.ca_file)
@@ -66,7 +66,7 @@ async def tls_context(section: PeerSection, name: str) -> ssl.SSLContext:
         await _read(context.load_default_certs, key=f"{name}.ca_file", path="(not set: the system's authorities)")
     if section.certificate_file:
         certificate, path = f"{name}.certificate_file", section.certificate_file
-        # Into a context of its own: OpenSSL does not say whether certificate or key is damaged.
+        # This context only tries the certificate: `load_cert_chain` does not say whether certificate or key is damaged.
         await _read(_load_authorities, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, key=certificate, path=path)
         key, key_path = (f"{name}.key_file", section.key_file) if section.key_file else (certificate, path)
         await _read(_load_chain, context, path, section.key_file, key=key, path=key_path)
@@ -74,10 +74,10 @@ async def tls_context(section: PeerSection, name: str) -> ssl.SSLContext:
 
 
 async def secrets_of(config: Config) -> frozenset[str]:
-    """What must not appear in anything that is said; a secret that cannot be read cannot leak.
+    """The secrets that no message may show. A secret that cannot be read is left out: it cannot leak.
 
-    Private keys are not among them: they are handed to OpenSSL by their path, and no text ever holds one. Warns of
-    files that others can read, and of secrets too short to be masked: they may be right all the same.
+    Private keys are not among them: OpenSSL reads them from their paths, and no text ever holds one. Files that others
+    can read, and secrets too short to be masked, are logged as warnings, because they may be right all the same.
     """
     found = set()
     for key, path in (
@@ -102,8 +102,8 @@ async def secrets_of(config: Config) -> frozenset[str]:
 
 
 def _warn_if_open(key: str, path: str, state: os.stat_result) -> None:
-    # The rule of libpq for private keys. Root's may be read by a group: systemd gives a service its credentials by an
-    # ACL, and that shows as the group's bits.
+    # The rule of libpq for private keys. A file of root's may be readable by its group: systemd gives a service its
+    # credentials by an ACL, which shows as the group's bits.
     if state.st_mode & (0o037 if state.st_uid == 0 else 0o077):
         logger.warning("%s %s can be read by others (mode %04o); chmod 600 it", key, path, state.st_mode & 0o7777)
 
@@ -131,7 +131,7 @@ def _secret_in(path: str) -> tuple[str, os.stat_result]:
 
 
 def _pem_in(path: str) -> tuple[bytes, os.stat_result]:
-    # OpenSSL itself would wait at a FIFO for ever.
+    # OpenSSL itself would wait for ever where the path is a FIFO.
     return read_small_file(path, max_bytes=MAX_PEM_BYTES)
 
 
@@ -151,7 +151,7 @@ def _load_chain(context: ssl.SSLContext, certificate_file: str, key_file: str) -
     if b"ENCRYPTED" in pem:
         raise OSError(errno.EINVAL, "its key is encrypted, and nobody is asked for a passphrase; store it without one")
     try:
-        # Without a password OpenSSL would ask for one on the terminal.
+        # Without a password callback OpenSSL would ask for a password on the terminal.
         context.load_cert_chain(certificate_file, key_file or None, password=lambda: "")
     except ssl.SSLError as error:
         mismatch = error.reason == "KEY_VALUES_MISMATCH"

@@ -1,4 +1,4 @@
-"""What is wrong with a config: every mistake with its place, said so that it can be mended and gives no secret away."""
+"""The mistakes in a config: each with its place and its remedy, in a message that gives no secret away."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS: Final = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One mistake: where, what, and what to do; only `problem` is always there."""
+    """One mistake: its place, what is wrong, and the remedy; only `problem` is always set."""
 
     problem: str
     path: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Problem:
     """The known key or section that this one resembles."""
     remedy: str = ""
     others: tuple[tuple[str, ...], ...] = ()
-    """The keys that it is a mistake together with."""
+    """The keys that this one does not go together with."""
 
     @property
     def key(self) -> str:
@@ -44,16 +44,16 @@ class Problem:
     @property
     def sentence(self) -> str:
         """Everything but the line."""
-        said = self.problem
+        text = self.problem
         if self.found:
-            said += f", found {self.found}"
+            text += f", found {self.found}"
         if self.allowed:
-            said += f"; allowed: {self.allowed}"
+            text += f"; allowed: {self.allowed}"
         if self.nearest:
-            said += f"; did you mean '{self.nearest}'?"
+            text += f"; did you mean '{self.nearest}'?"
         if self.remedy:
-            said += f"; {self.remedy}"
-        return f"{self.key}: {said}" if self.path else said
+            text += f"; {self.remedy}"
+        return f"{self.key}: {text}" if self.path else text
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.sentence}" if self.line else self.sentence
@@ -65,7 +65,7 @@ class ConfigError(Exception):
     code: Final = ErrorCode.CONFIG_INVALID
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        """Those without a line come last."""
+        """Problems without a line come last."""
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or float("inf")))
         super().__init__(str(self))
 
@@ -74,7 +74,7 @@ class ConfigError(Exception):
         return "\n".join(map(str, self.problems))
 
     def report(self, file: str) -> str:
-        """The same in the form of a compiler, which editors can jump by, with a last line that sums it up."""
+        """The problems as a compiler prints them, so that editors can jump to the lines; the last line sums them up."""
         lines = [
             f"{file}:{problem.line}: {problem.sentence}" if problem.line else f"{file}: {problem.sentence}"
             for problem in self.problems

@@ -1,4 +1,4 @@
-"""Checks tables key by key: what is right becomes structs, what is wrong becomes problems, all of them."""
+"""Checks tables key by key: right keys become structs, and every wrong one becomes a problem."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from trio_runner.config.sections import Section
 
 CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
-"""Where systemd puts what LoadCredential= names; the one variable that a path may begin with."""
+"""The variable with the directory of LoadCredential= files; no other variable may stand in a path."""
 
 _VARIABLE: Final = re.compile(r"\A\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})(?=/)")
 _CERTAINLY_MEANT: Final = 0.85
 _MAX_GUESSES: Final = 500
-"""Each takes up to a millisecond, and there may be thousands of unknown keys."""
+"""A guess takes up to a millisecond, and there may be thousands of unknown keys."""
 
 
 def is_credential(key: str, path: str) -> bool:
@@ -36,9 +36,9 @@ def check_tables(
     """A struct for each section, made of the keys that are right in it, and the problems with the others.
 
     Args:
-        tables: What was written.
+        tables: The tables as they were written.
         kinds: The struct of each section.
-        environ: Where a `*_file` key's `$CREDENTIALS_DIRECTORY` is looked up; None: nowhere, it stays as it is.
+        environ: Where `$CREDENTIALS_DIRECTORY` in a `*_file` key is looked up; with None it stays as it is.
     """
     problems: list[Problem] = []
     sections: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def _check(path: tuple[str, ...], value: Any, kind: Any, environ: Mapping[str, s
 
 
 class _Unknown:
-    """Says of a key that does not exist which one was meant."""
+    """Makes problems of unknown keys and sections, with the known one that was probably meant."""
 
     def __init__(self, known: dict[str, list[str]]) -> None:
         """`known` are the keys of each section."""
@@ -81,7 +81,7 @@ class _Unknown:
         self._guesses_left = _MAX_GUESSES
 
     def section(self, name: str, value: Any) -> Problem:
-        """Of a table, or of a key that stands above all tables."""
+        """The problem with an unknown table, or with a key that stands above all tables."""
         is_table = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
         if not is_table and (homes := self._homes(name)):
             return self._elsewhere((name,), homes, name)
@@ -97,7 +97,7 @@ class _Unknown:
         )
 
     def key(self, section: str, name: str) -> Problem:
-        """Of a key in a section that does exist."""
+        """The problem with an unknown key in a known section."""
         path, here = (section, name), self._known[section]
         if homes := self._homes(name):
             return self._elsewhere(path, homes, name)

@@ -1,4 +1,4 @@
-"""On which line of a TOML text each key stands."""
+"""The line of a TOML text on which each key stands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKEN: Final = re.compile(
     r"|#[^\n]*|[\[\]{}\n]",
     re.DOTALL,
 )
-"""What may hide the end of a statement, and what ends it: strings, comments, brackets, newlines."""
+"""The tokens that end a statement, or inside which its end may be hidden: strings, comments, brackets, newlines."""
 
 
 def key_lines(text: str) -> dict[Path, int]:
@@ -35,7 +35,7 @@ def key_lines(text: str) -> dict[Path, int]:
 def written_twice(text: str, line: int) -> tuple[Path, int] | None:
     """The path that the statement around `line` writes again, and the line on which it was written first.
 
-    None where the text up to there does not show one.
+    None where no path is written twice up to there.
     """
     try:
         before = list(takewhile(lambda entry: entry[0] <= line, _written(text)))
@@ -48,7 +48,7 @@ def written_twice(text: str, line: int) -> tuple[Path, int] | None:
 
 
 def broken_line(text: str) -> int | None:
-    """The line on which the first statement begins that is no TOML by itself."""
+    """The line on which the first statement begins that is not valid TOML by itself."""
     for line, statement in _statements(text):
         try:
             tomli.loads(statement)
@@ -65,7 +65,7 @@ def _first_lines(written: Iterable[tuple[int, Path]]) -> dict[Path, int]:
 
 
 def _written(text: str) -> Iterator[tuple[int, Path]]:
-    """Each path in the order of writing, the tables around it first, with the line on which its statement begins."""
+    """Each path in the order of the text, after the tables around it, with the line on which its statement begins."""
     header: Path = ()
     for line, statement in _statements(text):
         is_header = statement.lstrip().startswith("[")
@@ -76,7 +76,7 @@ def _written(text: str) -> Iterator[tuple[int, Path]]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """The text cut after each newline outside strings and brackets: one header or one key with its value, each."""
+    """The statements of the text, each one header or one key with its value; they end at newlines outside brackets."""
     line, start, depth = 1, 0, 0
     for token in _TOKEN.finditer(text):
         if token[0] in "[{":
@@ -91,7 +91,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _paths(tables: dict[str, Any]) -> Iterator[Path]:
-    """Every path through nested tables; without recursion, for there may be a thousand."""
+    """Every path through nested tables; without recursion, because there may be a thousand levels."""
     waiting: list[tuple[Path, dict[str, Any]]] = [((), tables)]
     while waiting:
         above, table = waiting.pop()

@@ -1,4 +1,4 @@
-"""TOML into one frozen object; whatever is wrong with it is found at once and named by key and line, with a remedy."""
+"""TOML into one frozen object; every mistake is found at once and named by key and line, with a remedy."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ MAX_CONFIG_BYTES: Final = 2**16
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """Everything a runner is told, in one frozen object."""
+    """Every setting of a runner, in one frozen object."""
 
     runner: RunnerSection = RunnerSection()
     log: LogSection = LogSection()
@@ -115,7 +115,7 @@ def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> C
     With `environ=None` the config is for another process: `$CREDENTIALS_DIRECTORY` stays in it, to be replaced there.
 
     Raises:
-        ConfigError: the file cannot be read, or everything that is wrong with what it says.
+        ConfigError: the file cannot be read, or has mistakes; the error holds all of them.
     """
     try:
         data, _ = read_small_file(path, max_bytes=MAX_CONFIG_BYTES)
@@ -134,10 +134,10 @@ def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> C
 def parse_config(text: str, *, base_dir: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
     """Turn TOML text into a checked Config whose paths are absolute.
 
-    `$CREDENTIALS_DIRECTORY/` at the beginning of a `*_file` key is replaced by what `environ` says; nothing else is.
+    `$CREDENTIALS_DIRECTORY/` at the beginning of a `*_file` key is replaced from `environ`; nothing else is.
 
     Raises:
-        ConfigError: everything that is wrong with the text.
+        ConfigError: the text has mistakes; the error holds all of them.
     """
     tables = _parse(text)
     try:
@@ -164,7 +164,7 @@ def _parse(text: str) -> dict[str, Any]:
             path, first = again
             problem = f"not valid TOML: written twice, first on line {first}"
             raise _single(problem, path=path, line=error.lineno, remedy="keep one of the two") from None
-        # What is not closed is missed at the very end only.
+        # tomli notices only at the end of the text that something is not closed.
         line = broken_line(text) if error.pos >= len(error.doc) else error.lineno
         problem = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
         raise _single(problem, line=line, remedy="correct the syntax") from None
@@ -178,12 +178,12 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _line(problem: Problem, lines: Mapping[tuple[str, ...], int]) -> int | None:
-    """Where the key is written, or else another that the problem is about: one of them is, for all defaults agree."""
+    """The line of the problem's key, or else of another key involved; one of them is written, as defaults agree."""
     return next((lines[path] for path in (problem.path, *problem.others) if path in lines), None)
 
 
 def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -> Config:
-    """Check every key by itself, and then the rules that span keys, where none of these is in doubt itself."""
+    """Check every key by itself, and then each rule that spans keys, unless one of its keys is wrong already."""
     sections, problems = check_tables(
         tables, {field.name: field.type for field in msgspec.structs.fields(Config)}, environ
     )

@@ -35,7 +35,7 @@ INSTEAD: Final = MappingProxyType(
         "sslkey": "database.key_file",
     }
 )
-"""The key that says the same as a parameter of libpq."""
+"""The key of ours in the place of a parameter of libpq."""
 
 
 def _broken(key: str, problem: str, remedy: str = "", *others: str, allowed: str = "", found: str = "") -> Problem:
@@ -65,7 +65,7 @@ def video_rules(video: VideoSection) -> Iterator[Problem]:
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
-    """The address, and what may be sent to it in the open."""
+    """The address, and whether secrets would be sent to it unencrypted."""
     key = "inference.url"
     if inference.url == EMBEDDED:
         yield from _no_tls_files(inference, "inference", "the embedded service speaks no TLS", "remove it", key)
@@ -102,7 +102,7 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
 
 
 def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iterator[Problem]:
-    """The address, what may be sent to it in the open, and the size of a batch."""
+    """The address, whether secrets would be sent to it unencrypted, and the size of a batch."""
     if database.batch_frames > pipeline.max_buffered_frames:
         yield _broken(
             "database.batch_frames",
@@ -129,7 +129,7 @@ def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iter
     else:
         yield from _lonely_key_file(database, "database")
         if database.sslmode == "require":
-            # asyncpg answers a server that asks for it in clear text.
+            # asyncpg sends it in clear text to a server that asks for that.
             yield from _password_in_the_open(
                 database, 'be sent to whoever answers, for "require" checks no certificate'
             )
@@ -137,7 +137,7 @@ def database_rules(database: DatabaseSection, pipeline: PipelineSection) -> Iter
                 why = f'of no use, for {sslmode} "require" checks no certificate'
                 yield _broken("database.ca_file", why, 'set that to "verify-full", or remove this', sslmode, url)
         elif database.sslmode == "verify-ca" and not database.ca_file:
-            # As libpq has it: any host at all can have a certificate of one of these authorities.
+            # libpq refuses this too: any host at all can have a certificate of one of these authorities.
             problem = "verify-ca with the system's authorities would trust any host that has a certificate"
             yield _broken(sslmode, problem, 'set database.ca_file, or write "verify-full"', "database.ca_file", url)
 
@@ -173,7 +173,7 @@ def _password_in_the_open(database: DatabaseSection, would: str) -> Iterator[Pro
 
 
 def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
-    """The addresses, and what belongs to SASL and to TLS."""
+    """The addresses, and the keys of SASL and of TLS."""
     brokers, key = "kafka.brokers", "kafka.security_protocol"
     if kafka.brokers == EMBEDDED and kafka.security_protocol != "PLAINTEXT":
         yield _broken(key, "the embedded broker speaks PLAINTEXT alone", "remove it", brokers)
@@ -191,7 +191,7 @@ def kafka_rules(kafka: KafkaSection) -> Iterator[Problem]:
 
 
 def topic_rules(kafka: KafkaSection, orchestrator: OrchestratorSection) -> Iterator[Problem]:
-    """What is put aside must not come back as a message, and a command is no event."""
+    """No two topics may be the same: a dead letter must not come back as a message, nor a command as an event."""
     topics = {
         "kafka.retry_topic": kafka.retry_topic,
         "orchestrator.command_topic": orchestrator.command_topic,
@@ -210,7 +210,7 @@ def orchestrator_rules(orchestrator: OrchestratorSection) -> Iterator[Problem]:
 
 
 def kubernetes_rules(kubernetes: KubernetesSection) -> Iterator[Problem]:
-    """Videos come from one place, at an absolute path; what an object must have is named."""
+    """Videos come from one place, at an absolute path; what every Job needs is named."""
     claim, host_path = "kubernetes.videos_claim", "kubernetes.videos_host_path"
     if kubernetes.videos_claim and kubernetes.videos_host_path:
         yield _broken(claim, "videos_claim and videos_host_path are both set", "choose one", host_path)

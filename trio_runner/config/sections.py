@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 EMBEDDED = "embedded"
-"""In place of an address: the runner brings a real server of its own for it."""
+"""In place of an address: the runner starts a real server of its own."""
 
 OPTIONAL_PATHS: Final = MappingProxyType(
     {
@@ -68,7 +68,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class PeerSection(Section, frozen=True, kw_only=True):
-    """What TLS needs to know of a peer; without `ca_file` the system's authorities are trusted."""
+    """TLS with a peer; without `ca_file` the system's authorities are trusted."""
 
     ca_file: FilePath = ""
     certificate_file: FilePath = ""
@@ -76,7 +76,7 @@ class PeerSection(Section, frozen=True, kw_only=True):
 
 
 class RunnerSection(Section, frozen=True, kw_only=True):
-    """Who this process is and where it keeps its state."""
+    """The name of this process and where it keeps its state."""
 
     id: Name = "runner_1"
     data_dir: FilePath = ".trio-runner"
@@ -84,14 +84,14 @@ class RunnerSection(Section, frozen=True, kw_only=True):
 
 
 class LogSection(Section, frozen=True, kw_only=True):
-    """What is logged to stderr, and how."""
+    """The log lines on stderr: from which level on, and in which form."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
 
 
 class ScenarioSection(Section, frozen=True, kw_only=True):
-    """Which scenario this process serves."""
+    """The scenario that this process serves."""
 
     id: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 1
     epoch: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
@@ -100,7 +100,7 @@ class ScenarioSection(Section, frozen=True, kw_only=True):
 
 
 class VideoSection(Section, frozen=True, kw_only=True):
-    """Which video, which of its frames, in what form, and within what limits."""
+    """The video, which of its frames are sent, in what form, and within what limits."""
 
     path: Annotated[FilePath, Meta(min_length=1, description="the path of a file")] = "test_videos/test_video.mp4"
     root: FilePath = ""
@@ -138,14 +138,14 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
 
 
 class PipelineSection(Section, frozen=True, kw_only=True):
-    """How much may be under way at once."""
+    """How many frames and bytes may be under way at once."""
 
     max_buffered_bytes: Annotated[int, Meta(ge=2**16, le=2**40)] = 32 * 2**20
     max_buffered_frames: Positive = 64
 
 
 class DatabaseSection(PeerSection, frozen=True, kw_only=True):
-    """The ledger: where it is, and how it is written."""
+    """The ledger: its address, and how it is written."""
 
     url: str = EMBEDDED
     password_file: FilePath = ""
@@ -160,7 +160,7 @@ class DatabaseSection(PeerSection, frozen=True, kw_only=True):
 
 
 class KafkaSection(PeerSection, frozen=True, kw_only=True):
-    """The doorbell: where deaths are announced."""
+    """Kafka: where retry events are published."""
 
     brokers: str = EMBEDDED
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -184,7 +184,7 @@ class KafkaSection(PeerSection, frozen=True, kw_only=True):
 
 
 class OrchestratorSection(Section, frozen=True, kw_only=True):
-    """Who starts runners, how, and how many."""
+    """The orchestrator: how it starts runners, and how many."""
 
     node: Annotated[
         str,
@@ -209,7 +209,7 @@ class OrchestratorSection(Section, frozen=True, kw_only=True):
 
 
 class SystemdSection(Section, frozen=True, kw_only=True):
-    """Where runners are units, and under which manager."""
+    """The `systemd` spawner: under which manager runners are units."""
 
     manager: Literal["system", "user"] = "system"
     unit: Annotated[
@@ -220,7 +220,7 @@ class SystemdSection(Section, frozen=True, kw_only=True):
 
 
 class KubernetesSection(Section, frozen=True, kw_only=True):
-    """Where the orchestrator's `kubernetes` spawner starts runners, and what it gives each."""
+    """The `kubernetes` spawner: where it starts runners, and what each gets."""
 
     kubeconfig: FilePath = ""
     namespace: DnsName = "trio-runner"
@@ -243,7 +243,7 @@ class KubernetesSection(Section, frozen=True, kw_only=True):
 
 
 def allowed(kind: Any) -> str:
-    """What a key of this type takes, in words."""
+    """The values that a key of this type takes, in words."""
     base, *metas = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     for meta in reversed(metas):
         if meta.description:

@@ -35,15 +35,15 @@ OF_A_SCENARIO: Final = MappingProxyType(
         "database": frozenset({"batch_frames", "batch_seconds"}),
     }
 )
-"""What a scenario may set. No address, file, secret or limit: whoever may submit a scenario, by a message perhaps, is
-not therefore whoever may say where a token is sent, or which files a runner reads."""
+"""The keys that a scenario may set. No address, file, secret or limit is among them: the right to submit a scenario, by
+a message perhaps, must not include the right to choose where a token is sent, or which files a runner reads."""
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`["video.stride=2", "video.on_corrupt=skip"]` as sections; what is no TOML value is text.
+    """`["video.stride=2", "video.on_corrupt=skip"]` as sections; a value that is not TOML is text.
 
     Raises:
-        ConfigError: one is not of this form.
+        ConfigError: a setting is not of this form.
     """
     sections: dict[str, dict[str, Any]] = {}
     for text in given:
@@ -57,7 +57,7 @@ def parse_settings(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ConfigError where a scenario would set what is not its own; values are checked with the whole config."""
+    """Raise ConfigError for keys that a scenario may not set; their values are checked with the whole config."""
     problems = [
         Problem(
             problem="not for a scenario to set",
@@ -73,7 +73,7 @@ def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def is_canonical(path: str) -> bool:
-    """Whether a runner that makes a path absolute leaves it as it is: its scenario is known by it."""
+    """Whether the path stays the same when a runner makes it absolute; a scenario is compared by its path."""
     return path.startswith("/") and str(PurePosixPath(path)) == path
 
 

@@ -24,7 +24,7 @@ _OTHER_REMEDY: Final = "set {section}.ca_file to the authority that issued it"
 
 
 def tls_problem(error: BaseException, section: str, *, address: str = "url") -> str | None:
-    """What a person has to know, if `error` or one of its causes comes from TLS itself.
+    """The reason and its remedy, if `error` or one of its causes comes from TLS itself.
 
     Args:
         error: What a library raised.
@@ -32,7 +32,7 @@ def tls_problem(error: BaseException, section: str, *, address: str = "url") -> 
         address: The key in it that names the peer.
 
     Returns:
-        None also for a connection that merely broke while TLS was spoken: that says nothing about certificates.
+        A sentence; None where it is no matter of TLS, as a connection that merely broke during the handshake.
     """
     cause = next((link for link in causes(error) if isinstance(link, ssl.SSLError)), None)
     if cause is None or isinstance(cause, _BROKE_OFF):
@@ -47,7 +47,7 @@ def tls_problem(error: BaseException, section: str, *, address: str = "url") -> 
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, that one's cause, down to the first; of a group the first member."""
+    """The error and its chain of causes; a group is followed by its first member."""
     link: BaseException | None = error
     while link is not None:
         yield link

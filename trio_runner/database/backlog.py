@@ -1,4 +1,4 @@
-"""The door to PostgreSQL for those who hand out work: what is submitted, due, to be stopped, or given up."""
+"""The calls of an orchestrator, and of those who submit work: what is submitted, due, to be stopped, or given up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """An attempt that is due: its number, its video, and by section what its runner's config is to say differently."""
+    """An attempt that is due: its number, its video, and by section the keys that its runner's config is to have."""
 
     scenario_id: int
     epoch: int
@@ -35,7 +35,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentAttempt:
-    """How one of the last attempts went, or goes: the code it died of, and whether it stored anything."""
+    """How one of the last attempts ended, or goes on: the error code, if any, and whether it has stored anything."""
 
     code: str | None
     progressed: bool
@@ -43,7 +43,7 @@ class RecentAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A scenario's video, and who claimed one of its epochs: None where nobody has."""
+    """A scenario's video, and the claim on one of its epochs: None where there is none."""
 
     video_path: str
     claim: Claim | None
@@ -54,7 +54,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many scenarios are in which condition; `unproven` were started and have yet to store something."""
+    """How many scenarios are in each condition; `unproven` ones were started and have yet to store something."""
 
     due: int
     backing_off: int
@@ -65,7 +65,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenUp:
-    """A scenario that was given up, with the last attempt and what it ended with, as in a retry event."""
+    """A scenario that was given up, with its last attempt and the error of that attempt, as in a retry event."""
 
     scenario_id: int
     epoch: int
@@ -76,19 +76,19 @@ class GivenUp:
 
 
 class Backlog:
-    """The scenarios of a fleet, over a connection that somebody else opened."""
+    """The scenarios of a fleet, over the connection of a `Store`."""
 
     def __init__(self, store: Store) -> None:
-        """The connection's owner closes it."""
+        """The caller, who opened `store`, closes it."""
         self._store = store
 
     async def submit(
         self, scenario_id: int, video_path: str, settings: Mapping[str, Any], *, max_failures: int, max_epochs: int
     ) -> int:
-        """Ask for a scenario to be processed; 0: under a new id. Returns the id.
+        """Ask for a scenario to be processed; an id of 0 asks for a new one. Returns the id.
 
         Raises:
-            ClaimRefusedError: it is completed, given up, or another video's.
+            ClaimRefusedError: the scenario is completed, given up, or another video's.
         """
         row = await self._one(
             "SELECT submit($1, $2, $3, $4, $5) AS id",
@@ -101,14 +101,14 @@ class Backlog:
         return int(row["id"])
 
     async def stop(self, scenario_id: int) -> str:
-        """Ask for it to be stopped; its status from now on. Raises ClaimRefusedError where there is none."""
+        """Ask for a scenario to be stopped; returns its new status. Raises ClaimRefusedError where there is none."""
         return str((await self._one("SELECT stop($1) AS status", scenario_id))["status"])
 
     async def retry(self, scenario_id: int, *, max_epochs: int) -> int:
-        """Try again what was given up, stopped, or waits: now. Returns the attempt's number.
+        """Try a scenario again now that was given up, was stopped, or waits. Returns the attempt's number.
 
         Raises:
-            ClaimRefusedError: it is completed, or a runner is at it.
+            ClaimRefusedError: the scenario is completed, or a runner works on it.
         """
         return int((await self._one("SELECT retry($1, $2) AS epoch", scenario_id, max_epochs))["epoch"])
 
@@ -123,7 +123,7 @@ class Backlog:
         max_failures: int,
         max_epochs: int,
     ) -> bool:
-        """Do what a message asks for, `start` or `stop`; False where that message was obeyed before."""
+        """Apply a command, `start` or `stop`; False where it was applied before."""
         row = await self._one(
             "SELECT apply_command($1, $2, $3, $4, $5, $6, $7) AS first",
             command_id,
@@ -137,14 +137,14 @@ class Backlog:
         return bool(row["first"])
 
     async def due(self, node: str, *, room: int, limit: int, lease_seconds: float) -> list[Work]:
-        """What this node is to start now, and nobody else will for `lease_seconds`; the longest due first."""
+        """The attempts that this node is to start now; for `lease_seconds` no other node gets them."""
         rows = await self._store.fetch_all(
             "SELECT * FROM due($1, $2, $3, $4)", node, room, limit, timedelta(seconds=lease_seconds)
         )
         return [Work(**row | {"settings": _settings_of(row["settings"])}) for row in rows]
 
     async def postpone(self, scenario_id: int, epoch: int, node: str, *, delay_seconds: float, why: str) -> bool:
-        """That attempt's runner did not come to claim it: try again later; False where somebody has all the same."""
+        """Make an attempt due again later, because its runner did not claim it; False where it was claimed."""
         row = await self._one(
             "SELECT postpone($1, $2, $3, $4, $5) AS done",
             scenario_id,
@@ -156,12 +156,12 @@ class Backlog:
         return bool(row["done"])
 
     async def shutdowns(self) -> list[tuple[int, int]]:
-        """Scenario and epoch of all runners that are to leave; what nobody works on is inactive from now on."""
+        """Scenario and epoch of all runners to be stopped; scenarios to be stopped without a runner become inactive."""
         rows = await self._store.fetch_all("SELECT * FROM shutdowns()")
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def holder_of(self, scenario_id: int, epoch: int) -> Holder | None:
-        """Who claimed that epoch, if anybody has; None where there is no such scenario."""
+        """The claim on that epoch, if there is one; None where there is no such scenario."""
         row = await self._store.fetch_one("SELECT * FROM claim_of($1, $2)", scenario_id, epoch)
         if row is None:
             return None
@@ -179,7 +179,7 @@ class Backlog:
         )
 
     async def reconcile(self, claims: Sequence[Claim]) -> set[tuple[int, int]]:
-        """Kafka has these deaths; returns scenario and epoch of those that the ledger does not know, and ought to."""
+        """Note that Kafka has these deaths; returns scenario and epoch of those that the ledger has yet to record."""
         rows = await self._store.fetch_all(
             "SELECT * FROM reconcile($1, $2, $3)",
             [claim.scenario_id for claim in claims],
@@ -189,14 +189,14 @@ class Backlog:
         return {(row["scenario_id"], row["epoch"]) for row in rows}
 
     async def dead_letters(self, limit: int, *, lease_seconds: float) -> list[GivenUp]:
-        """What was given up and nobody has told the dead-letter topic of; for the caller alone until the lease ends."""
+        """The scenarios given up that the dead-letter topic lacks; for this caller alone until the lease ends."""
         rows = await self._store.fetch_all(
             "SELECT * FROM dead_letters($1, $2)", limit, timedelta(seconds=lease_seconds)
         )
         return [GivenUp(**row | {"error": msgspec.json.decode(row["error"] or "{}")}) for row in rows]
 
     async def mark_dead_letter_published(self, given_up: GivenUp) -> None:
-        """Note that the dead-letter topic has it."""
+        """Note that the dead-letter topic has this scenario."""
         await self._store.fetch_one("SELECT mark_dead_letter_published($1, $2)", given_up.scenario_id, given_up.epoch)
 
     async def recent_attempts(self, limit: int) -> list[RecentAttempt]:
@@ -205,11 +205,11 @@ class Backlog:
         return [RecentAttempt(**row) for row in rows]
 
     async def unproven(self) -> int:
-        """How many of the whole fleet's were started and have yet to store something."""
+        """How many scenarios of the whole fleet were started and have yet to store something."""
         return int((await self._one("SELECT unproven() AS n"))["n"])
 
     async def counts(self) -> Counts:
-        """The whole fleet's."""
+        """How many scenarios of the whole fleet are in each condition."""
         return Counts(**await self._one("SELECT * FROM backlog()"))
 
     async def overview(self) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ class Backlog:
 
 
 def _settings_of(text: str) -> dict[str, dict[str, Any]]:
-    """PostgreSQL takes numbers of any size; such a one is infinite, which no key takes."""
+    """PostgreSQL takes numbers of any size; one of 20 digits or more becomes infinity, which no key takes."""
     settings: dict[str, dict[str, Any]] = json.loads(
         text,
         parse_int=lambda digits: int(digits) if len(digits) < 20 else math.inf,  # noqa: PLR2004 - 64 bits

@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL: made of what the config says and of nothing else, its errors by their names."""
+"""The connection to PostgreSQL, made from the config and nothing else; asyncpg's errors become errors with a code."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ LIBRARY_ERRORS: Final = (
     aio.LibraryCancelledError,
     OSError,
 )
-"""What asyncpg raises; a connection that was cut shows as any but the first."""
+"""What asyncpg raises; a connection that was cut raises any of these but the first."""
 
 SCHEMA: Final = "trio_runner"
 SCHEMA_LOCK: Final = 0x7472_696F
-"""The advisory lock of whoever changes the schema or its grants."""
+"""The advisory lock under which the schema and its grants are changed."""
 
 GRANT: Final = "trio-runner init-db CONFIG --grant ROLE"
 
@@ -41,14 +41,14 @@ _INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 def address_of(url: str) -> DatabaseAddress:
-    """What a `postgresql://` address says; what it leaves out is the default, whatever PGHOST and its like say.
+    """Take a `postgresql://` address apart; a part that is missing is the default, and no PG* variable changes it.
 
     Raises:
-        RunnerError: `store_unreachable`: it cannot be used, or holds something that would not be read, as `sslmode`.
+        RunnerError: `store_unreachable`: the address cannot be used, or holds something that is not read, as `sslmode`.
     """
     address = parse_database_url(url)
     if address is None or address.has_password or address.unread:
-        # Not repeated: it may hold a secret.
+        # The address is not repeated: it may hold a secret.
         raise _unusable('write "postgresql://user@host:port/database"; sslmode and its like are keys of [database]')
     try:
         user = address.user or getpass.getuser()
@@ -65,7 +65,7 @@ async def connect(config: DatabaseSection, *, application_name: str) -> asyncpg.
     """Connect within `connect_timeout_seconds`.
 
     Every argument is given, so that asyncpg looks for none in PG* variables, ~/.pgpass, ~/.postgresql or a service
-    file: none of them can bring in another password, or TLS that checks less or is not there.
+    file. None of these can bring in another password, switch TLS off, or make it check less.
 
     Raises:
         RunnerError: `credential_unreadable`, `store_tls`, `store_auth` or `store_unreachable`, naming the cause.
@@ -108,7 +108,7 @@ async def connect(config: DatabaseSection, *, application_name: str) -> asyncpg.
 
 
 async def _tls(config: DatabaseSection) -> ssl.SSLContext | Literal[False]:
-    """What `sslmode` asks for, as PostgreSQL's own clients understand it; never a choice, so never a fall back."""
+    """TLS as `sslmode` asks for it, with the meaning of PostgreSQL's own clients; there is never a fallback."""
     if config.sslmode == "disable":
         return False
     context = await tls_context(config, "database")
@@ -119,7 +119,7 @@ async def _tls(config: DatabaseSection) -> ssl.SSLContext | Literal[False]:
 
 
 def _why_not(error: Exception, config: DatabaseSection) -> tuple[ErrorCode, str]:
-    """The code for a connection that did not come about, and its cause with the remedy."""
+    """The code for a connection that failed, and the cause with its remedy."""
     state = getattr(error, "sqlstate", None) or ""
     message = str(error) or type(error).__name__
     if problem := _tls_trouble(error, state, message, config):
@@ -133,19 +133,19 @@ def _why_not(error: Exception, config: DatabaseSection) -> tuple[ErrorCode, str]
 
 
 def _tls_trouble(error: Exception, state: str, message: str, config: DatabaseSection) -> str | None:
-    # What asyncpg makes of the server's "N".
+    # asyncpg raises this where the server answers "N" to the request for TLS.
     if isinstance(error, ConnectionError) and "rejected SSL upgrade" in message:
         remedy = 'switch TLS on there, or set database.sslmode to "disable" where the network can be trusted'
         return f"it speaks no TLS; {remedy}"
     if state == "28000" and "certificate" in message:
         return f"{message}; see database.certificate_file and database.key_file"
-    # With TLS 1.3 a server judges our certificate after the handshake, and its reason may be lost on the way.
+    # With TLS 1.3 a server checks our certificate after the handshake, and its alert may be lost on the way.
     lost = "it hung up after the TLS handshake: does it want another database.certificate_file?"
     return tls_problem(error, "database") or (lost if state == "08003" and config.certificate_file else None)
 
 
 def named_error(error: Exception) -> RunnerError:
-    """The named error behind what asyncpg raised later; whatever is no data error means that the connection is lost."""
+    """The error with a code for what asyncpg raised after connecting. No SQLSTATE means that the connection is lost."""
     state = getattr(error, "sqlstate", None) or ""
     message = str(error) or type(error).__name__
     if state == "RN002":

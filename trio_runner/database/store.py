@@ -1,4 +1,4 @@
-"""The door to PostgreSQL: whole verbs on one plain asyncpg connection, each with a deadline and named errors."""
+"""A runner's calls to PostgreSQL on one asyncpg connection, each with a deadline and errors with a code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Who asks for a claim: the scenario, the epoch (0: whichever is free) and the process that would work on it."""
+    """A request for a claim: the scenario, the epoch (0: whichever is free) and the process that would work on it."""
 
     scenario_id: int
     epoch: int
@@ -51,21 +51,21 @@ class Attempt:
 
 
 class Store:
-    """One connection to the ledger; made by `open_store`. Its verbs may be called from several tasks."""
+    """One connection to the ledger, made by `open_store`. Several tasks may call its methods at the same time."""
 
     def __init__(self, connection: asyncpg.Connection[asyncpg.Record], config: DatabaseSection) -> None:
         """Take the connection over; `open_store` closes it."""
         self._connection = connection
         self._config = config
-        # asyncpg refuses a second operation while one is under way; the heartbeat and the writer share this door.
+        # asyncpg refuses a second operation while one is under way; the heartbeat and the writer share this connection.
         self._turn = trio.Lock()
         self._encoder = msgspec.json.Encoder()
 
     async def claim(self, attempt: Attempt) -> Claim:
-        """Take the scenario; creates a missing row when no epoch is named.
+        """Take the scenario; a missing row is created when no epoch is named.
 
         Raises:
-            ScenarioCompletedError, ClaimRefusedError, SupersededError: it is not this runner's to take.
+            ScenarioCompletedError, ClaimRefusedError, SupersededError: this runner may not take it.
         """
         row = await self.fetch_one(
             "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -93,17 +93,17 @@ class Store:
         )
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
-        """The claim of a runner that was not heard of until its lease ended, with that runner's id and host."""
+        """The claim on this scenario if its lease has ended, with the runner's id and host."""
         row = await self.fetch_one("SELECT $1::bigint AS scenario_id, c.* FROM expired_claim($1) c", scenario_id)
         return (_claim_of(row), row["runner_id"], row["host"]) if row else None
 
     async def expired_claims(self, limit: int) -> list[tuple[Claim, str, str]]:
-        """The claims of runners that were not heard of until their leases ended, each with runner's id and host."""
+        """The claims whose leases have ended, each with the runner's id and host."""
         rows = await self.fetch_all("SELECT * FROM expired_claims($1)", limit)
         return [(_claim_of(row), row["runner_id"], row["host"]) for row in rows]
 
     async def attempt_of(self, instance_id: str) -> tuple[Claim, bool] | None:
-        """What that process claimed, and whether its end is recorded; None: it never claimed."""
+        """The last claim of that process, and whether the end of that attempt is recorded; None: it never claimed."""
         row = await self.fetch_one("SELECT $1::uuid AS instance_id, a.* FROM attempt_of($1) a", uuid.UUID(instance_id))
         return (_claim_of(row), row["ended"]) if row else None
 
@@ -122,15 +122,15 @@ class Store:
         await self.fetch_one("SELECT hand_over($1, $2)", ids, epochs)
 
     async def unpublished(self, limit: int, *, lease_seconds: float) -> list[tuple[int, int]]:
-        """Scenario and epoch of deaths whose events are due to be published, which no one else is given meanwhile."""
+        """Scenario and epoch of events due to be published; no other process gets them until the lease ends."""
         rows = await self.fetch_all("SELECT * FROM unpublished($1, $2)", limit, timedelta(seconds=lease_seconds))
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
-        """Predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
+        """Store predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
 
         Raises:
-            SupersededError: the claim is another runner's now; nothing was written.
+            SupersededError: another runner has the claim now; nothing was written.
         """
         await self.fetch_one(
             "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -148,7 +148,7 @@ class Store:
         await self.fetch_one("SELECT heartbeat($1, $2, $3, $4)", *self._fence(claim), self._lease)
 
     async def finish(self, claim: Claim, total_frames: int, status: str) -> None:
-        """Complete the scenario; refused unless exactly `total_frames` rows are stored."""
+        """Complete the scenario; PostgreSQL refuses unless exactly `total_frames` rows are stored."""
         await self.fetch_one("SELECT finish($1, $2, $3, $4, $5)", *self._fence(claim), total_frames, status)
 
     async def fail(
@@ -161,7 +161,7 @@ class Store:
         body: bytes,
         retry_after_seconds: float,
     ) -> bool:
-        """Record the death and release the claim; False where somebody else's report stands already."""
+        """Record the death and release the claim; False where another report of this death was first."""
         row = await self.fetch_one(
             "SELECT fail($1, $2, $3, $4, $5, $6, $7, $8) AS recorded",
             *self._fence(claim),
@@ -174,7 +174,7 @@ class Store:
         return bool(row and row["recorded"])
 
     async def is_completed(self, claim: Claim) -> bool:
-        """Whether this very claim completed its scenario: the reply to `finish` may have been lost."""
+        """Whether this very claim completed its scenario; asked where the reply to `finish` may have been lost."""
         row = await self.fetch_one("SELECT is_completed($1, $2) AS done", claim.scenario_id, claim.epoch)
         return bool(row and row["done"])
 
@@ -206,10 +206,10 @@ class Store:
         await self._run(schema.check_complete, self._connection)
 
     async def grant(self, role: str, verbs: Sequence[str] = rights.RUNNER_VERBS) -> None:
-        """Let `role` call these verbs, and do nothing else.
+        """Let `role` call these functions, and do nothing else.
 
         Raises:
-            RunnerError: `store_auth`: there is no such role, or this one may not grant that.
+            RunnerError: `store_auth`: there is no such role, or the role that is logged in may not grant this.
         """
         await self._run(rights.grant, self._connection, role, verbs)
 
@@ -247,9 +247,9 @@ class Store:
 async def open_store(
     config: DatabaseSection, *, application_name: str, close_seconds: float = CLOSE_SECONDS
 ) -> AsyncIterator[Store]:
-    """Connect within `connect_timeout_seconds`; closed politely after a clean end, cut off after any other.
+    """Connect within `connect_timeout_seconds`. After an error the connection is cut off, otherwise closed in order.
 
-    `close_seconds` bounds the politeness.
+    Closing in order takes at most `close_seconds`.
 
     Raises:
         RunnerError: `store_unreachable`, `store_tls`, `store_auth` or `credential_unreadable`, naming the cause.

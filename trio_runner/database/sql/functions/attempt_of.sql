@@ -1,5 +1,5 @@
--- The last attempt of one process, and whether its end is recorded. A process that was reaped may have claimed again. No row
--- means that the process never claimed.
+-- The last attempt of one process, which may have worked on several scenarios in turn, and whether its end is recorded. No
+-- row means that the process never claimed.
 CREATE OR REPLACE FUNCTION attempt_of(p_instance uuid)
 RETURNS TABLE (scenario_id bigint, epoch bigint, ended boolean, next_frame bigint, frames_stored bigint)
 LANGUAGE sql AS $$
