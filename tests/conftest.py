@@ -18,6 +18,7 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ from tests.support.harness import (
     from_toml,
 )
 from tests.support.scene import Scene
+from trio_runner.base import leash
 
 # No example is too slow on a busy machine.
 hypothesis.settings.register_profile("trio_runner", deadline=None)
@@ -89,10 +91,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Ite
     config = directory / "servers.toml"
     config.write_text(as_toml(given))
     with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
-        # In a session of its own: Ctrl-C on the tests must not take the servers away from under them.
-        process = subprocess.Popen(
-            command("embedded", str(config)), stdout=out, stderr=err, env=environment(), start_new_session=True
-        )
+        # In a session of its own: Ctrl-C on the tests must not take the servers away from under them. The leash stops
+        # them where the tests are killed.
+        leashed = [
+            sys.executable,
+            "-I",
+            "-S",
+            leash.__file__,
+            "--signal",
+            "INT",
+            "--",
+            *command("embedded", str(config)),
+        ]
+        process = subprocess.Popen(leashed, stdout=out, stderr=err, env=environment(), start_new_session=True)
     try:
         _wait_for_addresses(process, directory)
         live = given | from_toml((directory / "out").read_text())

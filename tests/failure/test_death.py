@@ -46,6 +46,7 @@ def attempt(config: Config, scenario_id: int) -> Attempt:
     )
 
 
+@pytest.mark.kafka
 async def test_a_claim_whose_reply_was_lost_is_still_ours_to_report(
     config: Config, attempt: Attempt, servers: Servers, ledger: Ledger, topic: str
 ) -> None:
@@ -59,6 +60,7 @@ async def test_a_claim_whose_reply_was_lost_is_still_ours_to_report(
     assert [event.body["epoch"] for event in await read_topic(servers.brokers, topic)] == [1]
 
 
+@pytest.mark.kafka
 async def test_an_end_whose_reply_was_lost_is_an_end(
     config: Config, attempt: Attempt, servers: Servers, topic: str
 ) -> None:
@@ -82,6 +84,7 @@ async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config,
 
 
 @pytest.mark.parametrize("broken", ["open_store", "kafka"])
+@pytest.mark.kafka
 async def test_a_bug_in_one_rung_does_not_take_the_others_away(
     config: Config,
     attempt: Attempt,

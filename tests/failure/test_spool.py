@@ -255,6 +255,7 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, value: str,
     assert trio.run(there_and_back) == sent
 
 
+@pytest.mark.kafka
 async def test_a_record_that_its_topic_does_not_take_holds_up_no_other(
     spool: Spool, servers: Servers, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

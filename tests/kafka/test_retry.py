@@ -313,6 +313,7 @@ async def everything_on(config: KafkaSection, count: int) -> list[Any]:
         return await aio.call(read)
 
 
+@pytest.mark.kafka
 async def test_what_is_published_is_on_the_topic(loop: None, kafka: KafkaSection) -> None:
     event = make_event()
     await retry.publish(kafka, event)
@@ -323,6 +324,7 @@ async def test_what_is_published_is_on_the_topic(loop: None, kafka: KafkaSection
     VALIDATOR.validate(json.loads(record.value))
 
 
+@pytest.mark.kafka
 async def test_the_largest_event_goes_through(loop: None, kafka: KafkaSection) -> None:
     failure = Failure(code=ErrorCode.INTERNAL, type="X", message="\N{GRINNING FACE}" * 2_048, stack=("s" * 250,) * 20)
     event = make_event(failure)
@@ -332,6 +334,7 @@ async def test_the_largest_event_goes_through(loop: None, kafka: KafkaSection) -
     assert record.value == retry.encode(event)
 
 
+@pytest.mark.kafka
 async def test_check_broker_is_content_with_a_broker_and_sends_nothing(loop: None, kafka: KafkaSection) -> None:
     await check_broker(kafka)
     event = make_event()
@@ -340,6 +343,7 @@ async def test_check_broker_is_content_with_a_broker_and_sends_nothing(loop: Non
     assert record.offset == 0
 
 
+@pytest.mark.kafka
 async def test_one_of_several_brokers_is_enough(loop: None, kafka: KafkaSection) -> None:
     both = msgspec.structs.replace(kafka, brokers=f"127.0.0.1:{free_port()},{kafka.brokers}")
     await retry.publish(both, make_event())

@@ -26,6 +26,7 @@ async def check_untouched(scene: Scene) -> None:
     assert await read_topic(scene.servers.brokers, scene.topic) == []
 
 
+@pytest.mark.kafka
 async def test_all_is_well(scene: Scene, clip: Path) -> None:
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})

@@ -27,38 +27,27 @@ def interpreter(directory: Path, script: str, mode: int = 0o755) -> str:
     return f"import sys\nsys.executable = {str(path)!r}"
 
 
-def starved(limit: str, value: int) -> str:
-    """A patch after which the program is over a resource limit of its own when it starts a child."""
-    # Root is above the limit on processes, so it is another user for as long as that takes.
-    return f"""
+# Root is above the limit on processes, so it is another user for as long as a start takes.
+NO_MORE_PROCESSES = """
 import os, resource, subprocess
 
 class Starved(subprocess.Popen):
     def __init__(self, *arguments, **options):
-        soft, hard = resource.getrlimit(resource.{limit})
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
         users = os.getresuid()
-        resource.setrlimit(resource.{limit}, ({value}, hard))
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
         if users[1] == 0:
             os.setresuid(54321, 54321, 0)
         try:
             super().__init__(*arguments, **options)
         finally:
             os.setresuid(*users)
-            resource.setrlimit(resource.{limit}, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
 
 subprocess.Popen = Starved
 """
 
-
-OLD_FFMPEG = f"""
-exec {sys.executable} -c '
-import runpy
-from trio_runner.video.decoder import ffmpeg
-ffmpeg.LIBAVCODEC = (99, 0, 0)
-runpy.run_module("trio_runner.video.decoder", run_name="__main__")
-' "$5"
-"""
-
+# tests/video has what a decoder may say, and the other limits.
 WAYS: dict[str, tuple[Callable[[Path], str], str]] = {
     "Python is gone": (
         lambda directory: f"import sys\nsys.executable = {str(directory / 'gone')!r}",
@@ -66,19 +55,12 @@ WAYS: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "nobody knows where Python is": (lambda _: "import sys\nsys.executable = None", "cannot be started with no Python"),
     "Python may not be run": (partial(interpreter, script="", mode=0o644), "Permission denied"),
-    "too many open files": (lambda _: starved("RLIMIT_NOFILE", 3), "Too many open files"),
-    "too many processes": (lambda _: starved("RLIMIT_NPROC", 0), "Resource temporarily unavailable"),
+    "too many processes": (lambda _: NO_MORE_PROCESSES, "Resource temporarily unavailable"),
     "the package is gone": (
         partial(interpreter, script=f"exec {sys.executable} -I -S -m trio_runner.video.decoder"),
         "No module named 'trio_runner'",
     ),
-    "what it sends is text": (
-        partial(interpreter, script="echo Hello; echo this is no record; exec sleep 1000"),
-        "no record",
-    ),
     "it says nothing and ends well": (partial(interpreter, script="exit 0"), "exit code 0"),
-    "it closes its pipe and lives on": (partial(interpreter, script="exec sleep 1000 >&2"), "lived on"),
-    "FFmpeg is too old": (partial(interpreter, script=OLD_FFMPEG), "99.0.0 is needed"),
 }
 
 
@@ -127,5 +109,5 @@ async def test_a_decoder_that_ends_or_stands_still_at_work(
         assert held.running.family() == []
     assert done.code == 75, done.err
     body = await scene.check_death(done, code, named=str(big_clip))
-    assert code == "decoder_stalled" or number.name in body["error"]["message"]
+    assert code == "decoder_stalled" or number.name.removeprefix("SIG") in body["error"]["message"]
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import struct
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,10 @@ pytestmark = pytest.mark.slow
 AT_ONCE = 4
 FRAMES = 20
 MIDDLE, END, FAULTY = 5, FRAMES - 4, 10
-TIGHT_SECONDS = 1.5
+TIGHT_SECONDS = 3.0
 """Every deadline of the peer at fault; the others keep their defaults, so that a busy machine is not one more fault."""
-SLACK_SECONDS = 3.0
-WHOLE_RUN_SECONDS = 15.0
+SLACK_SECONDS = 5.0
+WHOLE_RUN_SECONDS = 20.0
 """From the start to the end, where the peer was never there and no breakdown was felt."""
 
 REFUSE, RESET, CUT, FREEZE, SWALLOW, DRIP = Breakdown
@@ -222,7 +221,7 @@ TIGHT: dict[str, dict[str, Any]] = {
     "database": {
         "connect_timeout_seconds": TIGHT_SECONDS,
         "command_timeout_seconds": TIGHT_SECONDS,
-        "lease_seconds": 2.0,
+        "lease_seconds": 4.0,
     },
     "kafka": {"connect_timeout_seconds": TIGHT_SECONDS, "publish_timeout_seconds": TIGHT_SECONDS},
     "inference": {"connect_timeout_seconds": TIGHT_SECONDS, "timeout_seconds": TIGHT_SECONDS},
@@ -297,10 +296,6 @@ def stage(
     )
 
 
-class DisturbedError(AssertionError):
-    """A tight deadline passed before its peer failed, or the end took longer than the deadlines on the way allow."""
-
-
 def has_ended(running: Running) -> bool:
     """Cheaper than asking for its family, which looks at every process there is."""
     try:
@@ -310,14 +305,7 @@ def has_ended(running: Running) -> bool:
 
 
 def check_lives(running: Running) -> None:
-    if has_ended(running):
-        raise early_end(running.err())
-
-
-def early_end(stderr: str) -> AssertionError:
-    late = re.search(rf"(?<![\d.]){TIGHT_SECONDS:g} s\b|connection in time", stderr)
-    error = DisturbedError if late else AssertionError
-    return error(f"it ended before the breakdown\n{stderr}")
+    assert not has_ended(running), f"it ended before the breakdown\n{running.err()}"
 
 
 def named_codes(done: Finished) -> set[str]:
@@ -343,8 +331,7 @@ class Play:
     def _check_wait(self, seconds: float, done: Finished) -> None:
         """From the breakdown to the end no more than what the deadlines on the way allow."""
         longest = LONGEST_SECONDS.get(self.part) or LONGEST_SECONDS[self.peer]
-        if seconds > longest + SLACK_SECONDS:
-            raise DisturbedError(f"{seconds:.1f} s\n{done.err}")
+        assert seconds <= longest + SLACK_SECONDS, f"{seconds:.1f} s\n{done.err}"
 
     async def run(self) -> None:
         done = await self._first_run()
@@ -394,10 +381,8 @@ class Play:
                 self._check_wait(ended - proxy.broken_at, done)
             else:
                 # Nobody was spoken to, so nothing was felt; a peer that is not needed is not missed.
-                if case.how is not REFUSE and not case.hold_from:
-                    raise early_end(done.err)
-                if ended - started > WHOLE_RUN_SECONDS:
-                    raise DisturbedError(f"{ended - started:.1f} s\n{done.err}")
+                assert case.how is REFUSE or case.hold_from, f"it ended before the breakdown\n{done.err}"
+                assert ended - started <= WHOLE_RUN_SECONDS, f"{ended - started:.1f} s\n{done.err}"
             assert running.family() == [], "a child outlived the runner"
         return done
 
@@ -499,27 +484,15 @@ def _rename_broker(named: list[bytes], data: bytes) -> bytes:
     return data.replace(named[0], named[-1]) if len(named[0]) == len(named[-1]) else data
 
 
-async def play_all(plays: list[Play], new_scene: Callable[[], Scene]) -> None:
-    """A few at once; every one that went wrong is told of.
-
-    A machine may stand still for longer than a tight deadline: those it happens to are played once more, but no more of
-    them than are under way at once.
-    """
+async def play_all(plays: list[Play]) -> None:
+    """A few at once, because each mostly waits; names every one that went wrong."""
     wrong: list[str] = []
-    again: list[str] = []
     limiter = trio.CapacityLimiter(AT_ONCE)
 
     async def play_one(play: Play) -> None:
         async with limiter:
-            disturbed = False
             try:
-                try:
-                    await play.run()
-                except* DisturbedError:
-                    disturbed = True
-                    again.append(f"=== {play.part}: {play.case.when}, {play.case.how.name}\n{traceback.format_exc(-3)}")
-                if disturbed:
-                    await replace(play, scene=new_scene()).run()
+                await play.run()
             except (AssertionError, ExceptionGroup, ValueError, KeyError):
                 wrong.append(f"=== {play.part}: {play.case.when}, {play.case.how.name}\n{traceback.format_exc(-3)}")
 
@@ -527,26 +500,22 @@ async def play_all(plays: list[Play], new_scene: Callable[[], Scene]) -> None:
         for play in plays:
             nursery.start_soon(play_one, play)
     assert not wrong, "\n\n".join([f"{len(wrong)} of {len(plays)} went wrong", *wrong])
-    assert len(again) <= AT_ONCE, "\n\n".join([f"{len(again)} of {len(plays)} were disturbed", *again])
 
 
 @pytest.mark.parametrize("part", TABLE)
 async def test_a_peer_that_fails(stage: Stage, clip: Path, part: str) -> None:
     assert (await stage.cli("init-db", stage.write_config("init.toml"))).code == 0
-    new_scene = partial(stage.scene, clip)
-    await play_all([Play(part=part, case=case, scene=new_scene()) for case in TABLE[part]], new_scene)
+    await play_all([Play(part=part, case=case, scene=stage.scene(clip)) for case in TABLE[part]])
 
 
 async def test_a_decoder_that_fails(stage: Stage, big_clip: Path) -> None:
     """At the end there is no such case: a decoder that has written its last frame into the pipe has ended."""
-    new_scene = partial(stage.scene, big_clip, 120)
     await play_all(
         [
-            DecoderPlay(part=part, case=case, scene=new_scene(), frames=120, size=(1280, 720))
+            DecoderPlay(part=part, case=case, scene=stage.scene(big_clip, 120), frames=120, size=(1280, 720))
             for part, cases in DECODER.items()
             for case in cases
-        ],
-        new_scene,
+        ]
     )
 
 

@@ -106,6 +106,7 @@ async def test_a_config_that_cannot_be_used_is_exit_code_78_and_opens_nothing(
 # commands on Kafka
 
 
+@pytest.mark.kafka
 async def test_commands_start_and_stop_and_a_repeated_one_changes_nothing(fleet: Fleet, fake: Fake, clip: Path) -> None:
     hold(fake)
     await fleet.command("start", 7, "first", video_path=str(clip), settings={"scenario": {"max_failures": 3}})
@@ -133,6 +134,7 @@ def start_headers(command_id: str) -> list[tuple[str, bytes]]:
     return [("ce_id", command_id.encode()), ("ce_type", b"trio-runner.start.v1")]
 
 
+@pytest.mark.kafka
 async def test_hostile_messages_are_put_aside_with_their_reason_and_do_not_come_again(fleet: Fleet, clip: Path) -> None:
     hostile: list[dict[str, Any]] = [{"self": {}}, {"inference": {"url": "http://evil"}}, {"video": {"stride": 0}}]
     evil = [
@@ -569,6 +571,7 @@ async def forged(fleet: Fleet, scenario_id: int, **changes: Any) -> None:
     await fleet.send((fleet.retry_topic, str(scenario_id).encode(), msgspec.json.encode(event), retry.headers(event)))
 
 
+@pytest.mark.kafka
 async def test_an_event_of_another_instance_changes_nothing_and_one_of_the_right_is_recorded(
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
@@ -688,6 +691,7 @@ async def logged(running: Running, event: str) -> bool:
     return event in running.err()
 
 
+@pytest.mark.kafka
 async def test_two_orchestrators_run_every_scenario_once(fleet: Fleet, clip: Path) -> None:
     ids = list(range(1, 9))
     for each in ids:

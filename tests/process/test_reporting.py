@@ -197,6 +197,7 @@ async def events_of(scene: Scene) -> list[Event]:
     return [event for event in events if event.key == str(scene.scenario_id)]
 
 
+@pytest.mark.kafka
 async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip, invocation=invocation_of(scene)) as held:
         config = scene.directory / "runner.toml"

@@ -191,10 +191,8 @@ async def test_boxes_in_downscaled_pictures_are_stored_in_source_pixels(
 @pytest.mark.parametrize(
     ("sampling", "frames"),
     [
-        ({"stride": 7}, list(range(0, 60, 7))),
         # On the grid of 0.1 s: the first frame at or after each tenth.
         ({"max_fps": 10.0}, [math.ceil(tenth * 2.5) for tenth in range(24)]),
-        ({"start_seconds": 0.5, "max_frames": 10}, list(range(13, 23))),
         ({"start_seconds": 1.0, "stride": 10, "max_frames": 3}, [25, 35, 45]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
@@ -318,7 +316,7 @@ async def test_a_slow_service_is_not_sent_more_bytes_than_allowed(
     assert_rows(await ledger.predictions(scenario_id), list(range(120)), size=(1280, 720))
 
 
-@pytest.mark.parametrize("name", ["vfr.mkv", "mjpeg.avi", "vp9.webm", "rotated_90.mp4"])
+@pytest.mark.parametrize("name", ["vfr.mkv", "rotated_90.mp4"])
 async def test_containers_and_codecs(
     cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int, tmp_path: Path, name: str
 ) -> None:
