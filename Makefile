@@ -6,7 +6,8 @@ INSTALL = $(UV) pip install --python $(VENV)/bin/python
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml --group build $(LOCK_ARGS)
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
-PYTEST_ARGS =
+# More than the two cores of a small machine, because the tests wait for half of their time.
+PYTEST_ARGS = -n 4 --dist worksteal
 RUNS = 100
 SEED =
 CAMPAIGN_ARGS =
