@@ -68,7 +68,7 @@ async def measure(config: Config, scenarios: int) -> Costs:
     costs = Costs()
     async with open_store(config.database, application_name="scaling") as store:
         await store.create_schema()
-        # One statement over the door's own connection, without the deadline that a runner's verbs have.
+        # The client's own connection has no deadline, unlike the verbs that a runner calls.
         await aio.call(store._connection.execute, FILL.replace("$1", str(scenarios)), timeout=600)  # noqa: SLF001
         await aio.call(store._connection.execute, ATTEMPTS, timeout=600)  # noqa: SLF001
         await aio.call(store._connection.execute, "ANALYZE", timeout=600)  # noqa: SLF001

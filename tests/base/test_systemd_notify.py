@@ -89,7 +89,7 @@ def test_the_watchdogs_interval(usec: str, seconds: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": usec}).watchdog_seconds == seconds
 
 
-def test_there_is_no_watchdog_where_there_is_nobody_to_tell() -> None:
+def test_there_is_no_watchdog_where_there_is_nobody_to_notify() -> None:
     assert Notifier({"WATCHDOG_USEC": "30000000"}).watchdog_seconds is None
 
 

@@ -70,7 +70,7 @@ async def campaign(
                     wrong.append(verdict)
                     verdict += f"\n    see {own}/history.jsonl"
                 if until_caught:
-                    # What a broken program says of itself is long.
+                    # A broken program prints long messages.
                     verdict = verdict.partition("\n")[0]
                 say(f"seed {seed}: {time.monotonic() - started:5.1f} s  [{kinds}]  {verdict or 'ok'}")
                 if until_caught and mutant and caught_by(mutant, wrong):
@@ -83,11 +83,13 @@ async def campaign(
 
 def caught_by(mutant: Mutant, wrong: Sequence[str]) -> list[str]:
     """The violations that this mutant was expected to cause."""
-    return [told for each in wrong for told in each.split("; ") if told.partition(":")[0] in mutant.caught_by]
+    return [
+        violation for each in wrong for violation in each.split("; ") if violation.partition(":")[0] in mutant.caught_by
+    ]
 
 
 def say(text: str) -> None:
-    """At once, for whoever watches."""
+    """Print a line and flush it, for a person who watches."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -115,7 +117,7 @@ def survivors(names: Sequence[str], *, seed: int, jobs: int, directory: Path) ->
 
 
 def main() -> int:
-    """Play, and say what came of it; 1 where anything was violated or a mutant survived."""
+    """Play the runs and print the figures; 1 where anything was violated or a mutant survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first run; default: the time")
@@ -124,7 +126,7 @@ def main() -> int:
     parser.add_argument("--mutant", choices=MUTANTS, help="break the program in this way")
     parser.add_argument("--teeth", action="store_true", help="run each mutant (or the one) until it is caught")
     options = parser.parse_args()
-    # Who is told to end, by `timeout` for instance, takes the servers along, also where a shell has SIGINT ignored.
+    # SIGTERM, which `timeout` sends, ends the servers too; so does SIGINT, even where a shell has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = (options.directory or Path(tempfile.mkdtemp(prefix="trio-runner-campaign-"))).absolute()

@@ -27,7 +27,7 @@ VERBS = {
     "fail": b"SELECT fail(",
 }
 STATEMENT = b"__asyncpg_stmt_"
-"""A statement that was prepared before is said by its name."""
+"""A statement that was prepared before is sent by its name."""
 HAVE_ROW = b"s\0\0\0\4"
 """PortalSuspended: the one row that was asked for is there, so the function has run and its changes are committed."""
 DIED = b"trio-runner.died"
@@ -103,7 +103,7 @@ def strike(actor: Actor, fault: Fault) -> None:
     elif fault.kind.startswith(("kill", "term")) or fault.kind.endswith("pause"):
         actor.send_signal(fault.signal)
         if fault.signal is signal.SIGKILL:
-            # What it was just saying is not heard any more.
+            # Bytes that the process has just sent do not arrive any more.
             for proxy in (actor.stand.database, actor.stand.kafka):
                 proxy.break_down(Breakdown.RESET, lasting=False)
     elif fault.kind.startswith(("database", "kafka")) and "restart" not in fault.kind:
@@ -117,22 +117,25 @@ def proxy_of(actor: Actor, fault: Fault) -> Proxy:
     return actor.stand.database if fault.kind.startswith("database") else actor.stand.kafka
 
 
-def _arm_at(proxy: Proxy, said: bytes, at: Moment, act: Callable[[], None], *, later: int) -> None:
-    """`act` when the process says this, or `later` statements after it; before, just after, or before the answer."""
+def _arm_at(proxy: Proxy, statement: bytes, at: Moment, act: Callable[[], None], *, later: int) -> None:
+    """Call `act` when the process sends `statement`, or `later` statements after it.
+
+    `at.place` chooses between before the statement, just after it, and before its answer.
+    """
 
     def last() -> None:
-        act_at = STATEMENT if later else said
+        act_at = STATEMENT if later else statement
         if at.place == "before":
             proxy.arm(act, Way.TO_SERVER, at=act_at)
         elif at.place == "reply":
-            answer = HAVE_ROW if said != DIED else b""
+            answer = HAVE_ROW if statement != DIED else b""
             proxy.arm(partial(proxy.arm, act, Way.TO_CLIENT, at=answer), Way.TO_SERVER, at=act_at, passing=True)
-        elif said == DIED or later:
+        elif statement == DIED or later:
             proxy.arm(act, Way.TO_SERVER, at=act_at, passing=True)
         else:
             # First it is only prepared; what comes next runs it.
             run = partial(proxy.arm, act, Way.TO_SERVER, after=1, passing=True)
-            proxy.arm(run, Way.TO_SERVER, at=said, passing=True)
+            proxy.arm(run, Way.TO_SERVER, at=statement, passing=True)
 
     def count_down(left: int) -> None:
         """Answers and not statements: before the first array is sent, asyncpg asks what such arrays are."""
@@ -142,6 +145,6 @@ def _arm_at(proxy: Proxy, said: bytes, at: Moment, act: Callable[[], None], *, l
             proxy.arm(partial(count_down, left - 1), Way.TO_CLIENT, at=HAVE_ROW, passing=True)
 
     if later:
-        proxy.arm(partial(count_down, later), Way.TO_SERVER, at=said, passing=True)
+        proxy.arm(partial(count_down, later), Way.TO_SERVER, at=statement, passing=True)
     else:
         last()

@@ -1,4 +1,4 @@
-"""The figures of a campaign: counted while it plays, and told at its end."""
+"""The figures of a campaign: counted while it plays, and printed at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tally:
     reporters: Counter[str] = field(default_factory=Counter)
     violations: int = 0
     unreported: int = 0
-    told_later: int = 0
+    published_later: int = 0
     """Deaths whose reporter was killed between the ledger and Kafka, and for which only a reaper could speak."""
     frozen: int = 0
     """Runners that came back after their successor had been called."""
@@ -61,7 +61,7 @@ def report(tally: Tally, seconds: float) -> str:
         say(f"    {count:5d}  {kind}")
     say(f"  exit codes: {dict(sorted(tally.codes.items()))}")
     say(f"  deaths, by reporter: {dict(tally.reporters)}")
-    say(f"  deaths unreported: {tally.unreported}; told by a reaper in the reporter's place: {tally.told_later}")
+    say(f"  deaths unreported: {tally.unreported}; published by a reaper in its place: {tally.published_later}")
     say(f"  runners that came back after their death: {tally.frozen}")
     say(f"  attempts that failed although nothing was done to them: {tally.unprovoked}")
     figures = {f"SIGKILL to {what}": values for what, values in sorted(tally.killed_to_due.items())}

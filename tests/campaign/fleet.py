@@ -110,7 +110,7 @@ async def _wrong(fleet: Fleet, clip: Path) -> list[str]:
             predictions=await fleet.ledger.predictions(found),
             attempts=await fleet.ledger.attempts(found),
             deaths=await fleet.ledger.retry_events(found),
-            # One that could not reach the ledger may say of an attempt that it has died which the ledger knows better.
+            # A runner that could not reach the ledger may publish the death of an attempt that the ledger completed.
             events=[event for event in events.get(str(found), []) if event.body["epoch"] < scenario["epoch"]],
             spooled=set(),
             traces=[],
@@ -118,7 +118,7 @@ async def _wrong(fleet: Fleet, clip: Path) -> list[str]:
             size=SIZE,
             most_repeated=FRAMES,
         )
-        wrong += [f"scenario {found}: {told}" for told in violations(evidence)]
+        wrong += [f"scenario {found}: {violation}" for violation in violations(evidence)]
     return wrong
 
 
@@ -197,7 +197,7 @@ async def _with_servers(options: argparse.Namespace, directory: Path, clip: Path
             await fleet.at_least(options.scenarios, "outcome IS NOT NULL")
             nursery.cancel_scope.cancel()
         took = time.monotonic() - started
-        await _all_told(fleet)
+        await _all_published(fleet)
         wrong = await _wrong(fleet, clip)
         moves = await _moves(fleet)
         if not moves or moves[-1] > options.move:
@@ -227,14 +227,14 @@ async def _submit(config: Path, scenarios: int, clip: Path) -> None:
             await Backlog(store).submit(number, str(clip), {}, max_failures=5, max_epochs=50)
 
 
-async def _all_told(fleet: Fleet) -> None:
-    """A death whose reporter was killed between the ledger and Kafka is told by a reaper, a minute later."""
+async def _all_published(fleet: Fleet) -> None:
+    """A death whose reporter was killed between the ledger and Kafka is published by a reaper, a minute later."""
 
-    async def told() -> bool:
+    async def published() -> bool:
         (row,) = await fleet.ledger.query("SELECT count(*) AS n FROM unpublished_events WHERE reporter <> 'takeover'")
         return not row["n"]
 
-    await until(told, described="no death left to tell", seconds=150)
+    await until(published, described="every recorded death is published", seconds=150)
 
 
 def _percentiles(seconds: Sequence[float]) -> str:
@@ -245,7 +245,7 @@ def _percentiles(seconds: Sequence[float]) -> str:
 
 
 def say(text: str) -> None:
-    """At once, for whoever watches."""
+    """Print a line and flush it, for a person who watches."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -264,7 +264,7 @@ def main() -> int:
     if missing := why_not():
         say(missing)
         return SKIPPED
-    # Who is told to end, by `timeout` for instance, takes machines and servers along.
+    # SIGTERM, which `timeout` sends, ends the machines and servers too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory: Path = (options.directory or Path(tempfile.mkdtemp(prefix="trio-runner-fleet-"))).absolute()

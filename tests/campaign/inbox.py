@@ -1,4 +1,4 @@
-"""Retry events as an orchestrator handles them: told to the ledger, which takes each death once, whatever it hears."""
+"""Retry events as an orchestrator handles them: recorded in the ledger, which takes each death once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Inbox:
         self._consumed = 0
 
     async def consume(self, *, again: bool = False) -> None:
-        """Tell the ledger of every new event, and if `again` of old ones too, doubled and in any order."""
+        """Record every new event in the ledger, and if `again` old ones too, doubled and in any order."""
         await self._world.read_events()
         events = self._world.events[self._id]
         news, self._consumed = events[self._consumed :], len(events)
@@ -30,21 +30,21 @@ class Inbox:
             news = [*doubled, *news]
         for event in news:
             if event.body["epoch"]:
-                await self._tell(event)
-        await self._tell_forged()
+                await self._record(event)
+        await self._record_forged()
 
-    async def _tell(self, event: Event) -> None:
+    async def _record(self, event: Event) -> None:
         body = event.body
         known = await self._world.ledger.query(
             "SELECT FROM retry_events WHERE scenario_id = $1 AND epoch = $2", self._id, body["epoch"]
         )
         recorded = await self._fail(body["epoch"], body["instance_id"], event.headers["ce_id"], body)
-        self._note("event told to the ledger", epoch=body["epoch"], recorded=recorded, known=bool(known))
+        self._note("event recorded in the ledger", epoch=body["epoch"], recorded=recorded, known=bool(known))
         if known and recorded:
             raise Violated(f"I4: the ledger took a second report of the death of epoch {body['epoch']}")
 
-    async def _tell_forged(self) -> None:
-        """Of the attempt that is under way or next, by somebody who is not it."""
+    async def _record_forged(self) -> None:
+        """Report, as a process without the claim, the death of the attempt that is under way or next."""
         row = await self._world.ledger.scenario(self._id)
         if row is not None and await self._fail(row["epoch"], str(uuid.uuid4()), str(uuid.uuid4()), {"error": {}}):
             raise Violated(f"I4: the ledger took a stranger's report of the death of epoch {row['epoch']}")

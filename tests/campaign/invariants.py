@@ -1,6 +1,6 @@
 """What has to be true of a scenario after a run, whatever happened to its runners: I1 to I9, and what processes may do.
 
-Pure: rows, events and processes in, violations in words out, each beginning with the name of what it violates.
+Pure: rows, events and processes in, violations as sentences out, each beginning with the name of what it violates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Trace:
     frozen_over: bool = False
     """It was stopped, its death was recorded, and it came back: a zombie."""
     ledger_cut: bool = False
-    """Its way to the ledger was cut at some time, so it may have told Kafka what the ledger knows better."""
+    """Its way to the ledger was cut at some time, so it may have published a death that the ledger does not have."""
     report_death: bool = False
     """`report-death` was run after its end."""
     signals: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Evidence:
 def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     checks = (_rows, _claims, _attempts, _contents, _events, _deaths, _exits, _zombies, _repetitions)
-    return [told for check in checks for told in check(evidence)]
+    return [violation for check in checks for violation in check(evidence)]
 
 
 def _rows(seen: Evidence) -> Iterator[str]:
@@ -133,26 +133,26 @@ def _events(seen: Evidence) -> Iterator[str]:
     for event in seen.events:
         if event.headers["ce_id"] in known:
             continue
-        # The contract names both: who cannot reach the ledger says 0 where it has no claim, and cannot know whether its
-        # last word, that it is complete, was heard.
+        # The contract allows both. A runner that cannot reach the ledger and has no claim publishes epoch 0. A runner
+        # whose ledger was cut cannot know whether its completion was recorded.
         runner_id, epoch = event.body["runner_id"], event.body["epoch"]
         if runner_id in cut and (epoch == completed or (epoch == 0 and runner_id in early)):
             continue
         yield f"I9: the topic has an event of epoch {event.body['epoch']} that is no death: {event.body['reason']}"
-    for row in untold(seen):
+    for row in unpublished(seen):
         if row["body"]["runner_id"] not in unreported or row["reporter"] != "runner":
-            yield f"I9: nobody was told of the death of epoch {row['epoch']}, which is recorded by {row['reporter']}"
+            yield f"I9: the death of epoch {row['epoch']}, which is recorded by {row['reporter']}, is not published"
 
 
-def untold(seen: Evidence) -> list[dict[str, Any]]:
+def unpublished(seen: Evidence) -> list[dict[str, Any]]:
     """The recorded deaths that are neither on the topic nor in a spool, nor recorded by a successor."""
-    told = {event.headers["ce_id"] for event in seen.events} | seen.spooled
-    return [row for row in seen.deaths if str(row["event_id"]) not in told and row["reporter"] != "takeover"]
+    published = {event.headers["ce_id"] for event in seen.events} | seen.spooled
+    return [row for row in seen.deaths if str(row["event_id"]) not in published and row["reporter"] != "takeover"]
 
 
 def _deaths(seen: Evidence) -> Iterator[str]:
     for trace in unreported(seen):
-        yield f"report: {trace.runner_id} ended with {trace.code}, and nobody has said so"
+        yield f"report: {trace.runner_id} ended with {trace.code}, and nobody has reported it"
 
 
 def unreported(seen: Evidence) -> list[Trace]:
@@ -163,33 +163,33 @@ def unreported(seen: Evidence) -> list[Trace]:
 
 
 def _exits(seen: Evidence) -> Iterator[str]:
-    said = _said(seen)
+    published = _publishers(seen)
     for trace in seen.traces:
         name, code = trace.runner_id, trace.code
         if code is None:
             yield f"exit: {name} does not end"
         elif code not in KNOWN_CODES or (code < 0 and not trace.signals):
             yield f"exit: {name} ended with {code}"
-        if code in (65, 75) and name not in said:
+        if code in (65, 75) and name not in published:
             yield f"exit: {name} ended with {code}, but its event is not on the topic"
-        if code == 79 and name in said:
+        if code == 79 and name in published:
             yield f"superseded: {name} ended with 79, but has published an event"
 
 
 def _zombies(seen: Evidence) -> Iterator[str]:
-    said = _said(seen)
+    published = _publishers(seen)
     lost = {row["body"]["runner_id"] for row in seen.deaths if row["reporter"] in ("reaper", "takeover")}
     for trace in seen.traces:
         # One that cannot ask the ledger cannot know that it is superseded.
         if trace.frozen_over and not trace.ledger_cut:
             if trace.runner_id in lost and trace.code != 79:
                 yield f"superseded: {trace.runner_id} came back after its death and ended with {trace.code}"
-            if trace.runner_id in said:
+            if trace.runner_id in published:
                 yield f"superseded: {trace.runner_id} came back after its death and published an event"
 
 
-def _said(seen: Evidence) -> set[str]:
-    """The runners that have told Kafka of their own deaths."""
+def _publishers(seen: Evidence) -> set[str]:
+    """The runners that have published their own deaths."""
     return {event.body["runner_id"] for event in seen.events if event.body["reporter"] == "runner"}
 
 

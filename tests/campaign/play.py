@@ -18,7 +18,7 @@ from tests.campaign.actors import Actor, proxy_of, strike
 from tests.campaign.crew import BATCH_FRAMES, WINDOW_FRAMES, Crew, Violated, rng_of
 from tests.campaign.figures import Tally
 from tests.campaign.inbox import Inbox
-from tests.campaign.invariants import REPORTED, Evidence, repeated_frames, unreported, untold, violations
+from tests.campaign.invariants import REPORTED, Evidence, repeated_frames, unpublished, unreported, violations
 from tests.campaign.schedule import PERMANENT, Fault, Plan
 from tests.campaign.world import World
 from tests.support.harness import until
@@ -30,7 +30,7 @@ ATTEMPTS_IN_PEACE = 5
 STOPS = ("pause", "store in transit")
 """Faults that stop a process for longer than its lease."""
 DUE_SECONDS = 3.0
-"""No longer is a backoff waited for; whoever starts a runner by hand does not wait either."""
+"""The longest wait for a backoff. A runner that is started by hand does not wait for it either."""
 
 
 class Play:
@@ -53,8 +53,8 @@ class Play:
             async with trio.open_nursery() as nursery, self._crew.stack:
                 await self._orchestrate(nursery)
             await self._judge()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the run's history
-            self.violations += _words(error)
+        except Exception as error:  # noqa: BLE001 - any error is printed with the run's history
+            self.violations += _messages(error)
         self.tally.runs += 1
         self.tally.violations += len(self.violations)
         if self.violations:
@@ -91,7 +91,7 @@ class Play:
             if fault is None and actor.trace.code != 0 and restarts == self.world.restarts.total():
                 self.tally.unprovoked += 1
                 self._note("unprovoked", who=actor.trace.runner_id, code=actor.trace.code)
-        # Whoever is still stopped comes back now.
+        # Processes that are still stopped continue now.
         for actor in self._crew.actors:
             await self._crew.thaw(actor)
             await self._crew.ended(actor)
@@ -290,11 +290,13 @@ class Play:
             most_repeated=WINDOW_FRAMES + BATCH_FRAMES,
         )
         self.violations += violations(evidence)
-        self.tally.told_later += len(untold(evidence))
-        if untold(evidence):
-            await self._tell_what_is_untold()
+        self.tally.published_later += len(unpublished(evidence))
+        if unpublished(evidence):
+            await self._publish_the_rest()
             evidence.events = self.world.events[self._id]
-            self.violations += [f"I9: a reaper has not told of epoch {row['epoch']}" for row in untold(evidence)]
+            self.violations += [
+                f"I9: a reaper has not published the death of epoch {row['epoch']}" for row in unpublished(evidence)
+            ]
         self.tally.unreported += len(unreported(evidence))
         self.tally.repeated_frames += repeated_frames(evidence)
         for row in evidence.deaths:
@@ -305,18 +307,18 @@ class Play:
         self._note("events", events=[(event.headers["ce_id"], event.body) for event in evidence.events])
         self._note("processes", traces=[asdict(trace) for trace in self._crew.traces])
 
-    async def _tell_what_is_untold(self) -> None:
+    async def _publish_the_rest(self) -> None:
         """A reaper gives a reporter a minute; where Kafka does not answer it leaves the rest to the next reaper."""
         await self.world.ledger.query("UPDATE retry_events SET publish_due = now() WHERE scenario_id = $1", self._id)
 
-        async def told() -> bool:
+        async def published() -> bool:
             await self.world.reap()
             return not await self.world.ledger.query(
                 "SELECT FROM retry_events WHERE scenario_id = $1 AND published_at IS NULL AND reporter <> 'takeover'",
                 self._id,
             )
 
-        await until(told, described="a reaper has told Kafka")
+        await until(published, described="a reaper has published to Kafka")
         await self.world.read_events()
 
 
@@ -325,10 +327,10 @@ async def _recover(proxy: Proxy, seconds: float) -> None:
     proxy.recover()
 
 
-def _words(error: BaseException) -> list[str]:
-    """What was violated, out of however many groups; anything else is the campaign's own failure, told in full."""
+def _messages(error: BaseException) -> list[str]:
+    """The violations in nested groups; any other error is the campaign's own failure, with its whole traceback."""
     if isinstance(error, BaseExceptionGroup):
-        return [words for each in error.exceptions for words in _words(each)]
+        return [message for each in error.exceptions for message in _messages(each)]
     if isinstance(error, Violated):
         return [str(error)]
     return ["campaign: " + "".join(traceback.format_exception(error))]

@@ -26,8 +26,8 @@ class Moment:
     """When something happens to a process; all of it is known beforehand, but not where that finds the process."""
 
     kind: str
-    """`seconds` after the start; `asked`: the service was asked so often; `call`: the ledger is told so; `event`: Kafka
-    is told of the death."""
+    """`seconds` after the start; `asked`: the service was asked `count` times; `call`: the ledger is sent `verb`;
+    `event`: Kafka is sent the retry event."""
     seconds: float = 0.0
     count: int = 0
     verb: str = ""

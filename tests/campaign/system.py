@@ -1,7 +1,7 @@
 """The whole system on this machine, with runners killed at random, and the proof: `make system`.
 
 Embedded PostgreSQL, broker and inference service, an orchestrator with child processes, a few scenarios. At the end
-plain SQL says whether every frame is stored once and every death reported, and what was retried and why.
+plain SQL shows whether every frame is stored once and every death reported, and what was retried and why.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ SELECT s.id, s.outcome, s.total_frames, count(p.frame_index) AS rows, count(DIST
 """
 
 EVERY_DEATH_REPORTED = """
-SELECT a.scenario_id, a.epoch, a.outcome, a.error ->> 'code' AS code, e.reporter, e.published_at IS NOT NULL AS told,
-       a.end_frame - a.first_frame AS frames, round(extract(epoch FROM n.started_at - a.ended_at)::numeric, 1) AS later
+SELECT a.scenario_id, a.epoch, a.outcome, a.error ->> 'code' AS code, e.reporter,
+       e.published_at IS NOT NULL AS published, a.end_frame - a.first_frame AS frames,
+       round(extract(epoch FROM n.started_at - a.ended_at)::numeric, 1) AS later
   FROM attempts a
   LEFT JOIN retry_events e ON e.scenario_id = a.scenario_id AND e.epoch = a.epoch
   LEFT JOIN attempts n ON n.scenario_id = a.scenario_id AND n.epoch = a.epoch + 1
@@ -155,7 +156,7 @@ async def _watch(backlog: Backlog, killer: Killer, console: Console) -> None:
 
 
 async def _prove(store: Store, killed: Counter[int], console: Console) -> list[str]:
-    """Print what the ledger says; returns what is not as it must be."""
+    """Print the contents of the ledger; returns the mistakes in them."""
     wrong = []
     frames = await store.fetch_all(EVERY_FRAME_ONCE)
     proof = _table("scenario", "outcome", "attempts", "frames expected", "rows stored", "different frames")
@@ -171,10 +172,10 @@ async def _prove(store: Store, killed: Counter[int], console: Console) -> list[s
     retried = _table("scenario", "attempt", "died of", "reporter", "in Kafka", "frames", "next after")
     for row in deaths:
         later = "" if row["later"] is None else f"{row['later']} s"
-        told = "yes" if row["told"] else "NO"
-        cells = (row["scenario_id"], row["epoch"], row["code"], row["reporter"], told, row["frames"], later)
+        published = "yes" if row["published"] else "NO"
+        cells = (row["scenario_id"], row["epoch"], row["code"], row["reporter"], published, row["frames"], later)
         retried.add_row(*map(str, cells))
-        if row["reporter"] is None or not row["told"]:
+        if row["reporter"] is None or not row["published"]:
             wrong.append(f"scenario {row['scenario_id']}: the death of attempt {row['epoch']} was not reported")
     console.print(Text("Every death reported; what was retried, and why:"), retried)
     reported = Counter(row["scenario_id"] for row in deaths if row["code"] == "runner_killed")

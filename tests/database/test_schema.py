@@ -85,7 +85,7 @@ async def tables(store: Store) -> list[dict[str, Any]]:
 # a new database
 
 
-async def test_an_empty_database_is_told_from_a_ready_one(store: Store, scenario_id: int) -> None:
+async def test_an_empty_database_is_distinguished_from_a_ready_one(store: Store, scenario_id: int) -> None:
     for verb in (store.check_schema(), store.claim(attempt(scenario_id)), reading.scenarios(store)):
         with pytest.raises(RunnerError, match="init-db") as caught:
             await verb
@@ -97,7 +97,7 @@ async def test_an_empty_database_is_told_from_a_ready_one(store: Store, scenario
     assert await reading.retry_events(store) == []
 
 
-async def test_a_database_that_lacks_a_file_says_which(store: Store) -> None:
+async def test_a_database_that_lacks_a_file_names_it(store: Store) -> None:
     with pytest.raises(RunnerError, match=r"missing or out of date in tables\.sql, 31 functions;"):
         await store.check_schema()
     await store.create_schema()

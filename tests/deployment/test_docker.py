@@ -156,7 +156,7 @@ class System:
         return self.inside("orchestrator", "trio-runner", verb, CONFIG, *arguments).stdout
 
     def rows(self, query: str) -> Any:
-        """What PostgreSQL says, as JSON."""
+        """What PostgreSQL answers, as JSON."""
         statement = f"SELECT coalesce(json_agg(r), '[]') FROM ({query}) r"  # noqa: S608 - ours
         psql = ("psql", "--username=postgres", "--dbname=trio_runner", "--no-align", "--tuples-only", "--quiet")
         return json.loads(self.inside("postgres", *psql, "--command", statement).stdout)
@@ -223,7 +223,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         system.compose("down", "--volumes", "--timeout=5")
 
 
-def test_the_image_tells_its_version() -> None:
+def test_the_image_prints_its_version() -> None:
     done = docker("run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", IMAGE, "--version")
     assert done.stdout.startswith("trio-runner ")
 

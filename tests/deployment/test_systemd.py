@@ -1,4 +1,4 @@
-"""The shipped unit under a real systemd: what `systemctl start` waits for, what a death leaves, and who tells of it."""
+"""The shipped unit under a real systemd: what `systemctl start` waits for, what a death leaves, and who reports it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_start_returns_at_the_claim_and_the_end_is_a_success(unit: Unit)
             assert shown["ActiveState"] == "active"
             return shown["StatusText"].endswith(f"of {FRAMES}") and not shown["StatusText"].startswith("frame 0 ")
 
-        await until(status, described="STATUS tells of progress")
+        await until(status, described="STATUS shows progress")
         # The sandbox is around both, the daemon and its decoder.
         confined = {"NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000000000000000"}
         assert [confined <= status for status in unit.kernel_statuses()] == [True, True]
@@ -204,7 +204,7 @@ async def test_stopped_at_work_it_drains(unit: Unit) -> None:
     await unit.completes()
 
 
-async def test_stopped_while_it_starts_it_says_so(unit: Unit) -> None:
+async def test_stopped_while_it_starts_it_reports_that(unit: Unit) -> None:
     """Database and Kafka have answered; the inference service's TLS has not."""
     async with frozen(unit.scene.servers.inference_url) as (proxy, url):
         unit.configure(url.replace("http:", "https:"), inference={"connect_timeout_seconds": 30.0})
@@ -241,7 +241,7 @@ async def test_stopped_while_it_reports_a_failure_it_finishes_that(unit: Unit) -
 
 
 async def test_a_start_that_does_not_get_ready_in_time_is_reported(unit: Unit) -> None:
-    """The database does not answer: the manager loses patience, and the ledger cannot be told."""
+    """The database does not answer: the manager loses patience, and the death cannot be recorded."""
     await unit.drop_in("TimeoutStartSec=8")
     async with frozen(unit.scene.servers.database_url) as (_, url), open_fake() as fake:
         unit.configure(fake.url, database={"url": url, "connect_timeout_seconds": 30.0})

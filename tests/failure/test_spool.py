@@ -216,13 +216,13 @@ async def test_a_write_that_ends_late_still_goes_into_the_reserve_and_nowhere_el
         slow.wait(60)
         write_whole(descriptor, content)
 
-    def sync_and_tell(_: Path) -> None:
+    def note_sync(_: Path) -> None:
         ended.set()
 
     await spool.reserve()
     monkeypatch.setattr(spool_module, "PUT_SECONDS", 60.0)
     monkeypatch.setattr(spool_module, "write_whole", write_late)
-    monkeypatch.setattr(spool_module, "_sync_directory", sync_and_tell)
+    monkeypatch.setattr(spool_module, "_sync_directory", note_sync)
     monkeypatch.setattr(spool_module, "write_private", no_room)
     # As its deadline does; a thread that had yet to begin by then would show nothing.
     with trio.CancelScope() as patience:

@@ -53,7 +53,7 @@ REFUSED = (BOOTSTRAP, "one", 9092, ConnectionRefusedError(111, "Connect call fai
 WRONG_PASSWORD = (BOOTSTRAP, "two", 9092, errors.SaslAuthenticationFailed("no"))
 
 
-def test_all_causes_are_named_and_the_remedies_of_the_most_telling() -> None:
+def test_all_causes_are_named_and_the_remedies_of_the_most_specific() -> None:
     error = named(TWO, [REFUSED, WRONG_PASSWORD], NOTHING)
     assert error.code is ErrorCode.KAFKA_AUTH
     assert error.message == (
@@ -62,7 +62,7 @@ def test_all_causes_are_named_and_the_remedies_of_the_most_telling() -> None:
     )
 
 
-def test_the_most_telling_is_what_was_reached_last() -> None:
+def test_the_most_specific_is_what_was_reached_last() -> None:
     expired = ssl.SSLCertVerificationError(1, "certificate verify failed")
     expired.verify_code, expired.verify_message = 10, "certificate has expired"
     lines = [

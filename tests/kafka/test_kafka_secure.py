@@ -344,7 +344,7 @@ async def test_a_client_that_is_refused_gets_the_cause_and_the_remedy(
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_of_several_brokers_every_cause_is_named_and_the_most_telling_gives_the_code(
+async def test_of_several_brokers_every_cause_is_named_and_the_most_specific_gives_the_code(
     loop: None, apache: ApacheKafka, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing, other = f"127.0.0.1:{free_port()}", apache.tls("expired").brokers

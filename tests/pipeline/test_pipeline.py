@@ -332,13 +332,13 @@ async def test_the_first_error_is_reported_before_the_other_tasks_are_cancelled(
             try:
                 return await super().infer(frame)
             finally:
-                told_when_cancelled.append(run.failures)
+                failures_when_cancelled.append(run.failures)
 
-    told_when_cancelled: list[int] = []
+    failures_when_cancelled: list[int] = []
     run = Run(FakeSource([100] * 4), Noting(lambda _: 1.0))
     await errors_of(run)
-    assert told_when_cancelled
-    assert 0 not in told_when_cancelled
+    assert failures_when_cancelled
+    assert 0 not in failures_when_cancelled
 
 
 async def test_a_failed_frame_is_not_passed_over(autojump_clock: MockClock) -> None:

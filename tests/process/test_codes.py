@@ -47,14 +47,14 @@ REACHED_BY = {
     "store_rejected": "test_codes.test_a_row_that_is_there_already",
     "store_schema": "test_codes.test_a_database_without_the_schema",
     "kafka_unreachable": "test_run.test_a_broker_that_is_not_there",
-    "kafka_tls": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
-    "kafka_auth": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
-    "kafka_topic": "test_secure_run.test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits",
+    "kafka_tls": "test_secure_run.test_a_broker_that_refuses_the_event_is_named_and_the_event_waits",
+    "kafka_auth": "test_secure_run.test_a_broker_that_refuses_the_event_is_named_and_the_event_waits",
+    "kafka_topic": "test_secure_run.test_a_broker_that_refuses_the_event_is_named_and_the_event_waits",
     "stalled": "test_codes.test_a_pipeline_that_stands_still_although_no_deadline_passes",
     "runner_killed": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
     "runner_out_of_memory": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
     "runner_hung": "test_reporting.test_a_killed_runner_is_reported_once_and_the_next_one_goes_on",
-    "interrupted": "test_run.test_told_to_stop_it_finishes_what_is_under_way",
+    "interrupted": "test_run.test_on_a_signal_it_finishes_the_frames_under_way",
     "internal": "test_codes.test_a_bug_has_a_name_too_and_its_stack",
 }
 

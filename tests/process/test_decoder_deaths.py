@@ -1,4 +1,4 @@
-"""The ways in which the decoder child can be no use, on the real process: named, told to everybody, and got over."""
+"""The ways in which the decoder child can fail, on the real process: each is named, recorded, published and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedded server that dies while it hosts a run: its peer's door says so, and the others take the report."""
+"""An embedded server that dies while it hosts a run: its client reports the error, and the others take the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHOLE_VIDEO = 200
     ("victim", "exit_code", "codes"),
     [
         ("trio_runner.embedded.inference", 75, {"inference_unavailable", "inference_unreachable"}),
-        # The ledger is what died: the event tells the code, and nobody is left to ask.
+        # The ledger itself died, so only the event has the code.
         ("postgres", 75, set()),
         # Nobody needed it: the run completes.
         ("trio_runner.embedded.broker", 0, set()),

@@ -47,7 +47,7 @@ async def watch_peak(pid: int, peaks: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESS_FAULTS)
-async def test_the_process_tells_everybody_and_takes_little_memory(scene: Scene, clip: Path, name: str) -> None:
+async def test_the_process_reports_it_and_takes_little_memory(scene: Scene, clip: Path, name: str) -> None:
     fault, said = PROCESS_FAULTS[name]
     peaks: list[float] = []
     async with open_fake(plan=at_frame(AT_FRAME, fault), held=lambda number: number >= AT_FRAME) as fake:

@@ -110,7 +110,7 @@ def when_done(said: bytes, answer: bytes = b"", *, lasting: bool = True) -> Stri
 
 
 def when_finishing(proxies: Proxies, proxy: Proxy, how: Breakdown) -> None:
-    """When the work is done and the ledger is told so."""
+    """When the work is done and the ledger has recorded its completion."""
     proxies.database.arm(partial(proxy.break_down, how), TO_SERVER, at=FINISH, passing=True)
 
 
@@ -168,7 +168,7 @@ KAFKA_END = (
     *(Case("event", how, when_asked(DIED), UNAVAILABLE, exits=(74,), dies=True) for how in (RESET, FREEZE, DRIP)),
     # aiokafka sends it again, over a new connection.
     Case("event, once", RESET, when_asked(DIED, lasting=False), UNAVAILABLE, exits=(74, 75), dies=True),
-    # The broker has the event, and nobody can say so to the runner.
+    # The broker has the event, and the runner does not get the acknowledgement.
     Case("event, reply", SWALLOW, when_done(DIED), UNAVAILABLE, exits=(74,), dies=True),
 )
 
@@ -309,7 +309,7 @@ def check_lives(running: Running) -> None:
 
 
 def named_codes(done: Finished) -> set[str]:
-    """The error codes that stderr tells a person."""
+    """The error codes that stderr names."""
     said = [line["event"] for line in done.log() if line["level"] == "error"]
     return {code for code in ErrorCode if any(event.startswith(f"{code}: ") for event in said)}
 

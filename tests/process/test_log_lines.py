@@ -1,4 +1,4 @@
-"""Whom a line is about: eight runners in one journal can be told apart, line by line."""
+"""Each log line names its runner, so eight runners in one journal can be distinguished line by line."""
 
 from __future__ import annotations
 

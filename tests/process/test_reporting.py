@@ -1,4 +1,4 @@
-"""Deaths that the dead did not report: told by a service manager's words or by the lease, once, under the same id."""
+"""Deaths that the dead did not report: reported by a service manager or after the lease, once, under the same id."""
 
 from __future__ import annotations
 
@@ -221,15 +221,15 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 
 
-async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Scene, clip: Path) -> None:
+async def test_an_unpublished_death_is_published_by_a_reaper(scene: Scene, clip: Path) -> None:
     """Its reporter died after it had recorded the death, and before it could hand the event over."""
     async with death_without_kafka(scene, clip) as (_, kafka, server):
         await scene.ledger.query(
             "UPDATE retry_events SET publish_due = now() + interval '60 s' WHERE scenario_id = $1", scene.scenario_id
         )
-        told = f"scenario {scene.scenario_id}, attempt 1"
+        attempt = f"scenario {scene.scenario_id}, attempt 1"
         config = scene.write_config("reap.toml", kafka=kafka)
-        assert told not in (await scene.cli("reap", config)).out, "its reporter may still be at it"
+        assert attempt not in (await scene.cli("reap", config)).out, "its reporter may still be at it"
         await scene.ledger.query(
             "UPDATE retry_events SET publish_due = now() WHERE scenario_id = $1",
             scene.scenario_id,
@@ -237,19 +237,19 @@ async def test_a_death_that_kafka_was_not_told_of_is_told_by_a_reaper(scene: Sce
         server.suspend()
         done = await scene.cli("reap", config)
         assert done.code == 74, done.out
-        assert f"{told}: the retry event is recorded, and waits" in done.out
+        assert f"{attempt}: the retry event is recorded, and waits" in done.out
         (before,) = await scene.ledger.retry_events(scene.scenario_id)
         server.resume()
 
         async def reaped() -> bool:
-            return f"{told}: the retry event is published" in (await scene.cli("reap", config)).out
+            return f"{attempt}: the retry event is published" in (await scene.cli("reap", config)).out
 
-        await until(reaped, described="a reaper has told Kafka")
+        await until(reaped, described="a reaper has published the event")
         (record,) = await scene.ledger.retry_events(scene.scenario_id)
         assert (before["published_at"], record["published_at"] is None) == (None, False)
         ids = {event.headers["ce_id"] for event in await read_topic(kafka["brokers"], scene.topic)}
         assert str(record["event_id"]) in ids
-        assert told not in (await scene.cli("reap", config)).out
+        assert attempt not in (await scene.cli("reap", config)).out
 
 
 async def test_what_the_ledger_recorded_and_is_no_event_holds_no_reaper_up(scene: Scene, big_clip: Path) -> None:

@@ -77,7 +77,7 @@ def orchestrator(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path)
 
 @pytest.fixture
 def raw(server: DatabaseServer, servers: Servers, runner: dict[str, Any]) -> Ledger:
-    """The database as whoever has the runner's password sees it."""
+    """The database as a client with the runner's password sees it."""
     return Ledger(server.servers(servers, role=IN_URL, password_file=Path(runner["password_file"])))
 
 
@@ -358,7 +358,7 @@ async def nobody(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path)
     await server.as_superuser("DROP OWNED BY nobody", "DROP ROLE nobody")
 
 
-async def test_a_role_without_the_rights_is_told_how_to_get_them(nobody: DatabaseSection, scenario_id: int) -> None:
+async def test_a_role_without_the_rights_learns_how_to_get_them(nobody: DatabaseSection, scenario_id: int) -> None:
     async with aio.open_loop(), open_store(nobody, application_name="x") as store:
         for verb in (store.check_schema(), store.create_schema()):
             with pytest.raises(RunnerError, match="init-db CONFIG --grant ROLE") as caught:

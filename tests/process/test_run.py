@@ -1,4 +1,4 @@
-"""The failure path on the real process: each way to die, what everybody is told of it, and the run after it."""
+"""The failure path on the real process: each way to die, the records and events of it, and the run after it."""
 
 from __future__ import annotations
 
@@ -221,7 +221,9 @@ async def test_a_broker_that_is_not_there(scene: Scene, clip: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.kafka
-async def test_told_to_stop_it_finishes_what_is_under_way(scene: Scene, big_clip: Path, number: signal.Signals) -> None:
+async def test_on_a_signal_it_finishes_the_frames_under_way(
+    scene: Scene, big_clip: Path, number: signal.Signals
+) -> None:
     async with held_run(scene, big_clip) as held:
         held.running.send_signal(number)
         await held.manager.wait_for("STOPPING=1")
@@ -247,7 +249,7 @@ async def test_what_is_under_way_is_not_waited_for_for_ever(scene: Scene, big_cl
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 
 
-async def test_told_twice_it_stops_at_once(scene: Scene, big_clip: Path) -> None:
+async def test_on_a_second_signal_it_stops_at_once(scene: Scene, big_clip: Path) -> None:
     async with held_run(scene, big_clip, runner={"drain_seconds": 600.0}, inference={"timeout_seconds": 600.0}) as held:
         held.running.send_signal(signal.SIGTERM)
         await held.manager.wait_for("STOPPING=1")
@@ -259,8 +261,8 @@ async def test_told_twice_it_stops_at_once(scene: Scene, big_clip: Path) -> None
     await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
 
 
-async def test_told_to_stop_with_the_last_frames_under_way_it_may_as_well_complete(scene: Scene, clip: Path) -> None:
-    """Everything was read when the signal came, so draining is completing; either word is true of what is stored."""
+async def test_on_a_signal_with_the_last_frames_under_way_it_may_as_well_complete(scene: Scene, clip: Path) -> None:
+    """Everything was read when the signal came, so draining is completing; either outcome is true of what is stored."""
     async with open_fake(held=lambda _: True) as fake, open_service_manager() as manager:
         config = scene.write_config(video={"path": str(clip), "max_frames": 3}, inference={"url": fake.url})
         async with scene.cli.started("run", config, variables=manager.variables) as running:
@@ -379,7 +381,7 @@ async def test_the_password_lies_nowhere_in_reach(scene: Scene, big_clip: Path) 
     scene.check_secrets(done.out, done.err)
 
 
-async def test_death_is_told_to_people_on_stdout_too(scene: Scene, clip: Path) -> None:
+async def test_a_death_is_printed_on_stdout_too(scene: Scene, clip: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = await scene.run_to_the_end(scene.write_config(video={"path": str(clip)}, inference={"url": url}))
     assert f"scenario {scene.scenario_id} failed" in done.out

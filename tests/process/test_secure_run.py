@@ -1,4 +1,4 @@
-"""The whole process with every peer secured: it works, it says what is wrong, and no credential is found anywhere."""
+"""The whole process with every peer secured: it works, names what is wrong, and no credential is found anywhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def on_the_topic(scene: Scene, apache: ApacheKafka) -> list[Event]:
         ("no rights", "kafka_topic", "does not let user 'stranger'"),
     ],
 )
-async def test_a_broker_that_does_not_take_its_word_is_named_and_the_event_waits(
+async def test_a_broker_that_refuses_the_event_is_named_and_the_event_waits(
     scene: Scene, clip: Path, apache: ApacheKafka, wrong_password: str, way: str, code: str, said: str
 ) -> None:
     if way == "expired":

@@ -52,7 +52,7 @@ def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Scene:
     return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
 
 
-class Heard(trio.abc.Stream):
+class Recording(trio.abc.Stream):
     """A stream that keeps what came in by it."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -75,20 +75,20 @@ class Heard(trio.abc.Stream):
 
 
 @asynccontextmanager
-async def authorised_fake(authority: Authority) -> AsyncIterator[tuple[Fake, list[Heard]]]:
-    """The fake service over TLS, which wants a client's certificate; with all that was said to it."""
+async def authorised_fake(authority: Authority) -> AsyncIterator[tuple[Fake, list[Recording]]]:
+    """The fake service over TLS, which wants a client's certificate; with the bytes of every client."""
     tls = authority.issue("localhost").server_context(client_ca=authority.ca_file)
-    said: list[Heard] = []
+    clients: list[Recording] = []
 
     async def handle(stream: trio.SocketStream) -> None:
         secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        said.append(Heard(secured))
-        await fake.serve(said[-1])
+        clients.append(Recording(secured))
+        await fake.serve(clients[-1])
 
     async with open_fake() as fake, trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
         fake.url = f"https://localhost:{listeners[0].socket.getsockname()[1]}"
-        yield fake, said
+        yield fake, clients
         nursery.cancel_scope.cancel()
 
 
@@ -98,7 +98,7 @@ async def test_a_whole_run_over_tls_with_a_token(
     (tmp_path / "token").write_text("c4n4ry.token-~+/=\n")
     authority = authority_of(server)
     mine = authority.issue("runner")
-    async with authorised_fake(authority) as (fake, said):
+    async with authorised_fake(authority) as (fake, clients):
         config = scene.write_config(
             video={"path": str(clip)},
             database=server.section(),
@@ -115,7 +115,7 @@ async def test_a_whole_run_over_tls_with_a_token(
     assert done.code == 0, done.err
     await scene.check_rows(60)
     await scene.ledger.check_invariants(scene.scenario_id)
-    requests = b"".join(heard.bytes for heard in said).lower()
+    requests = b"".join(client.bytes for client in clients).lower()
     assert requests.count(b"post /predict http/1.1\r\n") == 60
     assert requests.count(b"\r\nauthorization: bearer c4n4ry.token-~+/=\r\n") == 60
     assert "c4n4ry" not in done.out + done.err

@@ -1,4 +1,4 @@
-"""Signals and the watchdog, with a runner that does what the test says; real processes are tested elsewhere."""
+"""Signals and the watchdog, with a fake runner that the test controls; real processes are tested elsewhere."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Manager:
                 return messages
 
 
-async def heard(manager: Manager, seconds: float) -> list[str]:
+async def states_within(manager: Manager, seconds: float) -> list[str]:
     """All that comes in so many virtual seconds; read often, since the kernel keeps ten datagrams for a slow reader."""
-    told: list[str] = []
+    states: list[str] = []
     end = trio.current_time() + seconds
     while (now := trio.current_time()) < end:
         await trio.sleep(min(0.1, end - now))
-        told += manager.states()
-    return told
+        states += manager.states()
+    return states
 
 
 @pytest.fixture
@@ -175,7 +175,9 @@ async def test_real_signals_arrive(manager: Manager) -> None:
 # the service manager
 
 
-async def test_ready_is_said_when_the_claim_is_held_and_not_before(manager: Manager, autojump_clock: MockClock) -> None:
+async def test_ready_is_notified_when_the_claim_is_held_and_not_before(
+    manager: Manager, autojump_clock: MockClock
+) -> None:
     fake = FakeRunner()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
@@ -194,18 +196,18 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager
     fake.progress.last_advance = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
-        told = await heard(manager, STALLED_SECONDS - 0.5)
-        assert told.count("WATCHDOG=1") >= STALLED_SECONDS - 1
-        await heard(manager, 1)
-        told = await heard(manager, 100)
-        assert "WATCHDOG=1" not in told
-        # It is alive enough to say where it stands.
-        assert "STATUS=frame 0 of unknown" in told
+        states = await states_within(manager, STALLED_SECONDS - 0.5)
+        assert states.count("WATCHDOG=1") >= STALLED_SECONDS - 1
+        await states_within(manager, 1)
+        states = await states_within(manager, 100)
+        assert "WATCHDOG=1" not in states
+        # The status line still names the frame.
+        assert "STATUS=frame 0 of unknown" in states
         fake.progress.last_advance = trio.current_time()
         fake.progress.next_frame = 7
-        told = await heard(manager, 2)
-        assert "WATCHDOG=1" in told
-        assert "STATUS=frame 7 of unknown" in told
+        states = await states_within(manager, 2)
+        assert "WATCHDOG=1" in states
+        assert "STATUS=frame 7 of unknown" in states
         nursery.cancel_scope.cancel()
 
 
@@ -222,7 +224,7 @@ async def test_the_watchdog_is_fed_well_within_its_interval(
         for _ in range(10):
             # Progress goes on, as it were.
             fake.progress.last_advance = trio.current_time()
-            assert "WATCHDOG=1" in await heard(manager, watchdog_seconds / 2)
+            assert "WATCHDOG=1" in await states_within(manager, watchdog_seconds / 2)
         nursery.cancel_scope.cancel()
 
 

@@ -32,7 +32,7 @@ from trio_runner.embedded.child import find_package
 OWNER = "trio_runner"
 """Owns the schema and the database of the same name, and may do nothing else."""
 CERTIFIED = "certified"
-"""The database whose door asks for a client's certificate and for no password."""
+"""The database that asks its clients for a certificate and for no password."""
 OWNER_PASSWORD = "c4n4ry-owner"
 
 _LOCAL = "local all postgres trust\n"

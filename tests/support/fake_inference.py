@@ -1,6 +1,6 @@
 """A fake inference service that reads the painted number out of each picture, and misbehaves on demand.
 
-What it answers is a pure function of that number (`answer_for`), so a test can tell whether each row of the ledger
+What it answers is a pure function of that number (`answer_for`), so a test can check whether each row of the ledger
 belongs to its frame. In a test: `async with open_fake(...) as fake`. As a process, for tests that have no Trio:
 `python fake_inference.py --listen 127.0.0.1:0`, which prints one line on stdout, the JSON object {"port": N}.
 """

@@ -1,7 +1,7 @@
 """What the end-to-end tests share: live addresses, the command line as a real process, ledger and topic read raw.
 
-Ledger and topic are read with asyncpg and aiokafka themselves and not through the package's own doors, so that a door
-that is wrong both ways does not hide it.
+Ledger and topic are read with asyncpg and aiokafka themselves and not through the package's own clients. A client that
+writes and reads the same wrong thing would hide the fault.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class WriteConfig(Protocol):
 
 
 class ServiceManager:
-    """What systemd is to a unit of `Type=notify`: it is told of states, and remembers them."""
+    """What systemd is to a unit of `Type=notify`: it receives the notified states, and keeps them."""
 
     def __init__(self, name: str) -> None:
         self.variables = {"NOTIFY_SOCKET": f"@{name}"}
@@ -232,7 +232,7 @@ class ServiceManager:
                 self.states += (await self._socket.recv(65536)).decode().splitlines()
 
     async def wait_for(self, state: str) -> None:
-        """Wait until the service has said `state`, for instance READY=1."""
+        """Wait until the service has notified `state`, for instance READY=1."""
 
         async def is_there() -> bool:
             return state in self.states

@@ -137,7 +137,7 @@ def box(kind: str, name: bytes, offset: int, form: str, *values: float) -> Calla
 
 
 MP4, AVI, MKV = "libx264.mp4", "mjpeg.avi", "libx264.mkv"
-# FFmpeg leaves out or reorders frames as the times tell it to; the numbers then are not those of the places.
+# FFmpeg leaves out or reorders frames according to their times, so a frame's number may differ from its place.
 REORDERED = (
     "stts declares no time between frames",
     "ctts goes back",
@@ -659,7 +659,7 @@ CASES: dict[str, Case] = {
     "a path of nearly 4 kB": Case(make=deep, frames=20),
     "inside the root": rooted("root/inside.mp4", whole=True),
     "a link inside the root": rooted("root/to_inside.mp4", whole=True),
-    "a hard link, which nobody can tell": rooted("root/hard.mp4", whole=True),
+    "a hard link, which nobody can detect": rooted("root/hard.mp4", whole=True),
     "the root through a link": rooted("to_root/inside.mp4", whole=True),
     "a root that is a link": rooted("root/inside.mp4", root="to_root", whole=True),
     "up and down again": rooted("root/sub/../../root/inside.mp4", whole=True),

@@ -1,4 +1,4 @@
-"""Frames, results, attempts, claims and open videos for the tests of single rooms."""
+"""Frames, results, attempts, claims and open videos for the tests of single packages."""
 
 from __future__ import annotations
 

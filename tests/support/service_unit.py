@@ -115,8 +115,8 @@ class Unit:
         assert record["reporter"] == by
         (attempt,) = await self.scene.ledger.attempts(self.scene.scenario_id)
         assert attempt["error"]["code"] == code
-        told_itself = "interrupted" if code == "interrupted" else "failed"
-        assert attempt["outcome"] == (told_itself if by == "runner" else "lost")
+        own_outcome = "interrupted" if code == "interrupted" else "failed"
+        assert attempt["outcome"] == (own_outcome if by == "runner" else "lost")
         scenario = await self.scene.ledger.existing(self.scene.scenario_id)
         assert scenario["last_error"]["code"] == code
         await self.scene.ledger.check_invariants(self.scene.scenario_id)

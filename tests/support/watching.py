@@ -1,4 +1,4 @@
-"""Reads a video to its end through the real door and the real child."""
+"""Reads a video to its end through the real client and the real child."""
 
 from __future__ import annotations
 

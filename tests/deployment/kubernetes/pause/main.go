@@ -1,4 +1,4 @@
-// Pause holds a pod's namespaces open until it is told to end.
+// Pause holds a pod's namespaces open until it gets SIGTERM or SIGINT.
 package main
 
 import (
