@@ -63,7 +63,8 @@ trio.run(main, *sys.argv[1:])
 
 def own_children() -> list[psutil.Process]:
     """The children of this process, without the servers that the session's other tests share."""
-    return [child for child in psutil.Process().children() if "embedded" not in child.cmdline()]
+    others = {"embedded", "tests.support.fork_server"}
+    return [child for child in psutil.Process().children() if not others & {*child.cmdline()}]
 
 
 class Neighbour:
