@@ -65,7 +65,7 @@ class Service(ThreadingHTTPServer):
     """The fake inference service."""
 
     def handle_error(self, *_: object) -> None:
-        """A runner that dies resets its connections: nothing to say."""
+        """A runner that dies resets its connections; that is no error here."""
 
 
 def run(config: Path, scenario: int, *extra: str, on_ready: Callable[[], None] = lambda: None) -> dict[str, float]:

@@ -270,9 +270,9 @@ def report(fleet: Fleet, options: argparse.Namespace) -> str:
     """Events and statements at the worst second, and how long the lost third took."""
     moved = sorted(fleet.moved)
     busy = sorted(fleet.busy.values())
-    said = sorted(fleet.statements.values())
+    durations = sorted(fleet.statements.values())
     size = f"{options.scenarios} scenarios of {options.seconds:g} s, {options.nodes} nodes with room for {options.room}"
-    median, most = _share(said, 0.5), said[-1]
+    median, most = _share(durations, 0.5), durations[-1]
     lines = [
         f"simulated: {size} each, done after {fleet.now:.0f} s",
         f"  retry events: {max(fleet.events.values(), default=0)} in the worst second, {fleet.events.total()} in all",

@@ -50,8 +50,8 @@ async def process(bench: Bench, video: Path) -> AsyncIterator[tuple[Path, Scenar
     bench.write(max_runners=ROOM)
     data = str(bench.directory / "data")
 
-    def scenario_of(words: list[str]) -> int | None:
-        return int(Path(words[-1]).parent.name) if "run" in words and words[-1].startswith(data) else None
+    def scenario_of(arguments: list[str]) -> int | None:
+        return int(Path(arguments[-1]).parent.name) if "run" in arguments and arguments[-1].startswith(data) else None
 
     async with bench.orchestrating():
         yield video, scenario_of
@@ -74,11 +74,11 @@ async def systemd(bench: Bench, video: Path) -> AsyncIterator[tuple[Path, Scenar
         shutil.copy(bench.config, manager.configs / "runner.toml")
         configs = str(manager.configs_inside)
 
-        def scenario_of(words: list[str]) -> int | None:
-            return int(Path(words[-1]).stem) if "run" in words and words[-1].startswith(configs) else None
+        def scenario_of(arguments: list[str]) -> int | None:
+            return int(Path(arguments[-1]).stem) if "run" in arguments and arguments[-1].startswith(configs) else None
 
-        said = await manager.systemctl("start", NAME)
-        assert said.code == 0, said.text + manager.log(NAME)
+        done = await manager.systemctl("start", NAME)
+        assert done.code == 0, done.text + manager.log(NAME)
         yield video, scenario_of
         await manager.systemctl("stop", NAME, "trio-runner@*.service")
 
@@ -98,8 +98,10 @@ async def kubernetes(bench: Bench, video: Path) -> AsyncIterator[tuple[Path, Sce
             sections={"kubernetes": cluster.section(bench.directory, video.parent)},
         )
 
-        def scenario_of(words: list[str]) -> int | None:
-            named = [word.removeprefix("scenario.id=") for word in words if word.startswith("scenario.id=")]
+        def scenario_of(arguments: list[str]) -> int | None:
+            named = [
+                argument.removeprefix("scenario.id=") for argument in arguments if argument.startswith("scenario.id=")
+            ]
             return int(named[0]) if named else None
 
         async with bench.orchestrating():
@@ -146,10 +148,10 @@ async def kill(name: str, world: World, kills: int) -> None:
 
 def _scenario(runner: psutil.Process, scenario_of: ScenarioOf) -> int | None:
     try:
-        words = runner.cmdline()
+        arguments = runner.cmdline()
     except psutil.Error:
         return None
-    return scenario_of(words) if words else None
+    return scenario_of(arguments) if arguments else None
 
 
 def main() -> int:

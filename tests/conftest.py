@@ -56,7 +56,7 @@ _scenario_ids = itertools.count(time.time_ns() // 1000)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, object, object]:
-    """A skip says why: pytest-trio raises that of an async test or fixture anew, without its reason."""
+    """A skip keeps its reason: pytest-trio raises that of an async test or fixture anew, without its reason."""
     try:
         return (yield)
     except pytest.skip.Exception as skipped:
@@ -127,9 +127,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Ite
 def _wait_for_addresses(process: subprocess.Popen[bytes], directory: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while "# until Ctrl-C" not in (directory / "out").read_text():
-        said = (directory / "out").read_text() + (directory / "err").read_text()
-        assert process.poll() is None, f"the servers did not start: {said}"
-        assert time.monotonic() < deadline, f"the servers did not start in time: {said}"
+        output = (directory / "out").read_text() + (directory / "err").read_text()
+        assert process.poll() is None, f"the servers did not start: {output}"
+        assert time.monotonic() < deadline, f"the servers did not start in time: {output}"
         time.sleep(0.02)
 
 

@@ -30,7 +30,7 @@ def test_the_contract_lists_every_error_code_in_the_order_of_the_model() -> None
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
-def test_the_contract_says_of_each_code_what_the_program_does(row: tuple[str, ...]) -> None:
+def test_the_contract_has_each_code_as_the_program_does(row: tuple[str, ...]) -> None:
     (code,) = (code for code in ErrorCode if code == row[0])
     assert row[1] == code.error_class
     if code in {ErrorCode.CONFIG_INVALID, ErrorCode.CLAIM_REFUSED, ErrorCode.SUPERSEDED}:
@@ -82,7 +82,7 @@ def test_what_shows_a_promise_is_there() -> None:
         assert [name for name in commands if f"\n{name}:" not in (ROOT / "Makefile").read_text()] == []
 
 
-def test_what_the_readme_says_of_docker_is_what_the_compose_file_has() -> None:
+def test_the_readmes_docker_section_agrees_with_the_compose_file() -> None:
     compose = (ROOT / "deploy" / "compose.yaml").read_text()
     section = README[README.index("### Docker") :]
     (exec_service,) = set(re.findall(r" exec (\w+)", section))

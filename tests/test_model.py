@@ -55,6 +55,6 @@ def test_who_catches_a_refusal_does_not_catch_a_supersession() -> None:
     assert SupersededError("gone").code is ErrorCode.SUPERSEDED
 
 
-def test_a_detection_without_confidence_says_so_in_json() -> None:
+def test_a_detection_without_confidence_has_null_in_json() -> None:
     encoded = msgspec.json.encode(Detection("dog", None, (0.0, 1.0, 2.0, 3.5)))
     assert msgspec.json.decode(encoded) == {"label": "dog", "confidence": None, "bbox": [0.0, 1.0, 2.0, 3.5]}

@@ -88,7 +88,7 @@ async def test_a_library_that_swallows_the_cancellation_hides_it_no_longer_than_
         return "slept"
 
     with trio.move_on_after(1) as scope:
-        # What the call gave back may have to be closed, so it is not lost to the cancellation.
+        # The result of the call may have to be closed, so the cancellation does not lose it.
         assert await aio.call(swallow) == "swallowed"
         await aio.call(swallow)
         pytest.fail("the scope is cancelled, this must not be reached")

@@ -15,7 +15,7 @@ def test_a_private_file_is_whole_and_replaces_no_file_by_way_of_a_link(tmp_path:
     temporary.write_text("of a process that was killed while it wrote, and longer")
     with path.open() as reader:
         write_private(path, b"after")
-        # Whoever has it open reads the old text to its end.
+        # A process that has the file open reads the old text to its end.
         assert reader.read() == "before"
     assert path.read_text() == "after"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

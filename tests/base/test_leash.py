@@ -40,7 +40,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change 
 
 
 def orphan(*command: str) -> bool:
-    """Start `command` below a parent, SIGKILL the parent, and say whether the child ended within 20 s."""
+    """Start `command` below a parent, SIGKILL the parent, and return whether the child ended within 20 s."""
     parent = subprocess.Popen(
         (sys.executable, "-c", PARENT, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -95,14 +95,14 @@ def test_a_child_whose_parent_is_gone_already_does_not_start(tmp_path: Path) -> 
 
 
 def test_the_program_gets_its_arguments_as_they_are() -> None:
-    words = ["--user", "root", "--", "--signal=KILL", "a b", ""]
-    said = run([*LEASH, "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
-    assert said.stdout.strip() == repr(words)
+    arguments = ["--user", "root", "--", "--signal=KILL", "a b", ""]
+    done = run([*LEASH, "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *arguments])
+    assert done.stdout.strip() == repr(arguments)
 
 
 def test_it_needs_no_package_and_no_site() -> None:
-    said = run([sys.executable, "-I", "-S", leash.__file__, "--", "echo", "hello"])
-    assert (said.returncode, said.stdout) == (0, "hello\n")
+    done = run([sys.executable, "-I", "-S", leash.__file__, "--", "echo", "hello"])
+    assert (done.returncode, done.stdout) == (0, "hello\n")
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_it_needs_no_package_and_no_site() -> None:
     ],
 )
 def test_the_leash_names_what_it_cannot_do(arguments: list[str], code: int, message: str) -> None:
-    said = run([*LEASH, *arguments])
-    assert said.returncode == code
-    assert message in said.stderr
+    done = run([*LEASH, *arguments])
+    assert done.returncode == code
+    assert message in done.stderr
 
 
 @needs_root
@@ -128,11 +128,11 @@ def test_of_root_only_the_right_to_pass_permissions_is_left(user: str, tmp_path:
     secret.write_text("reached")
     # `test -r` asks access(2), as PostgreSQL does, which counts capabilities differently from open(2).
     script = f"cat /proc/self/status; test -r {secret} && cat {secret}"
-    said = run([*LEASH, "--user", user, "--", "sh", "-c", script])
-    status = dict(line.split(":\t", 1) for line in said.stdout.splitlines() if ":\t" in line)
+    done = run([*LEASH, "--user", user, "--", "sh", "-c", script])
+    status = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
     nobody = pwd.getpwnam("nobody")
     assert status["Uid"].split() == [str(nobody.pw_uid)] * 4
     assert status["Gid"].split() == [str(nobody.pw_gid)] * 4
     assert status["Groups"].split() in ([], [str(nobody.pw_gid)])
     assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {1 << 1}
-    assert said.stdout.endswith("reached")
+    assert done.stdout.endswith("reached")

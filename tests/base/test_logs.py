@@ -41,8 +41,8 @@ async def test_names_are_on_every_line_of_a_task_its_children_and_their_threads(
             nursery.start_soon(child)
             logger.info("task")
         logger.info("outside")
-    said = {line["event"]: line.get("scenario_id") for line in lines(capsys)}
-    assert said == {"task": 7, "child": 7, "thread": 7, "outside": None}
+    logged = {line["event"]: line.get("scenario_id") for line in lines(capsys)}
+    assert logged == {"task": 7, "child": 7, "thread": 7, "outside": None}
 
 
 async def test_what_is_added_later_is_on_the_lines_of_tasks_that_run_already(
@@ -77,8 +77,8 @@ async def test_two_tasks_do_not_see_each_others_names(capsys: pytest.CaptureFixt
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work, 1)
         nursery.start_soon(work, 2)
-    said = {line["event"]: (line["scenario_id"], line["epoch"]) for line in lines(capsys)}
-    assert said == {"1": (1, 10), "2": (2, 20)}
+    logged = {line["event"]: (line["scenario_id"], line["epoch"]) for line in lines(capsys)}
+    assert logged == {"1": (1, 10), "2": (2, 20)}
 
 
 def test_the_innermost_name_counts_and_none_takes_the_place_of_the_lines_own_fields(
@@ -103,8 +103,8 @@ def test_a_process_is_named_on_every_line_whoever_logs_it(capsys: pytest.Capture
     thread.join()
     with about(epoch=4):
         logger.info("task")
-    said = {line["event"]: (line["scenario_id"], line["runner_id"], line["epoch"]) for line in lines(capsys)}
-    assert said == {"thread": (7, "a", 3), "task": (7, "a", 4)}
+    logged = {line["event"]: (line["scenario_id"], line["runner_id"], line["epoch"]) for line in lines(capsys)}
+    assert logged == {"thread": (7, "a", 3), "task": (7, "a", 4)}
 
 
 def test_logging_that_somebody_else_set_up_is_given_no_names() -> None:
@@ -120,10 +120,10 @@ def test_names_and_extra_are_on_a_terminals_lines_too(capsys: pytest.CaptureFixt
     set_up_logging(level="info", form="console")
     with about(scenario_id=7):
         logger.warning("careful", extra={"code": "x"})
-    said = capsys.readouterr().err
-    assert "careful" in said
-    assert "scenario_id" in said
-    assert "code" in said
+    logged = capsys.readouterr().err
+    assert "careful" in logged
+    assert "scenario_id" in logged
+    assert "code" in logged
 
 
 def test_an_exception_and_a_value_of_any_type_are_in_the_line(capsys: pytest.CaptureFixture[str]) -> None:

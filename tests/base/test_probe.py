@@ -17,14 +17,14 @@ from trio_runner.base.notify import Notifier
 
 
 @contextmanager
-def saying(path: Path, *words: str) -> Iterator[None]:
+def notifying(path: Path, *states: str) -> Iterator[None]:
     """A process that notifies again and again, whether anybody listens or not."""
     notifier, over = Notifier({"NOTIFY_SOCKET": str(path)}), threading.Event()
 
     def notify() -> None:
         while not over.wait(0.02):
-            for word in words:
-                notifier._send(word)
+            for state in states:
+                notifier._send(state)
 
     thread = threading.Thread(target=notify)
     thread.start()
@@ -49,16 +49,16 @@ def asked(path: str) -> tuple[int, str]:
 
 def test_a_process_that_makes_progress_is_alive_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "notify"
-    with saying(path, "STATUS=frame 1 of 20", "WATCHDOG=1"):
+    with notifying(path, "STATUS=frame 1 of 20", "WATCHDOG=1"):
         assert [asked(str(path)) for _ in range(2)] == [(0, ""), (0, "")]
     assert not path.exists()
 
 
 def test_a_process_that_sends_a_status_only_does_not_pass(tmp_path: Path) -> None:
     path = tmp_path / "notify"
-    with saying(path, "READY=1", "STATUS=WATCHDOG=1 of 20"):
-        code, said = asked(str(path))
-    assert (code, "no sign of life" in said) == (1, True)
+    with notifying(path, "READY=1", "STATUS=WATCHDOG=1 of 20"):
+        code, output = asked(str(path))
+    assert (code, "no sign of life" in output) == (1, True)
     assert not path.exists()
 
 
@@ -66,7 +66,7 @@ def test_what_a_killed_probe_left_is_no_hindrance(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
         left.bind(str(path))
-    with saying(path, "WATCHDOG=1"):
+    with notifying(path, "WATCHDOG=1"):
         assert asked(str(path)) == (0, "")
 
 
@@ -74,14 +74,14 @@ def test_a_service_manager_that_listens_keeps_its_socket(tmp_path: Path) -> None
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
-        code, said = asked(str(path))
-        assert (code, "in use" in said) == (1, True)
+        code, output = asked(str(path))
+        assert (code, "in use" in output) == (1, True)
         Notifier({"NOTIFY_SOCKET": str(path)}).ready()
         assert manager.recv(100) == b"READY=1"
 
 
 @pytest.mark.parametrize("value", ["", "@abstract", "/no/such/directory/notify"])
 def test_a_socket_that_cannot_be_made_is_named(value: str) -> None:
-    code, said = asked(value)
+    code, output = asked(value)
     assert code == 1
-    assert "NOTIFY_SOCKET" in said or "No such file" in said
+    assert "NOTIFY_SOCKET" in output or "No such file" in output

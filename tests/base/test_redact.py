@@ -139,8 +139,8 @@ def fresh_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
 
 
-def say(secret: str, before: str, after: str) -> None:
-    """Everywhere where a line may come from."""
+def log_everywhere(secret: str, before: str, after: str) -> None:
+    """Log the secret from every place that a log line may come from."""
     text = f"{before}{secret}{after}"
     logger = logging.getLogger("trio_runner.x")
     logger.error("%s", text)
@@ -157,30 +157,30 @@ def say(secret: str, before: str, after: str) -> None:
 @given(awkward, around, around)
 def test_no_secret_survives_in_a_log_line(form: str, secret: str, before: str, after: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        said = StringIO()
-        patch.setattr(sys, "stderr", said)
+        output = StringIO()
+        patch.setattr(sys, "stderr", output)
         root = logging.getLogger()
         patch.setattr(root, "handlers", [])
         set_up_logging(level="info", form=form)
         conceal(frozenset({secret}))
-        say(secret, before, after)
-    assert said.getvalue().count(MASK) >= 5
-    assert secret not in said.getvalue()
+        log_everywhere(secret, before, after)
+    assert output.getvalue().count(MASK) >= 5
+    assert secret not in output.getvalue()
 
 
 @pytest.mark.usefixtures("fresh_logging")
-def test_lines_stay_json_and_say_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_stay_json_and_keep_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(level="info", form="json")
     secret = 'c4n4ry"\\é\\'
     conceal(frozenset({secret}))
-    say(secret, "before ", ' "after" \\')
-    said = capsys.readouterr().err
-    records = [json.loads(line) for line in said.splitlines()]
+    log_everywhere(secret, "before ", ' "after" \\')
+    output = capsys.readouterr().err
+    records = [json.loads(line) for line in output.splitlines()]
     assert len(records) == 5
     assert records[0]["event"] == f'before {MASK} "after" \\'
     assert records[3]["value"] == f'before {MASK} "after" \\'
     assert f"ValueError: before {MASK}" in records[4]["exception"]
-    assert CANARY not in said
+    assert CANARY not in output
 
 
 @pytest.mark.usefixtures("fresh_logging")
@@ -195,10 +195,10 @@ def test_a_secret_that_ends_with_a_backslash_takes_no_quote_with_it(capsys: pyte
 def test_lines_stay_json_also_when_an_escape_makes_up_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(level="info", form="json")
     conceal(frozenset({"nabcd"}))
-    say("abcd", "\n", "")
-    said = capsys.readouterr().err
-    assert len([json.loads(line) for line in said.splitlines()]) == 5
-    assert "nabcd" not in said
+    log_everywhere("abcd", "\n", "")
+    output = capsys.readouterr().err
+    assert len([json.loads(line) for line in output.splitlines()]) == 5
+    assert "nabcd" not in output
 
 
 @pytest.mark.usefixtures("fresh_logging")

@@ -72,7 +72,7 @@ async def campaign(
                 if until_caught:
                     # A broken program prints long messages.
                     verdict = verdict.partition("\n")[0]
-                say(f"seed {seed}: {time.monotonic() - started:5.1f} s  [{kinds}]  {verdict or 'ok'}")
+                show(f"seed {seed}: {time.monotonic() - started:5.1f} s  [{kinds}]  {verdict or 'ok'}")
                 if until_caught and mutant and caught_by(mutant, wrong):
                     nursery.cancel_scope.cancel()
 
@@ -88,7 +88,7 @@ def caught_by(mutant: Mutant, wrong: Sequence[str]) -> list[str]:
     ]
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """Print a line and flush it, for a person who watches."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -109,10 +109,10 @@ def survivors(names: Sequence[str], *, seed: int, jobs: int, directory: Path) ->
             until_caught=True,
         )
         if caught := caught_by(MUTANTS[name], trio.run(play)):
-            say(f"MUTANT {name}: caught in run {tally.runs}, by {caught[0]}")
+            show(f"MUTANT {name}: caught in run {tally.runs}, by {caught[0]}")
         else:
             left.append(name)
-            say(f"MUTANT {name}: SURVIVED {tally.runs} runs")
+            show(f"MUTANT {name}: SURVIVED {tally.runs} runs")
     return left
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = (options.directory or Path(tempfile.mkdtemp(prefix="trio-runner-campaign-"))).absolute()
-    say(f"seed {options.seed}, {options.jobs} at a time; what goes wrong is left in {directory}")
+    show(f"seed {options.seed}, {options.jobs} at a time; what goes wrong is left in {directory}")
     if options.teeth:
         names = [options.mutant] if options.mutant else list(MUTANTS)
         return 1 if survivors(names, seed=options.seed, jobs=options.jobs, directory=directory) else 0
@@ -142,7 +142,7 @@ def main() -> int:
         trio.run(partial(campaign, seeds, tally, jobs=options.jobs, directory=directory, mutant=mutant))
     finally:
         # Also when it was cut short: what was played counts.
-        say(report(tally, time.monotonic() - started))
+        show(report(tally, time.monotonic() - started))
     return 1 if tally.violations else 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks docs/model/runner.pml exhaustively: safety, liveness, and that each of its guards is needed, by taking them out
 # one at a time and showing, shortened, what then goes wrong. Takes a minute on two cores and 1 GB. Exit code 75: spin
-# or a C compiler is missing; the last line says which.
+# or a C compiler is missing; the last line names it.
 set -euo pipefail
 
 model=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/docs/model/runner.pml
@@ -108,7 +108,7 @@ holds liveness "$macros"
 wait "$safety_pid" || true
 safety_pid=
 holds safety "$safety_macros"
-# What is never reached is checked by nobody. The reaper asks for what holds already, so that nothing refuses it.
+# A statement that is never reached is not checked. The reaper's are exempt: it asks for what holds already, so nothing refuses it.
 unreached=$(awk '/^unreached in/ { reaper = /reaper/ } /, state [0-9]+,/ && !/-end-/ && !reaper' "$work/safety/log")
 if [[ -n $unreached || ! -s $work/safety/log ]]; then
     printf 'FAILED: steps that are never reached:\n%s\n' "$unreached"

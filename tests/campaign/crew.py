@@ -27,15 +27,15 @@ WINDOW_FRAMES = 12
 IN_TRANSIT_SECONDS = 0.1
 
 
-class Violated(Exception):  # noqa: N818 - reads as what it says
-    """What must not be, in words."""
+class Violated(Exception):  # noqa: N818 - reads well where it is raised
+    """An invariant was violated; the message names it."""
 
 
 class Note(Protocol):
     """Writes a line of the run's history."""
 
     def __call__(self, action: str, **more: Any) -> None:
-        """What was done, and whatever else is worth knowing."""
+        """Note `action` with further values."""
         ...
 
 

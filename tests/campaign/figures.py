@@ -50,25 +50,25 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def report(tally: Tally, seconds: float) -> str:
-    """All figures, in words."""
+    """All figures, as lines of text."""
     lines: list[str] = []
-    say = lines.append
+    add = lines.append
     usage = resource.getrusage(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_SELF)
     used = sum(each.ru_utime + each.ru_stime for each in usage)
-    say(f"\n{tally.runs} runs in {seconds:.0f} s, {tally.attempts} attempts, {used:.0f} s of processor time")
-    say(f"  faults: {sum(tally.faults.values())}; {tally.missed} more came too late for their process")
+    add(f"\n{tally.runs} runs in {seconds:.0f} s, {tally.attempts} attempts, {used:.0f} s of processor time")
+    add(f"  faults: {sum(tally.faults.values())}; {tally.missed} more came too late for their process")
     for kind, count in sorted(tally.faults.items()):
-        say(f"    {count:5d}  {kind}")
-    say(f"  exit codes: {dict(sorted(tally.codes.items()))}")
-    say(f"  deaths, by reporter: {dict(tally.reporters)}")
-    say(f"  deaths unreported: {tally.unreported}; published by a reaper in its place: {tally.published_later}")
-    say(f"  runners that came back after their death: {tally.frozen}")
-    say(f"  attempts that failed although nothing was done to them: {tally.unprovoked}")
+        add(f"    {count:5d}  {kind}")
+    add(f"  exit codes: {dict(sorted(tally.codes.items()))}")
+    add(f"  deaths, by reporter: {dict(tally.reporters)}")
+    add(f"  deaths unreported: {tally.unreported}; published by a reaper in its place: {tally.published_later}")
+    add(f"  runners that came back after their death: {tally.frozen}")
+    add(f"  attempts that failed although nothing was done to them: {tally.unprovoked}")
     figures = {f"SIGKILL to {what}": values for what, values in sorted(tally.killed_to_due.items())}
     for what, values in (figures | {"SIGTERM to exit": tally.term_to_exit}).items():
         if values:
             p50, p99 = percentile(values, 0.5), percentile(values, 0.99)
-            say(f"  {what}: p50 {p50:.2f} s, p99 {p99:.2f} s of {len(values)}")
-    say(f"  frames that a resume asked about again: at most {max(tally.repeated_frames, default=0)}")
-    say(f"  violations: {tally.violations}")
+            add(f"  {what}: p50 {p50:.2f} s, p99 {p99:.2f} s of {len(values)}")
+    add(f"  frames that a resume asked about again: at most {max(tally.repeated_frames, default=0)}")
+    add(f"  violations: {tally.violations}")
     return "\n".join(lines)

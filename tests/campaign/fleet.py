@@ -82,7 +82,7 @@ async def _break(fleet: Fleet, lease_seconds: float) -> None:
     for machine in fleet.machines:
         await fleet.at_least(1, f"node = '{machine.fate}' AND status = 'active' AND outcome IS NULL")
         fleet.faults.append((machine.fate, time.time()))
-        say(f"{machine.fate}: now, with {await fleet.count('outcome IS NOT NULL')} scenarios done")
+        show(f"{machine.fate}: now, with {await fleet.count('outcome IS NOT NULL')} scenarios done")
         if machine.fate == "cut":
             machine.plug("down")
             await trio.sleep(2 * lease_seconds)
@@ -211,8 +211,8 @@ async def _with_servers(options: argparse.Namespace, directory: Path, clip: Path
             "SELECT count(*) AS attempts, count(*) FILTER (WHERE outcome <> 'completed') AS deaths FROM attempts"
         )
     for each in wrong:
-        say(each)
-    say(
+        show(each)
+    show(
         f"{options.scenarios} scenarios, {counts['attempts']} attempts, {counts['deaths']} deaths, {took:.0f} s;"
         f" time to move with a lease of {options.lease:g} s: {_percentiles(moves)}; violations {len(wrong)}"
     )
@@ -244,7 +244,7 @@ def _percentiles(seconds: Sequence[float]) -> str:
     return f"p50 {p50:.1f} s, p99 {p99:.1f} s of {len(seconds)}"
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """Print a line and flush it, for a person who watches."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="a new one, where the logs are left")
     options = parser.parse_args()
     if missing := why_not():
-        say(missing)
+        show(missing)
         return SKIPPED
     # SIGTERM, which `timeout` sends, ends the machines and servers too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """Machines for a fleet: network namespaces with an address each, joined by a bridge to servers on this one's loopback.
 
 In each, a forwarder listens on 127.0.0.1 at the servers' own ports, so the addresses that servers give themselves are
-right everywhere, and every byte crosses the machine's one link, which can be cut. `why_not()` says what is missing;
+right everywhere, and every byte crosses the machine's one link, which can be cut. `why_not()` names what is missing;
 `python -m tests.campaign.fleet_network HOST PORT...` is that forwarder.
 """
 
@@ -55,7 +55,7 @@ class Machine:
         _ip("link", "set", self.link, state)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Everything at once, as far as that goes: whoever is started meanwhile has his turn."""
+        """Signal every process, and then those that were started in the meantime."""
         seen: set[int] = set()
         while new := set(self._pids()) - seen:
             for pid in new:
@@ -71,9 +71,9 @@ class Machine:
         for pid in self._pids():
             with suppress(OSError):
                 # A process that is about to become a decoder still looks like its runner.
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if words[1:4] == [b"-m", b"trio_runner", b"run"]:
-                    configs.add(words[4])
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if arguments[1:4] == [b"-m", b"trio_runner", b"run"]:
+                    configs.add(arguments[4])
         return len(configs)
 
     def reap(self) -> None:

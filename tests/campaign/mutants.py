@@ -9,12 +9,12 @@ from trio_runner.database import schema
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A patch: of the schema, function by function as (name, what it says, what it says instead), or of the code."""
+    """A patch: of the schema, function by function as (name, old text, new text), or of the code."""
 
     caught_by: tuple[str, ...]
-    """What it must violate; that something else goes wrong proves nothing."""
+    """The invariants that it must violate; a violation of another one proves nothing."""
     faults: tuple[str, ...]
-    """What the broken guard is for: with these alone it is soon needed."""
+    """The faults that the broken guard is for: with these alone it is soon needed."""
     sql: tuple[tuple[str, str, str], ...] = ()
     python: str = ""
 
@@ -23,7 +23,7 @@ class Mutant:
         changed: dict[str, str] = {}
         for name, old, new in self.sql:
             text = changed.get(name) or _function(name)
-            assert old in text, f"{name}() does not say {old!r} any more"
+            assert old in text, f"{name}() does not contain {old!r} any more"
             changed[name] = text.replace(old, new)
         return "\n".join(changed.values())
 
@@ -136,12 +136,12 @@ MUTANTS = {
             "unreported.report_invocation = nothing"
         ),
     ),
-    "a reaper says nothing to Kafka": Mutant(
+    "a reaper publishes nothing": Mutant(
         caught_by=("I9",),
         faults=("kill",),
         python=_mute("reaper"),
     ),
-    "report-death says nothing to Kafka": Mutant(
+    "report-death publishes nothing": Mutant(
         caught_by=("I9",),
         faults=("kill",),
         python=_mute("stop-post"),

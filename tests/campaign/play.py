@@ -158,7 +158,7 @@ class Play:
         self._note("struck" if actor.struck.is_set() else "missed", who=actor.trace.runner_id, fault=fault.kind)
 
     async def _follow(self, nursery: trio.Nursery, actor: Actor, fault: Fault) -> None:
-        """What a fault is beside the stroke itself."""
+        """The part of a fault that comes after its stroke."""
         match fault.kind:
             case "term" | "term on the way out" if fault.twice:
                 await trio.sleep(self._rng.uniform(0, 0.3))
@@ -205,7 +205,7 @@ class Play:
         await self._measure_death(actor)
 
     async def _release(self, by: str) -> None:
-        """Where the dead still hold the claim, its lease has to end: then a reaper finds it, or the next runner."""
+        """Wait for the lease of a claim that a dead runner still holds: then a reaper finds it, or the next runner."""
         row = await self._row()
         if row is None or row["instance_id"] is None:
             return

@@ -205,7 +205,7 @@ class World:
 
     @asynccontextmanager
     async def stand(self, config: Path, sections: dict[str, dict[str, Any]], fake: Fake) -> AsyncIterator[Stand]:
-        """Peers for one process, and its config at `config`; `fake` says how the service behaves."""
+        """Peers for one process, and its config at `config`; `fake` decides how the service behaves."""
         async with AsyncExitStack() as stack:
             names = [b""]
             database = await stack.enter_async_context(open_proxy("127.0.0.1", 1))
@@ -240,7 +240,7 @@ class WorldLedger(Ledger):
         self._world = world
 
     async def query(self, sql: str, *args: object) -> list[dict[str, Any]]:
-        """Rows of one statement, which may be said twice where the database was restarted meanwhile."""
+        """Rows of one statement, which may be executed twice if the database is restarted meanwhile."""
         with trio.fail_after(PATIENCE_SECONDS):
             while True:
                 await self._world.up.wait()

@@ -154,14 +154,14 @@ async def test_a_wrong_password_is_no_matter_of_tls(server: DatabaseServer, tmp_
 
 
 @asynccontextmanager
-async def saying(words: bytes, *, closes: bool = False) -> AsyncIterator[tuple[int, bytearray]]:
-    """A port where the request for TLS is answered with `words`, and the bytes that arrive there after it."""
+async def replying(reply: bytes, *, closes: bool = False) -> AsyncIterator[tuple[int, bytearray]]:
+    """A port where the request for TLS is answered with `reply`, and the bytes that arrive there after it."""
     received = bytearray()
 
     async def handle(stream: trio.SocketStream) -> None:
         async with stream:
             assert len(await stream.receive_some(8)) == 8
-            await stream.send_all(words)
+            await stream.send_all(reply)
             if closes:
                 return
             try:
@@ -177,10 +177,10 @@ async def saying(words: bytes, *, closes: bool = False) -> AsyncIterator[tuple[i
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
-@pytest.mark.parametrize("words", [b"N", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-async def test_a_server_without_tls_is_sent_not_a_byte_unencrypted(sslmode: str, words: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reply", [b"N", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_server_without_tls_is_sent_not_a_byte_unencrypted(sslmode: str, reply: bytes, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("c4n4ry")
-    async with saying(words) as (port, received):
+    async with replying(reply) as (port, received):
         error = await refusal(
             section_of(
                 {
@@ -197,7 +197,7 @@ async def test_a_server_without_tls_is_sent_not_a_byte_unencrypted(sslmode: str,
 
 
 @pytest.mark.parametrize(
-    ("words", "closes", "code"),
+    ("reply", "closes", "code"),
     [
         (b"S", False, ErrorCode.STORE_UNREACHABLE),
         (b"S", True, ErrorCode.STORE_UNREACHABLE),
@@ -208,9 +208,9 @@ async def test_a_server_without_tls_is_sent_not_a_byte_unencrypted(sslmode: str,
     ids=["hangs in the handshake", "hangs up in it", "says nothing", "hangs up at once", "an error before TLS"],
 )
 async def test_a_server_that_fails_in_the_handshake_is_unreachable_in_time(
-    words: bytes, code: ErrorCode, *, closes: bool
+    reply: bytes, code: ErrorCode, *, closes: bool
 ) -> None:
-    async with saying(words, closes=closes) as (port, _):
+    async with replying(reply, closes=closes) as (port, _):
         url = f"postgresql://me@127.0.0.1:{port}/x"
         error = await refusal(DatabaseSection(url=url, sslmode="require", connect_timeout_seconds=0.3))
     assert error.code is code
@@ -273,7 +273,7 @@ async def test_no_variable_changes_the_mode(
     assert await is_encrypted(server.section())
     error = await refusal(section_of(server.section(ca_file=str(stranger.ca_file))))
     assert error.code is ErrorCode.STORE_TLS
-    async with saying(b"N") as (port, received):
+    async with replying(b"N") as (port, received):
         error = await refusal(DatabaseSection(url=f"postgresql://me@127.0.0.1:{port}/x", sslmode="require"))
     assert error.code is ErrorCode.STORE_TLS
     assert received == b""

@@ -123,12 +123,12 @@ async def test_a_peer_that_accepts_no_connection_is_unreachable_in_time(config: 
     assert "0.3 s" in error.message
 
 
-@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"S", b"NE" + bytes(100)])
-async def test_a_peer_that_is_no_postgresql_is_unreachable_in_time(config: DatabaseSection, words: bytes) -> None:
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"S", b"NE" + bytes(100)])
+async def test_a_peer_that_is_no_postgresql_is_unreachable_in_time(config: DatabaseSection, reply: bytes) -> None:
     async def handle(stream: trio.SocketStream) -> None:
         async with stream:
-            if words:
-                await stream.send_all(words)
+            if reply:
+                await stream.send_all(reply)
             await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:

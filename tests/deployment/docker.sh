@@ -7,7 +7,7 @@
 # Its processes, mounts and network are in namespaces of their own, and the bridges and firewall rules it makes with them.
 # Images stay in ${TRIO_RUNNER_TEST_CACHE:-~/.cache/trio-runner-tests}/docker and are built anew where what they are built
 # from has changed. No registry of images is asked: the base is Debian's python3. Exit code 75: it cannot run here; the
-# last line says why.
+# last line names the cause.
 set -Eeuo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -111,7 +111,7 @@ images() {
     rm -r "$context"
 }
 
-# build BASE DOCKERFILE TAG CONTEXT [OPTION...]: says what went wrong, and nothing else.
+# build BASE DOCKERFILE TAG CONTEXT [OPTION...]: prints only errors.
 build() {
     local log=$directory/build-${3##*/}.log
     docker build --network host --build-arg "BASE=$1" --file "$2" --tag "$3" "${@:5}" "$4" >"$log" 2>&1 || {

@@ -75,7 +75,7 @@ case $verb in
         env -i "$@" make run >"$work/second.log" 2>&1 </dev/null || { cat "$work/second.log"; fail "the second make run failed"; }
         cat "$work/second.log"
         grep --quiet --ignore-case 'scenario 1.*complete' "$work/second.log" ||
-            fail "the second make run did not say that scenario 1 is complete"
+            fail "the second make run did not print that scenario 1 is complete"
         ! grep --quiet 'uv pip install' "$work/second.log" || fail "the second make run installed again"
         ;;
     test)

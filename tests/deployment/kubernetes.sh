@@ -8,7 +8,7 @@
 # etcd, API server, controllers and scheduler: enough for every object and every decision of a controller, with tests in
 # the kubelet's place. --node adds containerd and the kubelet, with an image of this tree. DIRECTORY is made; PYTHON names
 # an interpreter that has the development dependencies; binaries are kept in TRIO_RUNNER_TEST_CACHE
-# (~/.cache/trio-runner-tests). Exit code 75: something is missing; the last line says what.
+# (~/.cache/trio-runner-tests). Exit code 75: something is missing; the last line names it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,7 +24,7 @@ build() {
     [[ -d $binaries ]] && return
     command -v go >/dev/null || skip "no go on the PATH, which builds Kubernetes (https://go.dev/dl, 1.21 or later)"
     mkdir -p "$cache"
-    # Whoever comes second waits for the first, and finds it done.
+    # A second build waits for the first, and finds it done.
     exec 9>"$cache/kubernetes.lock"
     flock 9
     if [[ ! -d $binaries ]]; then
@@ -82,7 +82,7 @@ control_plane() {
         --listen-client-urls="http://127.0.0.1:$ETCD" --advertise-client-urls="http://127.0.0.1:$ETCD" \
         --listen-peer-urls="http://127.0.0.1:$ETCD_PEER" --initial-advertise-peer-urls="http://127.0.0.1:$ETCD_PEER" \
         --initial-cluster="test=http://127.0.0.1:$ETCD_PEER"
-    # The mutating policies are for tests that want a pod on the host's network and would not say so in our own objects.
+    # The mutating policies are for tests that need pods on the host's network, which the shipped objects do not ask for.
     run kube-apiserver --etcd-servers="http://127.0.0.1:$ETCD" --bind-address=127.0.0.1 --secure-port="$API" \
         --cert-dir="$directory" --service-account-issuer=https://kubernetes.test --authorization-mode=RBAC \
         --service-account-key-file="$directory/accounts.pub" --token-auth-file="$directory/tokens" \
@@ -161,7 +161,7 @@ stop() {
         done
     done
     rm "$directory/started"
-    # What kubelet and containerd mounted.
+    # The mounts of kubelet and containerd.
     awk -v under="$directory/" 'index($2, under) == 1 {print $2}' /proc/mounts | sort -r | while read -r mounted; do
         umount -l "$(printf %b "$mounted")"
     done

@@ -22,7 +22,7 @@ import pytest
 from tests.support.harness import PATIENCE_SECONDS, REPOSITORY
 
 ASKED = "TRIO_RUNNER_TEST_DOCKER"
-"""Where the engine answers, as tests/deployment/docker.sh says it."""
+"""The address of the engine, which tests/deployment/docker.sh sets."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,11 +146,11 @@ class System:
         return docker("exec", self.container(service), *command, check=check)
 
     def health_check(self, service: str) -> list[str]:
-        """What the engine runs in it every few seconds."""
+        """The health check, which the engine runs in the container every few seconds."""
         configured = docker("inspect", "--format", "{{json .Config.Healthcheck.Test}}", self.container(service)).stdout
         kind, *command = json.loads(configured)
         assert kind == "CMD"
-        return [str(word) for word in command]
+        return [str(argument) for argument in command]
 
     def trio_runner(self, verb: str, *arguments: str) -> str:
         return self.inside("orchestrator", "trio-runner", verb, CONFIG, *arguments).stdout

@@ -16,7 +16,7 @@ from tests.support.fake_inference import Fault, at_frame, open_fake
 from tests.support.harness import read_topic, until
 from tests.support.proxy import Breakdown, Proxy, open_proxy
 from tests.support.scene import Scene, held_run, own_broker
-from tests.support.service_manager import Manager, Said, open_manager, why_not
+from tests.support.service_manager import Manager, Output, open_manager, why_not
 from tests.support.service_unit import FRAMES, SIZE, Ending, Unit, at_work, open_unit
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
@@ -62,7 +62,7 @@ async def connected(proxy: Proxy) -> None:
 
 
 async def test_a_start_returns_at_the_claim_and_the_end_is_a_success(unit: Unit) -> None:
-    said: list[Said] = []
+    output: list[Output] = []
     async with (
         frozen(unit.scene.servers.database_url) as (proxy, url),
         open_fake(held=lambda number: number >= 5) as fake,
@@ -71,19 +71,19 @@ async def test_a_start_returns_at_the_claim_and_the_end_is_a_success(unit: Unit)
         unit.configure(fake.url, database={"url": url, "connect_timeout_seconds": 30.0})
 
         async def start() -> None:
-            said.append(await unit.start())
+            output.append(await unit.start())
 
         nursery.start_soon(start)
         await connected(proxy)
         assert (await unit.manager.show(unit.name))["ActiveState"] == "activating"
-        assert said == []
+        assert output == []
         proxy.recover()
 
         async def returned() -> bool:
-            return bool(said)
+            return bool(output)
 
         await until(returned, described="systemctl start has returned")
-        assert said[0].code == 0, said[0].text + unit.log()
+        assert output[0].code == 0, output[0].text + unit.log()
         assert (await unit.scene.ledger.existing(unit.scene.scenario_id))["instance_id"] is not None
 
         async def status() -> bool:
@@ -106,8 +106,8 @@ async def test_a_start_fails_where_the_claim_is_refused(unit: Unit, scene: Scene
     async with held_run(scene, clip) as held:
         before = await scene.ledger.existing(scene.scenario_id)
         unit.configure(held.fake.url)
-        said = await unit.start()
-        assert said.code != 0
+        output = await unit.start()
+        assert output.code != 0
         assert await unit.ended() == Ending(result="exit-code", how="exited", status="79")
         after = await scene.ledger.existing(scene.scenario_id)
         assert (after["instance_id"], after["epoch"]) == (before["instance_id"], 1)
@@ -245,8 +245,8 @@ async def test_a_start_that_does_not_get_ready_in_time_is_reported(unit: Unit) -
     await unit.drop_in("TimeoutStartSec=8")
     async with frozen(unit.scene.servers.database_url) as (_, url), open_fake() as fake:
         unit.configure(fake.url, database={"url": url, "connect_timeout_seconds": 30.0})
-        said = await unit.start()
-        assert said.code != 0
+        output = await unit.start()
+        assert output.code != 0
         assert await unit.ended() == Ending(result="timeout", how="exited", status="0")
     event = await unit.scene.the_event()
     assert event.body["error"]["code"] == "interrupted"

@@ -66,8 +66,8 @@ async def unit(machine: Machine, scene: Scene) -> AsyncIterator[Unit]:
 async def test_a_scenario_completes(unit: Unit) -> None:
     async with open_fake(held=lambda number: number >= 5) as fake:
         unit.configure(fake.url)
-        said = await unit.start()
-        assert said.code == 0, said.text + unit.log()
+        done = await unit.start()
+        assert done.code == 0, done.text + unit.log()
         await unit.active()
         fake.gate.set()
         assert await unit.ended() == Ending(result="success", how="exited", status="0")
@@ -131,8 +131,8 @@ async def test_there_are_no_more_tasks_than_the_limit(pids: None, unit: Unit, ma
     async with at_work(unit) as fake:
         assert (await machine.show(unit.name))["TasksMax"] == "64"
         assert machine.limit(unit.name, "pids.max") == "64"
-        said = await machine.run_among(unit.name, machine.interpreter, "-c", SPAWNS)
-        assert "Resource temporarily unavailable" in said.text
+        done = await machine.run_among(unit.name, machine.interpreter, "-c", SPAWNS)
+        assert "Resource temporarily unavailable" in done.text
         fake.gate.set()
         # The unit has not noticed.
         assert await unit.ended() == Ending(result="success", how="exited", status="0")
@@ -158,13 +158,13 @@ async def test_only_its_own_directories_can_be_written_and_nothing_there_execute
     async with at_work(unit) as fake:
         for directory in READ_ONLY:
             # Root's capabilities are no help.
-            said = await machine.run_beside(unit.name, "touch", f"{directory}/new")
-            assert "Read-only file system" in said.text, directory
+            done = await machine.run_beside(unit.name, "touch", f"{directory}/new")
+            assert "Read-only file system" in done.text, directory
         for directory in [*WRITABLE, f"/var/lib/{own}", f"/run/{own}"]:
-            said = await machine.run_beside(unit.name, "cp", "/usr/bin/true", f"{directory}/new")
-            assert said.code == 0, said.text
-            said = await machine.run_beside(unit.name, f"{directory}/new")
-            assert "Permission denied" in said.text, directory
+            done = await machine.run_beside(unit.name, "cp", "/usr/bin/true", f"{directory}/new")
+            assert done.code == 0, done.text
+            done = await machine.run_beside(unit.name, f"{directory}/new")
+            assert "Permission denied" in done.text, directory
         fake.gate.set()
         assert await unit.ended() == Ending(result="success", how="exited", status="0")
 
@@ -208,8 +208,8 @@ async def test_no_other_host_can_be_reached(unit: Unit, machine: Machine) -> Non
 async def test_a_video_from_elsewhere_is_not_read(unit: Unit, path: str, code: str) -> None:
     async with open_fake() as fake:
         unit.configure(fake.url, video={"path": path})
-        said = await unit.start()
-        assert said.code != 0
+        done = await unit.start()
+        assert done.code != 0
         assert await unit.ended() == Ending(result="exit-code", how="exited", status="65")
         assert fake.numbers == []
     await unit.reported(code, by="runner")
@@ -217,11 +217,11 @@ async def test_a_video_from_elsewhere_is_not_read(unit: Unit, path: str, code: s
 
 async def test_a_stop_leaves_nobody(unit: Unit, machine: Machine) -> None:
     """Not even one that ignores SIGTERM."""
-    # What is ignored stays so for the program that is executed, so there is one process more, and at once.
+    # An executed program inherits ignored signals, so `sleep` ignores SIGTERM from its start.
     stray = "trap '' TERM; sleep 600 >/dev/null 2>&1 &"
     async with at_work(unit) as fake:
-        said = await machine.run_among(unit.name, "sh", "-c", stray)
-        assert said.code == 0, said.text
+        done = await machine.run_among(unit.name, "sh", "-c", stray)
+        assert done.code == 0, done.text
         assert len(machine.processes(unit.name)) == 3
         fake.gate.set()
         await unit.stop()

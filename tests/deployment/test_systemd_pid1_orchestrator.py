@@ -46,12 +46,12 @@ def machine(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 async def done(machine: Machine, *command: str) -> None:
-    said = await machine.run(*command)
-    assert said.code == 0, f"{command}: {said.text}"
+    done = await machine.run(*command)
+    assert done.code == 0, f"{command}: {done.text}"
 
 
 async def install_units(machine: Machine) -> None:
-    """What the drop-in asks for, in its own words."""
+    """Install the files that the drop-in's comments ask for."""
     shipped = REPOSITORY / "systemd"
     for source, place in {
         f"{NAME}.d/units.conf": f"etc/systemd/system/{NAME}.d/units.conf",
@@ -111,7 +111,7 @@ async def test_without_privileges_it_starts_and_stops_runners_and_nothing_else(
 
 
 @needs_polkit
-async def test_without_polkits_leave_a_scenario_waits_and_says_why(machine: Machine, scene: Scene) -> None:
+async def test_without_polkits_leave_a_scenario_waits_and_records_why(machine: Machine, scene: Scene) -> None:
     await install_units(machine)
     (machine.root / f"etc/polkit-1/rules.d/{USER}.rules").unlink()
     await done(machine, "systemctl", "restart", "polkit.service")
@@ -133,8 +133,8 @@ def kernel_statuses(machine: Machine) -> list[set[str]]:
 
 
 async def uid_of(machine: Machine) -> int:
-    said = await machine.run("id", "-u", USER)
-    return int(said.text)
+    done = await machine.run("id", "-u", USER)
+    return int(done.text)
 
 
 async def refusals(machine: Machine) -> None:
@@ -147,7 +147,7 @@ async def refusals(machine: Machine) -> None:
         ("daemon-reload",),
         ("stop", NAME),
     ):
-        said = await machine.run(
+        done = await machine.run(
             "setpriv",
             f"--reuid={USER}",
             f"--regid={USER}",
@@ -156,4 +156,4 @@ async def refusals(machine: Machine) -> None:
             "--no-ask-password",
             *command,
         )
-        assert "authentication required" in said.text, (command, said)
+        assert "authentication required" in done.text, (command, done)

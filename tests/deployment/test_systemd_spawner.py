@@ -115,7 +115,7 @@ async def test_runners_outlive_their_orchestrator_and_are_found_again(
     await fleet.without_config(stays)
 
 
-async def test_without_its_unit_file_a_scenario_waits_and_says_why(fleet: Fleet, video: Path) -> None:
+async def test_without_its_unit_file_a_scenario_waits_and_records_why(fleet: Fleet, video: Path) -> None:
     shipped, aside = (fleet.manager.units / name for name in ("trio-runner@.service", "aside"))
     shipped.rename(aside)
     assert (await fleet.manager.systemctl("daemon-reload")).code == 0

@@ -183,7 +183,7 @@ def test_other_encodings(service: Service, frames: list[Image], extension: str) 
     assert labels(service.predict(content=encode(frames[50], extension))) == {"person"}
 
 
-def test_what_the_table_says_is_in_the_test_video(service: Service, shots: list[tuple[bytes, list[str]]]) -> None:
+def test_the_objects_of_the_table_are_in_the_test_video(service: Service, shots: list[tuple[bytes, list[str]]]) -> None:
     for picture, expect in shots:
         assert labels(service.predict(files={"frame": picture})) == set(expect)
 
@@ -298,7 +298,7 @@ def test_listener_switches_nagle_off() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_full_queue_says_so() -> None:
+async def test_a_full_queue_is_an_error() -> None:
     application = Application(Detector(), anyio.CapacityLimiter(1), "model")
     sent: list[dict[str, Any]] = []
 
@@ -436,7 +436,7 @@ def test_suppression(found: Candidates, max_overlap: float) -> None:
         if i in kept:
             assert set(kept[rivals].tolist()) <= {i}
         else:
-            # Whatever went had a kept rival of its class, no less confident.
+            # Each dropped box had a kept rival of its class, no less confident.
             assert (confidences[kept[rivals]] >= confidences[i]).any()
 
 

@@ -46,16 +46,16 @@ import trio
 import trio.testing
 from trio_runner.embedded.hosting import Service, open_servers
 
-def say(**facts):
+def report(**facts):
     print(json.dumps(facts, default=str), flush=True)
 
 async def main(data_dir, published, *services):
     wanted = frozenset(map(Service, services))
-    options = {"published": published == "published", "on_wait": lambda text: say(wait=text)}
+    options = {"published": published == "published", "on_wait": lambda text: report(wait=text)}
     async with open_servers(Path(data_dir), wanted, **options) as addresses:
-        say(**dataclasses.asdict(addresses))
+        report(**dataclasses.asdict(addresses))
         await trio.lowlevel.FdStream(os.dup(0)).receive_some(1)
-    say(left=True)
+    report(left=True)
 
 trio.run(main, *sys.argv[1:])
 """
@@ -80,23 +80,23 @@ class Neighbour:
             stderr=subprocess.PIPE,
             **options,
         )
-        self.said = b""
+        self.unread = b""
 
-    async def says(self) -> dict[str, Any]:
+    async def next_report(self) -> dict[str, Any]:
         """Its next line; fails with the end of its output if it ends instead."""
         assert self.process.stdout
         with trio.fail_after(PATIENCE_SECONDS):
             async with trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno())) as stream:
-                while b"\n" not in self.said:
+                while b"\n" not in self.unread:
                     more = await stream.receive_some(4096)
-                    assert more, await self.last_words()
-                    self.said += more
-        line, _, self.said = self.said.partition(b"\n")
+                    assert more, await self.errors()
+                    self.unread += more
+        line, _, self.unread = self.unread.partition(b"\n")
         facts: dict[str, Any] = json.loads(line)
         return facts
 
     async def addresses(self) -> Addresses:
-        facts = await self.says()
+        facts = await self.next_report()
         for name in ("database_password_file", "data_dir"):
             facts[name] = facts[name] and Path(facts[name])
         return Addresses(**facts)
@@ -114,11 +114,11 @@ class Neighbour:
                 os.close(pidfd)
         return self.process.wait()
 
-    async def last_words(self) -> str:
+    async def errors(self) -> str:
         await self.ends()
         assert self.process.stderr
-        words: bytes = self.process.stderr.read()
-        return words.decode()
+        output: bytes = self.process.stderr.read()
+        return output.decode()
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -190,10 +190,10 @@ def groups_of(family: list[psutil.Process]) -> Iterator[int]:
             yield os.getpgid(process.pid)
 
 
-def server_error(*words: str) -> pytest.RaisesGroup[ServerError]:
-    """Expects one ServerError, however deep in groups, whose message holds all of these words."""
-    said = pytest.RaisesExc(ServerError, check=lambda error: all(word in str(error) for word in words))
-    return pytest.RaisesGroup(said, flatten_subgroups=True)
+def server_error(*parts: str) -> pytest.RaisesGroup[ServerError]:
+    """Expects one ServerError, however deep in groups, whose message has all of these parts."""
+    expected = pytest.RaisesExc(ServerError, check=lambda error: all(part in str(error) for part in parts))
+    return pytest.RaisesGroup(expected, flatten_subgroups=True)
 
 
 async def test_all_three_answer_and_leave_nothing_running(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ async def test_the_second_process_attaches_and_the_first_waits_for_it(
     assert not guest.family()
 
     host.leaves()
-    assert "waiting for 1 other process " in (await host.says())["wait"]
+    assert "waiting for 1 other process " in (await host.next_report())["wait"]
     assert await sql(attached, "SELECT 1") == 1
     late = neighbour(tmp_path, KAFKA)
     assert (await late.addresses()).kafka_brokers == hosted.kafka_brokers
@@ -297,16 +297,16 @@ async def test_the_second_process_attaches_and_the_first_waits_for_it(
     assert await guest.ends() == 0
     assert host.process.poll() is None
     late.leaves()
-    assert await host.says() == {"left": True}
+    assert await host.next_report() == {"left": True}
     assert await host.ends() == 0
 
 
 async def test_the_wait_for_others_can_be_cancelled(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:
-    said: list[str] = []
+    texts: list[str] = []
     with trio.CancelScope() as scope:
 
         def on_wait(text: str) -> None:
-            said.append(text)
+            texts.append(text)
             scope.cancel()
 
         async with servers(tmp_path, KAFKA, on_wait=on_wait):
@@ -315,7 +315,7 @@ async def test_the_wait_for_others_can_be_cancelled(tmp_path: Path, neighbour: C
             assert not (await guest.addresses()).hosted
             family = [process for process in family if process.pid != guest.process.pid]
     assert scope.cancelled_caught
-    assert len(said) == 1
+    assert len(texts) == 1
     assert not any(map(alive, family))
     assert not (tmp_path / "servers.json").exists()
 
@@ -387,7 +387,7 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypat
 
 async def test_a_private_host_is_waited_for(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:
     private = neighbour(tmp_path, KAFKA, published=False)
-    await private.says()
+    await private.next_report()
     assert not (tmp_path / "servers.json").exists()
     async with trio.open_nursery() as nursery:
         order: list[str] = []
@@ -407,7 +407,7 @@ async def test_a_private_host_is_waited_for(tmp_path: Path, neighbour: Callable[
 async def test_a_host_that_keeps_to_itself_too_long_is_an_error(
     tmp_path: Path, neighbour: Callable[..., Neighbour], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await neighbour(tmp_path, KAFKA, published=False).says()
+    await neighbour(tmp_path, KAFKA, published=False).next_report()
     monkeypatch.setattr(data_directory, "WAIT_SECONDS", 0.2)
     with pytest.raises(ServerError, match=r"another process keeps .* to itself .* within 0.2 s"):
         async with servers(tmp_path, KAFKA):
@@ -416,7 +416,7 @@ async def test_a_host_that_keeps_to_itself_too_long_is_an_error(
 
 async def test_a_host_with_too_few_servers_is_an_error(tmp_path: Path, neighbour: Callable[..., Neighbour]) -> None:
     host = neighbour(tmp_path, KAFKA)
-    await host.says()
+    await host.next_report()
     with pytest.raises(ServerError, match=rf"process {host.process.pid} .* but no database and no inference"):
         async with servers(tmp_path, ALL):
             pytest.fail("there is no database")
@@ -435,7 +435,7 @@ async def test_nor_are_they_while_the_next_host_begins(
 ) -> None:
     # Another process holds the lock and has not yet removed the file that the dead host left.
     private = neighbour(tmp_path, KAFKA, published=False)
-    await private.says()
+    await private.next_report()
     (tmp_path / "servers.json").write_text('{"pid": 1, "ports": {"kafka": 9}}')
     monkeypatch.setattr(data_directory, "WAIT_SECONDS", 0.3)
     with pytest.raises(ServerError, match=r"another process keeps"):
@@ -462,7 +462,7 @@ async def test_a_server_that_outlives_its_host_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbour: Callable[..., Neighbour]
 ) -> None:
     host = neighbour(tmp_path, DATABASE)
-    await host.says()
+    await host.next_report()
     family = host.family()
     (postmaster,) = psutil.Process(host.process.pid).children()
     postmaster.suspend()
@@ -619,5 +619,5 @@ async def test_an_ordinary_user_needs_no_right_of_root(
             children = psutil.Process(host.process.pid).children()
             assert {child.uids().effective for child in children} == {as_nobody["user"]}
             host.leaves()
-            assert await host.says() == {"left": True}
+            assert await host.next_report() == {"left": True}
             assert await host.ends() == 0

@@ -1,4 +1,4 @@
-"""A service manager says how a process ended, and that has a name."""
+"""How a process ended, by a service manager's variables, has an error code."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from trio_runner.failure.unreported import cause_of_death
         ("", "", "", ErrorCode.RUNNER_KILLED),
     ],
 )
-def test_what_a_service_manager_says_has_a_name(result: str, how: str, status: str, code: ErrorCode | None) -> None:
+def test_a_service_managers_result_has_an_error_code(
+    result: str, how: str, status: str, code: ErrorCode | None
+) -> None:
     failure = cause_of_death({"SERVICE_RESULT": result, "EXIT_CODE": how, "EXIT_STATUS": status})
     assert (failure and failure.code) == code

@@ -1,4 +1,4 @@
-"""The HTTP client against a server that does exactly what the test says, byte by byte."""
+"""The HTTP client against a server that a test scripts byte by byte."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ async def test_an_endless_answer_is_cut_at_the_cap() -> None:
     error = await failure(script, max_response_bytes=2**16)
     assert error.code is ErrorCode.INFERENCE_BAD_ANSWER
     assert "max_response_bytes" in error.message
-    # What was beyond the cap lies in socket buffers, and no more than that.
+    # The client stops reading at the cap; only socket buffers hold bytes beyond it.
     assert sent < 50 * 2**20
 
 

@@ -63,7 +63,7 @@ async def test_a_service_with_a_right_certificate_is_accepted(authority: Authori
 
 @BOTH
 @pytest.mark.parametrize(
-    ("names", "expired", "trusted", "said"),
+    ("names", "expired", "trusted", "part"),
     [
         (("127.0.0.1",), False, "stranger", "inference.ca_file"),
         (("127.0.0.1",), False, "system", "inference.ca_file"),
@@ -78,7 +78,7 @@ async def test_a_service_with_a_wrong_certificate_is_refused(
     action: Action,
     names: tuple[str, ...],
     trusted: str,
-    said: str,
+    part: str,
     *,
     expired: bool,
 ) -> None:
@@ -88,7 +88,7 @@ async def test_a_service_with_a_wrong_certificate_is_refused(
         assert fake.numbers == []
     assert error.code is ErrorCode.INFERENCE_TLS
     assert fake.url in error.message
-    assert said in error.message
+    assert part in error.message
 
 
 async def test_a_variable_adds_no_authority_to_ours(
@@ -116,7 +116,7 @@ async def test_a_certificate_of_ones_own_is_shown_where_it_is_wanted(authority: 
 
 @contextmanager
 def openssl(context: ssl.SSLContext) -> Iterator[str]:
-    """A service that says why it refuses a certificate, as servers in C do; Trio's hang up without a word."""
+    """A service that sends why it refuses a certificate, as servers in C do; Trio's close without an alert."""
 
     def serve() -> None:
         while True:
@@ -216,7 +216,7 @@ async def reset(stream: trio.SocketStream) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("script", "code", "said"),
+    ("script", "code", "part"),
     [
         (say_http, ErrorCode.INFERENCE_TLS, "speaks TLS"),
         (say_nothing, ErrorCode.INFERENCE_UNREACHABLE, "in time"),
@@ -225,7 +225,7 @@ async def reset(stream: trio.SocketStream) -> None:
     ],
 )
 async def test_a_peer_that_completes_no_handshake_is_named_in_time(
-    action: Action, script: Script, code: ErrorCode, said: str
+    action: Action, script: Script, code: ErrorCode, part: str
 ) -> None:
     async with serving(script) as server:
         url = server.url.replace("http:", "https:")
@@ -236,7 +236,7 @@ async def test_a_peer_that_completes_no_handshake_is_named_in_time(
         error = await refusal(action, InferenceSection(url=url, **patience))
     assert error.code is code
     assert url in error.message
-    assert said in error.message
+    assert part in error.message
 
 
 # the token

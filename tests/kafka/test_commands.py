@@ -46,14 +46,14 @@ def refusal(hostile: Record) -> str:
     return reason
 
 
-def test_a_start_is_what_it_says() -> None:
+def test_a_start_is_decoded() -> None:
     settings = {"video": {"stride": 2}, "scenario": {"max_failures": 3}}
     command_id, command = decode_command(record(body(settings=settings)), CONFIG)
     assert command_id == "c-1"
     assert command == StartCommand(scenario_id=7, video_path="/videos/a.mp4", settings=settings)
 
 
-def test_a_stop_is_what_it_says() -> None:
+def test_a_stop_is_decoded() -> None:
     stop = record(b'{"scenario_id": 7}', raw_headers=headers(STOP, b"c-2"))
     assert decode_command(stop, CONFIG) == ("c-2", StopCommand(scenario_id=7))
 

@@ -1,4 +1,4 @@
-"""aiokafka's errors in words; those that a real broker gives by itself are in test_kafka_secure.py."""
+"""The messages for aiokafka's errors; those that a real broker gives by itself are in test_kafka_secure.py."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_broker_that_goes_while_a_topic_is_waited_for_is_not_about_the_topic()
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (
             errors.TopicAuthorizationFailedError("runner.commands"),
@@ -173,8 +173,8 @@ def test_a_broker_that_goes_while_a_topic_is_waited_for_is_not_about_the_topic()
         ),
     ],
 )
-def test_an_error_names_its_topic_and_the_key_that_names_the_topic(error: Exception, words: str) -> None:
-    assert named(MEMBER, [], error).message == f"Kafka at one:9092: {words}"
+def test_an_error_names_its_topic_and_the_key_that_names_the_topic(error: Exception, message: str) -> None:
+    assert named(MEMBER, [], error).message == f"Kafka at one:9092: {message}"
 
 
 def test_a_group_that_this_user_may_not_join_is_named_with_its_key() -> None:
@@ -187,7 +187,7 @@ def test_a_group_that_this_user_may_not_join_is_named_with_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("error", "code", "message"),
     [
         (
             errors.NotEnoughReplicasError(),
@@ -209,10 +209,10 @@ def test_a_group_that_this_user_may_not_join_is_named_with_its_key() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_a_test_broker_does_not_do(error: Exception, code: ErrorCode, words: str) -> None:
+def test_what_a_test_broker_does_not_do(error: Exception, code: ErrorCode, message: str) -> None:
     cause = explain(error, PLAIN)
     assert cause.code is code
-    assert words in cause.what
+    assert message in cause.what
     assert cause.remedy
 
 
@@ -462,11 +462,11 @@ async def speak_http(stream: trio.SSLStream[trio.SocketStream]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behave", "words"),
+    ("behave", "message"),
     [(hang_up, "hung up during the TLS handshake"), (speak_http, "is kafka.brokers a port that speaks TLS?")],
     ids=["hangs up after the handshake", "speaks HTTP"],
 )
-async def test_a_peer_that_breaks_tls_off(loop: None, tmp_path: Any, behave: Callable[..., Any], words: str) -> None:
+async def test_a_peer_that_breaks_tls_off(loop: None, tmp_path: Any, behave: Callable[..., Any], message: str) -> None:
     ca = Authority(tmp_path)
     context: ssl.SSLContext = ca.issue("127.0.0.1").server_context()
 
@@ -482,4 +482,4 @@ async def test_a_peer_that_breaks_tls_off(loop: None, tmp_path: Any, behave: Cal
             await check_broker(config)
         nursery.cancel_scope.cancel()
     assert caught.value.code is ErrorCode.KAFKA_TLS
-    assert words in caught.value.message
+    assert message in caught.value.message

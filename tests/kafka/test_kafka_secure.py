@@ -406,7 +406,7 @@ async def test_a_user_without_rights_is_not_authorised(
 async def test_a_user_that_may_only_read_is_not_authorised(
     loop: None, apache: ApacheKafka, topic: str, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who may read also sees the topic: only the question for the right to write finds this out."""
+    """A user that may read also sees the topic, so only a check of the right to write finds this out."""
     await check_broker(apache.at("plain", retry_topic=topic))
     grant(apache, "stranger", topic, "READ")
     config = apache.sasl("stranger", retry_topic=topic)

@@ -76,7 +76,7 @@ def test_deaths_before_a_claim_differ_by_process() -> None:
 # content
 
 
-def test_the_body_says_what_happened() -> None:
+def test_the_body_describes_the_death() -> None:
     failure = Failure(
         code=ErrorCode.INFERENCE_UNAVAILABLE,
         type="RunnerError",

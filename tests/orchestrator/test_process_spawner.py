@@ -326,7 +326,7 @@ async def test_a_disk_that_hangs_at_the_start_is_waited_for(
             return "runners: it did not answer within 0.5 s" in caplog.text
 
         async def answer() -> None:
-            await until(waits, described="the log says what is waited for")
+            await until(waits, described="the log names what is waited for")
             disk.answers.set()
 
         async with trio.open_nursery() as nursery, aio.open_loop():

@@ -54,7 +54,7 @@ class FakeSource:
 
 
 class FakeInference:
-    """Answers each frame after as long as the test says, and notes what was under way at the same time."""
+    """Answers each frame after a delay that the test chooses, and notes what was under way at the same time."""
 
     def __init__(self, seconds: Callable[[int], float] = lambda _: 0.01) -> None:
         self._seconds = seconds
@@ -308,7 +308,7 @@ async def test_the_first_that_fails_cancels_the_rest_and_comes_out_in_a_group(
     assert run.source.read < 10_000
     assert run.inference.under_way == {}
     assert run.failures >= 1
-    # What was stored before is whole, from the start and without a gap.
+    # The frames stored before are whole, from the start and without a gap.
     assert run.ledger.stored == list(range(len(run.ledger.stored)))
 
 

@@ -80,7 +80,7 @@ async def test_a_valid_config(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "parts"),
     [
         ("[video]\nstrid = 2\n", ["video.strid", ":2:", "unknown key", "stride"]),
         ("[vidio]\npath = 'a'\n", ["vidio", ":1:", "unknown section", "video"]),
@@ -94,14 +94,14 @@ async def test_a_valid_config(cli: Cli) -> None:
 )
 @pytest.mark.parametrize("verb", ["validate", "run"])
 async def test_a_bad_config_is_refused_with_key_line_and_remedy(
-    cli: Cli, tmp_path: Path, verb: str, text: str, said: list[str]
+    cli: Cli, tmp_path: Path, verb: str, text: str, parts: list[str]
 ) -> None:
     (tmp_path / "bad.toml").write_text(text)
     done = await cli(verb, "bad.toml")
     assert (done.code, done.out) == (78, "")
     assert re.match(r"bad\.toml:\d+: ", done.err)
     assert "config_invalid" in done.err
-    assert all(word in done.err for word in said), done.err
+    assert all(part in done.err for part in parts), done.err
     assert "canary" not in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / ".trio-runner").exists(), "nothing was started"
@@ -418,7 +418,7 @@ async def test_a_run_without_a_terminal_loads_nothing_for_one(cli: Cli, write_co
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "parts"),
     [
         ("[orchestrator]\nmax_runner = 2\n", ["a.toml:2: orchestrator.max_runner: unknown key"]),
         ('[orchestrator]\nspawner = "systemd"\n', ["a.toml:2: orchestrator.", "runner_config"]),
@@ -432,14 +432,14 @@ async def test_a_run_without_a_terminal_loads_nothing_for_one(cli: Cli, write_co
     ids=["unknown key", "units without a config", "a bad config of runners", "none", "embedded servers for runners"],
 )
 async def test_an_orchestrators_bad_config_is_refused_before_anything_is_started(
-    cli: Cli, tmp_path: Path, text: str, said: list[str]
+    cli: Cli, tmp_path: Path, text: str, parts: list[str]
 ) -> None:
     (tmp_path / "a.toml").write_text(text)
     (tmp_path / "b.toml").write_text("[video]\nstrid = 2\n")
     (tmp_path / "c.toml").touch()
     done = await cli("orchestrate", "a.toml")
     assert (done.code, done.out) == (78, "")
-    assert all(words in done.err for words in said), done.err
+    assert all(part in done.err for part in parts), done.err
     assert "config_invalid" in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / ".trio-runner").exists(), "nothing was started"

@@ -47,7 +47,7 @@ class Starved(subprocess.Popen):
 subprocess.Popen = Starved
 """
 
-# tests/video has what a decoder may say, and the other limits.
+# tests/video has the messages of a decoder, and the other limits.
 WAYS: dict[str, tuple[Callable[[Path], str], str]] = {
     "Python is gone": (
         lambda directory: f"import sys\nsys.executable = {str(directory / 'gone')!r}",
@@ -66,7 +66,7 @@ WAYS: dict[str, tuple[Callable[[Path], str], str]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> None:
-    make, said = WAYS[way]
+    make, part = WAYS[way]
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
         # A child that cannot even be started is found out before the database is asked for its schema.
@@ -76,7 +76,7 @@ async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> N
             assert running.family() == [], "a child outlived the runner"
     assert done.code == 75, done.err
     assert fake.numbers == []
-    await scene.check_death(done, "decoder_failed", named=said)
+    await scene.check_death(done, "decoder_failed", named=part)
     await scene.check_resume(frames=60, video={"path": str(clip)})
 
 

@@ -55,5 +55,5 @@ async def test_a_failure_path_that_overruns_ends_in_74(scene: Scene, clip: Path,
             await until(nobody_left, described="the decoder goes with it")
     assert done.code == ExitCode.UNCONFIRMED, done.err
     assert "took more than 2 s" in done.err
-    assert "in main" in done.err, "it says where every thread was"
+    assert "in main" in done.err, "the traceback of every thread is printed"
     scene.check_secrets(done.out, done.err)

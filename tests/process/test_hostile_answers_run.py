@@ -48,7 +48,7 @@ async def watch_peak(pid: int, peaks: list[float]) -> None:
 
 @pytest.mark.parametrize("name", PROCESS_FAULTS)
 async def test_the_process_reports_it_and_takes_little_memory(scene: Scene, clip: Path, name: str) -> None:
-    fault, said = PROCESS_FAULTS[name]
+    fault, part = PROCESS_FAULTS[name]
     peaks: list[float] = []
     async with open_fake(plan=at_frame(AT_FRAME, fault), held=lambda number: number >= AT_FRAME) as fake:
         config = scene.write_config(
@@ -68,7 +68,7 @@ async def test_the_process_reports_it_and_takes_little_memory(scene: Scene, clip
             assert running.family() == []
     assert done.code == 75, done.err
     body = await scene.check_death(done, "inference_bad_answer", named=fake.url)
-    assert said in body["error"]["message"]
+    assert part in body["error"]["message"]
     await scene.check_rows(await scene.stored())
     assert "Traceback" not in done.err
     assert max(peaks) - before < MOST_GROWTH_MIB

@@ -56,7 +56,7 @@ TO_SERVER, TO_CLIENT = Way
 
 @dataclass(frozen=True, kw_only=True)
 class Proxies:
-    """What stands between the process and each of its peers."""
+    """The proxies between the process and each of its peers."""
 
     database: Proxy
     kafka: Proxy
@@ -94,17 +94,17 @@ def after(count: int, way: Way = TO_CLIENT) -> Strike:
     return lambda _, proxy, how: proxy.arm(partial(proxy.break_down, how), way, after=count)
 
 
-def when_asked(said: bytes, *, lasting: bool = True) -> Strike:
-    """In the moment when the process says this to its peer, which does not get it."""
-    return lambda _, proxy, how: proxy.arm(partial(proxy.break_down, how, lasting=lasting), TO_SERVER, at=said)
+def when_asked(statement: bytes, *, lasting: bool = True) -> Strike:
+    """When the process sends `statement` to its peer, which does not get it."""
+    return lambda _, proxy, how: proxy.arm(partial(proxy.break_down, how, lasting=lasting), TO_SERVER, at=statement)
 
 
-def when_done(said: bytes, answer: bytes = b"", *, lasting: bool = True) -> Strike:
-    """The peer gets this and does it; from the moment when it would answer so (or anything) nothing comes back."""
+def when_done(statement: bytes, answer: bytes = b"", *, lasting: bool = True) -> Strike:
+    """The peer gets `statement` and does it; from its `answer` (or its first byte) on, nothing comes back."""
 
     def strike(_: Proxies, proxy: Proxy, how: Breakdown) -> None:
         act = partial(proxy.break_down, how, ways=(TO_CLIENT,), lasting=lasting)
-        proxy.arm(partial(proxy.arm, act, TO_CLIENT, at=answer), TO_SERVER, at=said, passing=True)
+        proxy.arm(partial(proxy.arm, act, TO_CLIENT, at=answer), TO_SERVER, at=statement, passing=True)
 
     return strike
 
@@ -310,8 +310,8 @@ def check_lives(running: Running) -> None:
 
 def named_codes(done: Finished) -> set[str]:
     """The error codes that stderr names."""
-    said = [line["event"] for line in done.log() if line["level"] == "error"]
-    return {code for code in ErrorCode if any(event.startswith(f"{code}: ") for event in said)}
+    events = [line["event"] for line in done.log() if line["level"] == "error"]
+    return {code for code in ErrorCode if any(event.startswith(f"{code}: ") for event in events)}
 
 
 @dataclass(frozen=True, kw_only=True)

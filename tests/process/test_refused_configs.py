@@ -14,7 +14,7 @@ from tests.support.hostile_configs import CANARY, HOSTILE_CONFIGS, HostileConfig
 PATIENCE_SECONDS = 15.0
 
 
-# What could hang, what could eat time or memory, and what could say too much.
+# Cases that could hang, take much time or memory, or print a secret.
 NAMES = {"FIFO", "endless device", "10 GB with a hole", "deep array", "6000 keys", "secret twice", "everything at once"}
 
 

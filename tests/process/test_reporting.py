@@ -170,7 +170,7 @@ async def test_a_scenario_that_was_named_on_the_command_line(
             await manager.wait_for("READY=1")
             running.send_signal(signal.SIGKILL)
             await running.wait()
-    # The process is known by its own name, whatever the config says.
+    # The process is known by its own name, not by the one in the config.
     done = await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))
     assert f"scenario {named}, attempt 1: the retry event is published" in done.out
     assert await scene.ledger.scenario(scene.scenario_id) is None

@@ -17,7 +17,7 @@ from tests.support.scene import Scene, held_run
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "said"),
+    ("fault", "code", "part"),
     [
         (Fault.STATUS_500, "inference_unavailable", "500"),
         (Fault.HANG, "inference_timeout", "within 2 s"),
@@ -26,7 +26,7 @@ from tests.support.scene import Scene, held_run
 )
 @pytest.mark.kafka
 async def test_a_service_that_fails_at_frame_20_and_is_well_again(
-    scene: Scene, clip: Path, fault: Fault, code: str, said: str
+    scene: Scene, clip: Path, fault: Fault, code: str, part: str
 ) -> None:
     # Where it is not what the test is about, no busy machine runs into it.
     timeout_seconds = 2.0 if code == "inference_timeout" else 60.0
@@ -39,7 +39,7 @@ async def test_a_service_that_fails_at_frame_20_and_is_well_again(
         done = await scene.run_to_the_end(config)
     assert done.code == 75, done.err
     body = await scene.check_death(done, code, named=fake.url)
-    assert said in body["error"]["message"]
+    assert part in body["error"]["message"]
     stored = await scene.stored()
     assert stored <= 20
     await scene.check_rows(stored)

@@ -23,7 +23,7 @@ TOKEN = "canary-token-5f0e2a91c7"
 
 
 def section(config: Any) -> dict[str, Any]:
-    """What a config file says of it."""
+    """The section of a config file for it."""
     found: dict[str, Any] = msgspec.to_builtins(config)
     return found
 
@@ -33,7 +33,7 @@ async def on_the_topic(scene: Scene, apache: ApacheKafka) -> list[Event]:
 
 
 @pytest.mark.parametrize(
-    ("way", "code", "said"),
+    ("way", "code", "part"),
     [
         ("expired", "kafka_tls", "expired"),
         ("wrong password", "kafka_auth", "does not accept the name or the password"),
@@ -41,7 +41,7 @@ async def on_the_topic(scene: Scene, apache: ApacheKafka) -> list[Event]:
     ],
 )
 async def test_a_broker_that_refuses_the_event_is_named_and_the_event_waits(
-    scene: Scene, clip: Path, apache: ApacheKafka, wrong_password: str, way: str, code: str, said: str
+    scene: Scene, clip: Path, apache: ApacheKafka, wrong_password: str, way: str, code: str, part: str
 ) -> None:
     if way == "expired":
         wrong = apache.tls("expired", retry_topic=scene.topic)
@@ -55,7 +55,7 @@ async def test_a_broker_that_refuses_the_event_is_named_and_the_event_waits(
         done = await scene.run_to_the_end(config)
     assert done.code == 74, done.err
     assert fake.numbers == [], "a runner that could not report its death does not begin"
-    body = await scene.check_death(done, code, named=said, published=False)
+    body = await scene.check_death(done, code, named=part, published=False)
     assert body["stage"] == "kafka"
 
     right = apache.sasl(retry_topic=scene.topic)

@@ -332,7 +332,7 @@ async def test_containers_and_codecs(
     assert [row["pts_seconds"] for row in rows] == pytest.approx(expected, abs=0.0011)
 
 
-async def test_what_the_runner_says_can_be_read_back_by_sql(
+async def test_what_the_runner_records_can_be_read_back_by_sql(
     cli: Cli, write_config: WriteConfig, clip: Path, ledger: Ledger, scenario_id: int
 ) -> None:
     async with open_fake() as fake:

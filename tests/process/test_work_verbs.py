@@ -45,7 +45,7 @@ def shown(**changes: Any) -> str:
     return line
 
 
-def test_one_line_says_it_all() -> None:
+def test_a_scenario_is_one_line() -> None:
     line = shown(
         runner_id="node_1-7",
         video_path="/videos/a.mp4",
@@ -82,7 +82,7 @@ def test_each_value_stands_under_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "description"),
     [
         ({"status": "init_startup", "due_seconds": 41.7, "instance_id": None}, "init_startup in 42 s"),
         ({"status": "init_startup", "due_seconds": -41.7, "instance_id": None}, " init_startup  "),
@@ -91,8 +91,8 @@ def test_each_value_stands_under_its_name() -> None:
         ({"last_error": None, "frames_per_second": None}, "1/5"),
     ],
 )
-def test_each_state_has_its_words(changes: dict[str, Any], words: str) -> None:
-    assert words in shown(**changes)
+def test_each_state_is_described(changes: dict[str, Any], description: str) -> None:
+    assert description in shown(**changes)
 
 
 def test_an_empty_ledger_is_an_empty_table() -> None:
@@ -217,7 +217,7 @@ async def test_watching_ends_with_0_on_a_signal(
     assert str(scenario_id) in done.out
 
 
-async def test_status_without_a_ledger_says_what_to_do(cli: Cli, write_config: WriteConfig) -> None:
+async def test_status_without_a_ledger_names_the_remedy(cli: Cli, write_config: WriteConfig) -> None:
     done = await cli("status", write_config(database={"url": "postgresql://x@127.0.0.1:9/x"}))
     assert done.code == 74
     assert "127.0.0.1:9" in done.err

@@ -53,7 +53,7 @@ def test_a_section_is_stored_as_it_is(options: dict[str, Any]) -> None:
     assert differences(stored, sampling_of(VideoSection(**options))) == []
 
 
-def test_the_message_says_both_values() -> None:
+def test_the_message_names_both_values() -> None:
     assert differences(sampling_of(VideoSection()), sampling_of(VideoSection(stride=3, on_corrupt="skip"))) == [
         "stride was 1 and is 3",
         'on_corrupt was "fail" and is "skip"',

@@ -7,7 +7,7 @@
 #
 # DIRECTORY is made; PYTHON names an interpreter that has the development dependencies. Further properties override those
 # of tests/support/apache_kafka/prepare.py. The jars stay in ${TRIO_RUNNER_TEST_CACHE:-~/.cache/trio-runner-tests}. Exit code 75:
-# java or mvn is missing, or the jars cannot be had; the last line says.
+# java or mvn is missing, or the jars cannot be had; the last line names it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

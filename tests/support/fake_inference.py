@@ -143,7 +143,7 @@ class Fake:
             if self.held(number):
                 await self.gate.wait()
         finally:
-            # Before the answer is sent: whoever has it may ask the next question at once.
+            # Before the answer is sent: a client that has it may send the next request at once.
             self.under_way.remove(len(jpeg))
         whole = json.dumps({"predictions": [answer_for(number, width, height)]}).encode()
         if fault is None or fault in HARMLESS:
@@ -165,7 +165,7 @@ async def open_fake(
 ) -> AsyncIterator[Fake]:
     """The service on a free port (or `port`) of the loopback, in this process; over TLS with a context for it.
 
-    With `early` that is what it says to every request before it has read the body, and hangs up; redirects lead
+    It answers every request with `early`, if set, before it has read the body, and closes; redirects lead
     `elsewhere`.
     """
     fake = Fake(plan=plan, delay=delay, held=held, early=early, elsewhere=elsewhere)

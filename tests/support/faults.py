@@ -124,7 +124,7 @@ _RAW: Mapping[Fault, Callable[[bytes], Iterable[bytes]]] = {
 async def send_answer(
     connection: h11.Connection, stream: trio.abc.Stream, fault: Fault | bytes | None, whole: bytes, elsewhere: str
 ) -> None:
-    """Answer with the body `whole`, or as `fault` says: bytes are another body, redirects lead `elsewhere`.
+    """Answer with the body `whole`, or with `fault`: bytes are another body, redirects lead `elsewhere`.
 
     Raises:
         BrokenResourceError: the connection shall end.

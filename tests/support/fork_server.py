@@ -45,7 +45,7 @@ def main() -> int:
     generators = [each for each in gc.get_objects() if isinstance(each, random.Random)]
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, "an import has started a thread, which a forked process would lack"
-    # What the garbage collector does not visit stays shared memory.
+    # Memory that the garbage collector does not visit stays shared.
     gc.collect()
     gc.freeze()
     request = _serve(requests)

@@ -126,7 +126,7 @@ def command(*arguments: str) -> list[str]:
 
 
 AS_INVOCATION = ("/bin/sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh")
-"""Before a program: a service manager says which process the INVOCATION_ID that it has set is for."""
+"""Before a program: sets SYSTEMD_EXEC_PID as systemd does, which names the process that INVOCATION_ID is for."""
 
 MAIN = "import sys\nfrom trio_runner.cli.main import main\nsys.exit(main())"
 

@@ -293,7 +293,7 @@ STRANGE_LABELS = (
     "\\u0000",
     " ",
 )
-"""Taken as they are: whoever shows a label must escape it for the place where it is shown."""
+"""Taken as they are: a program that shows a label must escape it for the place where it is shown."""
 
 ITEM_PATH = "$.predictions[0]"
 

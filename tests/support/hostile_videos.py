@@ -1,7 +1,7 @@
 """Videos that somebody broke, or that never were any: each by the name of what is wrong with it, made by seeded code.
 
-A case says how it may end: with one of the error codes, or, where `frames` is set, whole, with so many frames. Each
-frame, also before an error, shows its own number, unless the case says that it need not.
+A case names how it may end: with one of the error codes, or, where `frames` is set, whole, with so many frames. Each
+frame, also before an error, shows its own number, unless the case is not `numbered`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Case:
     frames: int | None = None
     numbered: bool = True
     """Whether each picture is held to show its number. No codec here has a checksum: of flipped bits many are as good
-    as others, VP9 notices the fewest, and then a wrong picture is decoded without a word."""
+    as others, VP9 notices the fewest, and then a wrong picture is decoded without an error."""
     act: Callable[[Path], None] | None = None
     """What happens to the file when the first frame has come."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -373,7 +373,7 @@ def clip(directory: Path, *, name: str = "video.mp4", **options: Any) -> Path:
     return clips.pixel_coded(directory / name, **given)
 
 
-# What is no video, whatever its name says.
+# Files that are no video, whatever their name.
 
 
 def image(directory: Path, *, suffix: str) -> Path:
@@ -413,7 +413,7 @@ def sparse(directory: Path, *, content: bytes = b"", size: int = 2**40) -> Path:
     return path
 
 
-# What is no file, or lies where it should not.
+# Paths that are no file, or lie in the wrong place.
 
 
 def made_by(make: Callable[[Path], object], directory: Path) -> Path:
@@ -519,7 +519,7 @@ def half_of_a_live_recording(directory: Path) -> Path:
 
 
 def append_nothing(path: Path) -> None:
-    """Append an empty element: whoever records is still there."""
+    """Append an empty element, as if the recording were still going on."""
     with path.open("ab") as file:
         file.write(b"\xec\x80")
 

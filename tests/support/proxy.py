@@ -25,7 +25,7 @@ class Way(Enum):
 
 
 class Breakdown(Enum):
-    """What can happen to connections."""
+    """The ways in which connections can break."""
 
     REFUSE = auto()
     """Nobody listens any more, and what is open is reset."""
@@ -201,7 +201,7 @@ class Proxy:
 async def open_proxy(
     target_host: str, target_port: int, *, rewrite: Callable[[bytes], bytes] = lambda data: data
 ) -> AsyncIterator[Proxy]:
-    """A proxy before `target_host:target_port`; `rewrite` may change what the server says, piece by piece."""
+    """A proxy before `target_host:target_port`; `rewrite` may change what the server sends, piece by piece."""
     proxy = Proxy((target_host, target_port), rewrite)
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.serve)

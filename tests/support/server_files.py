@@ -1,4 +1,4 @@
-"""What whoever writes a server's files needs: ports that are free, and files that hold secrets."""
+"""Helpers to write a server's files: free ports, and files that hold secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < count:
-            # Where it gives nearly all of them there is no choice.
+            # If the kernel hands out nearly all ports, there is no choice.
             port = random.SystemRandom().randrange(lowest // 2, lowest) if lowest > 2 * PRIVILEGED_PORTS else 0
             reservation = stack.enter_context(socket.socket())
             with suppress(OSError):

@@ -24,7 +24,17 @@ import psutil
 
 from tests.support import service_manager
 from tests.support.harness import REPOSITORY
-from tests.support.service_manager import KEEP, ORCHESTRATOR, SYSTEMD, UNIT, Manager, Said, refused, remove_cgroup, wait
+from tests.support.service_manager import (
+    KEEP,
+    ORCHESTRATOR,
+    SYSTEMD,
+    UNIT,
+    Manager,
+    Output,
+    refused,
+    remove_cgroup,
+    wait,
+)
 
 ASKED = "TRIO_RUNNER_TEST_PID1"
 """Set where the tests that take such a machine are to run."""
@@ -82,7 +92,7 @@ umount -l /.outside
 mount --make-rshared /
 exec env -i PATH=/usr/bin:/usr/sbin container=other "$SYSTEMD" --unit=sysinit.target
 """
-# What it starts inherits the cgroups; neither setpriv nor unshare outlives its parent.
+# Child processes inherit the cgroups; neither setpriv nor unshare outlives its parent.
 OUTSIDE = """\
 for cgroup in $CGROUPS; do echo $$ >"$cgroup/cgroup.procs"; done
 exec setpriv --pdeathsig KILL unshare --mount --pid --cgroup --uts --ipc --fork --kill-child sh -ec "$0"
@@ -91,8 +101,8 @@ exec setpriv --pdeathsig KILL unshare --mount --pid --cgroup --uts --ipc --fork 
 
 def why_not() -> str:
     """What keeps such a machine from running here; empty where nothing does."""
-    if said := service_manager.why_not():
-        return said
+    if missing := service_manager.why_not():
+        return missing
     if shutil.which("setpriv") is None:
         return "not installed: setpriv"
     overlay = "mount -t overlay -o lowerdir=/usr,upperdir=/run/upper,workdir=/run/work overlay /usr"
@@ -125,7 +135,7 @@ class Machine(Manager):
     def units(self) -> Path:
         return self.root / "etc/systemd/system"
 
-    async def systemctl(self, *arguments: str) -> Said:
+    async def systemctl(self, *arguments: str) -> Output:
         return await self.run("systemctl", *arguments)
 
     def log(self, unit: str) -> str:
@@ -140,11 +150,11 @@ class Machine(Manager):
         return found
 
     def limit(self, unit: str, *names: str) -> str:
-        """What the kernel says of a limit of the unit, which has one of these names."""
+        """The kernel's value of a limit of the unit, which has one of these names."""
         (limit,) = (path for name in names for cgroup in self.cgroups for path in cgroup.rglob(f"{unit}/{name}"))
         return limit.read_text().strip()
 
-    async def run_among(self, unit: str, *command: str) -> Said:
+    async def run_among(self, unit: str, *command: str) -> Output:
         """Run a command inside, as root, in the unit's cgroups."""
         joined = [
             f"echo $$ >{shlex.quote(str(cgroup.parent / path.relative_to(cgroup)))}"
@@ -153,7 +163,7 @@ class Machine(Manager):
         ]
         return await self.run("sh", "-ec", "\n".join([*joined, 'exec "$@"']), "sh", *command)
 
-    async def run_beside(self, unit: str, *command: str) -> Said:
+    async def run_beside(self, unit: str, *command: str) -> Output:
         """Run a command inside, as root, with the file system that the unit's main process has."""
         main = (await self.show(unit))["MainPID"]
         return await self.run("nsenter", "--target", main, "--mount", *command)
@@ -201,8 +211,8 @@ def open_machine(videos: dict[str, Path], password: str) -> Iterator[Machine]:
             for child in psutil.Process(process.pid).children():
                 if child.name() == "systemd":
                     machine[:] = [Machine(directory=directory, cgroups=cgroups, init=child.pid)]
-                    said = machine[0]._call(("systemctl", "is-system-running", "--wait"))
-                    return said.stdout.strip() in {"running", "degraded"}
+                    output = machine[0]._call(("systemctl", "is-system-running", "--wait"))
+                    return output.stdout.strip() in {"running", "degraded"}
             return False
 
         wait(is_up, "a machine that has booted")

@@ -59,7 +59,7 @@ mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system || exit
 "$SYSTEMD" --user --unit=basic.target </dev/null &
 read -r _
 """
-# What it starts inherits the cgroups.
+# Child processes inherit the cgroups.
 OUTSIDE = """\
 for hierarchy in $HIERARCHIES; do echo $$ >"$hierarchy/$NAME/cgroup.procs" || exit; done
 exec unshare --mount --pid --cgroup --fork --mount-proc --kill-child sh -c "$0"
@@ -82,7 +82,7 @@ def why_not() -> str:
 
 
 def refused(*arguments: str) -> str:
-    """What `unshare` says of this; empty where it works."""
+    """The error of `unshare`; empty where it works."""
     tried = subprocess.run(
         ["unshare", *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
@@ -100,7 +100,7 @@ def _hierarchies() -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class Output:
     """A command that has ended."""
 
     code: int
@@ -137,14 +137,14 @@ class Manager:
         """Where its units lie."""
         return self.directory / "units"
 
-    async def systemctl(self, *arguments: str) -> Said:
+    async def systemctl(self, *arguments: str) -> Output:
         """Run `systemctl` inside, bounded."""
         return await self.run("systemctl", "--user", *arguments)
 
-    async def run(self, *command: str) -> Said:
+    async def run(self, *command: str) -> Output:
         """Run a command inside, bounded."""
         done = await trio.to_thread.run_sync(self._call, command)
-        return Said(code=done.returncode, text=done.stdout + done.stderr)
+        return Output(code=done.returncode, text=done.stdout + done.stderr)
 
     def _call(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         # From outside it would be refused: the manager cannot know who a process of no number is.
@@ -167,9 +167,9 @@ class Manager:
 
     async def show(self, unit: str) -> dict[str, str]:
         """The unit's properties."""
-        said = await self.systemctl("show", unit)
-        assert said.code == 0, said.text
-        return dict(line.split("=", 1) for line in said.text.splitlines() if "=" in line)
+        done = await self.systemctl("show", unit)
+        assert done.code == 0, done.text
+        return dict(line.split("=", 1) for line in done.text.splitlines() if "=" in line)
 
     def processes(self, unit: str) -> list[psutil.Process]:
         """Every process of the unit, as it is known out here."""

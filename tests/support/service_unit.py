@@ -16,7 +16,7 @@ import trio
 from tests.support.fake_inference import Fake, open_fake
 from tests.support.harness import Event, read_topic, until
 from tests.support.scene import SMALL_WINDOW, Scene
-from tests.support.service_manager import Manager, Said
+from tests.support.service_manager import Manager, Output
 
 FRAMES, SIZE = 80, (1280, 720)
 """Of the clip; its JPEGs, 20 kB each, do not all fit between decoder and daemon: both live while one is held."""
@@ -53,13 +53,13 @@ class Unit:
         written = self.scene.write_config("unit.toml", **merged)
         (self.manager.configs / f"{self.scene.scenario_id}.toml").write_text(written.read_text())
 
-    async def start(self, *options: str) -> Said:
+    async def start(self, *options: str) -> Output:
         return await self.manager.systemctl("start", *options, self.name)
 
     async def stop(self) -> None:
         """Stop it, as `systemctl stop` does: when this returns it has ended."""
-        said = await self.manager.systemctl("stop", self.name)
-        assert said.code == 0, said.text
+        done = await self.manager.systemctl("stop", self.name)
+        assert done.code == 0, done.text
 
     async def run_program(self, source: str, *lines: str) -> None:
         """From now on the unit runs this Python program, with these further lines."""
@@ -72,8 +72,8 @@ class Unit:
         await self.manager.drop_in(self.name, *lines)
 
     async def signal_main(self, number: signal.Signals) -> None:
-        said = await self.manager.systemctl("kill", "--kill-who=main", f"--signal={number.name}", self.name)
-        assert said.code == 0, said.text
+        done = await self.manager.systemctl("kill", "--kill-who=main", f"--signal={number.name}", self.name)
+        assert done.code == 0, done.text
 
     async def active(self) -> None:
         """Wait until predictions are stored."""
@@ -102,12 +102,12 @@ class Unit:
         return process
 
     def kernel_statuses(self) -> list[set[str]]:
-        """What the kernel says of each process, in lines (proc_pid_status(5))."""
+        """The kernel's status lines of each process (proc_pid_status(5))."""
         processes = self.manager.processes(self.name)
         return [set(Path(f"/proc/{process.pid}/status").read_text().splitlines()) for process in processes]
 
     async def reported(self, code: str, *, by: str) -> Event:
-        """One event is on the topic; ledger, topic and scenario say the same of this death."""
+        """One event is on the topic; ledger, topic and scenario agree on this death."""
         event = await self.scene.the_event()
         assert (event.body["error"]["code"], event.body["reporter"]) == (code, by)
         (record,) = await self.scene.ledger.retry_events(self.scene.scenario_id)
@@ -129,8 +129,8 @@ class Unit:
         await self.drop_in()
         async with open_fake() as fake:
             self.configure(fake.url)
-            said = await self.start()
-            assert said.code == 0, said.text + self.log()
+            done = await self.start()
+            assert done.code == 0, done.text + self.log()
             assert await self.ended() == Ending(result="success", how="exited", status="0")
         assert sorted(fake.numbers) == list(range(stored, FRAMES))
         await self.scene.check_rows(FRAMES, SIZE)
@@ -148,8 +148,8 @@ class Unit:
 async def open_unit(manager: Manager, scene: Scene, base: dict[str, dict[str, Any]]) -> AsyncIterator[Unit]:
     """The instance for this test's scenario; what a failed test left of it ends with the block."""
     name, keep = f"trio-runner@{scene.scenario_id}.service", f"keep@{scene.scenario_id}.target"
-    said = await manager.systemctl("start", keep)
-    assert said.code == 0, said.text
+    done = await manager.systemctl("start", keep)
+    assert done.code == 0, done.text
     yield Unit(scene=scene, manager=manager, name=name, base=base)
     await manager.systemctl("kill", "--signal=KILL", name)
     await manager.systemctl("stop", keep, name)
@@ -160,7 +160,7 @@ async def at_work(unit: Unit, **sections: dict[str, Any]) -> AsyncIterator[Fake]
     """The unit in the middle of its work: some frames are stored, the service keeps the answers from frame 5 on."""
     async with open_fake(held=lambda number: number >= 5) as fake:
         unit.configure(fake.url, **sections)
-        said = await unit.start()
-        assert said.code == 0, said.text + unit.log()
+        done = await unit.start()
+        assert done.code == 0, done.text + unit.log()
         await unit.active()
         yield fake

@@ -159,7 +159,7 @@ async def test_drips() -> None:
         assert trio.current_time() - started >= 4 * DRIP_SECONDS - 0.05
 
 
-async def test_what_the_server_says_may_be_rewritten() -> None:
+async def test_what_the_server_sends_may_be_rewritten() -> None:
     async with (
         echo_behind_proxy() as (proxy, _),
         open_proxy("127.0.0.1", proxy.port, rewrite=lambda data: data.replace(b"a", b"b")) as outer,

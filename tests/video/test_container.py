@@ -1,4 +1,4 @@
-"""How long a file's container says it is."""
+"""The duration that a file's container declares."""
 
 from __future__ import annotations
 

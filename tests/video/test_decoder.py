@@ -150,7 +150,7 @@ async def test_a_start_beyond_the_end_is_an_error_and_not_an_empty_success(clip:
 
 @pytest.mark.parametrize("name", ["truncated.mp4", "truncated.mkv"])
 @pytest.mark.parametrize("on_corrupt", ["fail", "skip"])
-async def test_a_truncated_video_gives_its_good_frames_and_says_so(
+async def test_a_truncated_video_gives_its_good_frames_and_an_error(
     name: str, on_corrupt: str, make_clip: MakeClip
 ) -> None:
     shown = await watch(make_clip(name), on_corrupt=on_corrupt)
@@ -252,7 +252,7 @@ async def test_a_file_without_pictures(name: str, code: ErrorCode, make_clip: Ma
     assert not shown.frames
 
 
-# What is refused.
+# Files that are refused.
 
 
 @pytest.mark.parametrize(("content", "suffix"), [
@@ -360,7 +360,7 @@ def child(script: str, tmp_path: Path) -> str:
 
 
 def test_the_ffmpeg_in_use_is_at_least_8_1_2(tmp_path: Path) -> None:
-    # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe said.
+    # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe named.
     number = int(child("print(ffmpeg.load_ffmpeg().avcodec_version())", tmp_path))
     assert (number >> 16, number >> 8 & 0xFF, number & 0xFF) >= (62, 28, 102)
     built = re.search(r"avcodec:\s+YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
@@ -370,7 +370,7 @@ def test_the_ffmpeg_in_use_is_at_least_8_1_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("older", ["ffmpeg.LIBAVCODEC = (62, 99, 0)", 'ffmpeg.Path = lambda path: Path("/dev/null")'])
 def test_a_decoder_with_an_older_ffmpeg_or_none_refuses_to_start(older: str, tmp_path: Path) -> None:
-    said = child(
+    message = child(
         f"""
 from pathlib import Path
 from trio_runner.errors import RunnerError
@@ -382,11 +382,11 @@ except RunnerError as error:
 """,
         tmp_path,
     )
-    assert said.startswith("decoder_failed: OpenCV has libavcodec ")
-    assert "is needed. Install opencv-python-headless" in said
+    assert message.startswith("decoder_failed: OpenCV has libavcodec ")
+    assert "is needed. Install opencv-python-headless" in message
 
 
-@pytest.mark.parametrize(("said", "complaint"), [
+@pytest.mark.parametrize(("message", "complaint"), [
     ("[h264 @ 0x55d0] [error] error while decoding MB 3 4", "FFmpeg: [h264] error while decoding MB 3 4"),
     ("[mpeg4 @ 0x55d0] [verbose] concealing 9 DC, 9 AC, 9 MV errors in P frame",
      "FFmpeg: [mpeg4] concealing 9 DC, 9 AC, 9 MV errors in P frame"),
@@ -396,9 +396,9 @@ except RunnerError as error:
     ("[h264 @ 0x55d0] [warning] Increasing reorder buffer", ""),
     ("", ""),
 ])  # fmt: skip
-def test_what_ffmpeg_says_of_damage_is_a_complaint(said: str, complaint: str, tmp_path: Path) -> None:
+def test_ffmpegs_message_about_damage_is_a_complaint(message: str, complaint: str, tmp_path: Path) -> None:
     take = "print(complaints.take())\n"
-    script = f"complaints = ffmpeg.Complaints()\nos.write(2, {said!r}.encode())\n{take}{take}"
+    script = f"complaints = ffmpeg.Complaints()\nos.write(2, {message!r}.encode())\n{take}{take}"
     assert child(script, tmp_path) == f"{complaint}\n\n"
 
 

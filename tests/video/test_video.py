@@ -270,7 +270,7 @@ async def test_an_exit_code_is_named_with_the_last_lines_of_standard_error(prete
     assert len(error.message) < 500
 
 
-async def test_a_child_that_says_nothing_is_stalled(
+async def test_a_child_that_sends_nothing_is_stalled(
     pretend: PretendChild, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trio_runner.video.child.START_ALLOWANCE_SECONDS", 0.1)

@@ -22,7 +22,7 @@ LISTENERS = {
     "mtls": (
         "SSL",
         "localhost",
-        # Whoever holds a certificate of the authority is the same user here.
+        # All clients with a certificate of the authority are the same user here.
         {"ssl.client.auth": "required", "ssl.principal.mapping.rules": "RULE:^.*$/runner/"},
     ),
     "other_name": ("SSL", "other.example", {}),
@@ -97,7 +97,7 @@ def properties(directory: Path, controller: int, addresses: dict[str, int], pass
         + ",".join(f"{name.upper()}:{protocol}" for name, protocol in protocols.items()),
         f"log.dirs={directory / 'data'}",
         "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        # Whoever does not say who he is, on the listeners that do not ask.
+        # ANONYMOUS is a client without credentials, on the listeners that do not ask for any.
         "super.users=User:ANONYMOUS;User:runner",
         "auto.create.topics.enable=true",
         "group.initial.rebalance.delay.ms=0",
