@@ -28,7 +28,6 @@ from tests.support.harness import (
     Servers,
     WriteConfig,
     open_service_manager,
-    read_topic,
     until,
 )
 from tests.support.proxy import Breakdown, Proxy, Way, open_proxy
@@ -250,16 +249,18 @@ class Stage:
     cli: Cli
     write_config: WriteConfig
     new_scenario_id: Callable[[], int]
+    topic: str
+    """One for all: a runner that starts publishes on its topic what waits in the ledger, whosever it is."""
     directory: Path
 
     def scene(self, clip: Path, frames: int = FRAMES) -> Scene:
-        """A scenario of its own, with its own topic, spool and config files."""
+        """A scenario of its own, with its own spool and config files."""
         scenario_id = self.new_scenario_id()
         own: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": f"data-{scenario_id}"},
             "scenario": {"id": scenario_id},
             "video": {"path": str(clip), "max_frames": frames},
-            "kafka": {"retry_topic": f"runner.retry.{scenario_id}"},
+            "kafka": {"retry_topic": self.topic},
         }
 
         def write(name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
@@ -268,7 +269,7 @@ class Stage:
 
         return Scene(
             scenario_id=scenario_id,
-            topic=f"runner.retry.{scenario_id}",
+            topic=self.topic,
             servers=self.servers,
             ledger=self.ledger,
             cli=self.cli,
@@ -284,6 +285,7 @@ def stage(
     cli: Cli,
     write_config: WriteConfig,
     new_scenario_id: Callable[[], int],
+    topic: str,
     tmp_path: Path,
 ) -> Stage:
     return Stage(
@@ -292,6 +294,7 @@ def stage(
         cli=cli,
         write_config=write_config,
         new_scenario_id=new_scenario_id,
+        topic=topic,
         directory=tmp_path,
     )
 
@@ -342,13 +345,13 @@ class Play:
         assert codes <= set(self.case.codes.split()), done.err
         if done.code == 0:
             await self.scene.check_rows(self.frames, self.size)
-            assert await read_topic(self.scene.servers.brokers, self.scene.topic) == []
+            assert await self.scene.events() == []
             return
         assert codes, done.err
         await self._check_ledger()
         event_ids = await self._check_topic(done)
         await self._run_again()
-        events = await read_topic(self.scene.servers.brokers, self.scene.topic)
+        events = await self.scene.events()
         assert events, "the event did not get out of the spool"
         assert event_ids <= {event.headers["ce_id"] for event in events}
         assert len({event.headers["ce_id"] for event in events}) == 1
@@ -425,7 +428,7 @@ class Play:
             event = await self.scene.the_event()
             assert event.body["error"]["code"] in self.case.codes.split()
             return {event.headers["ce_id"]}
-        events = await read_topic(self.scene.servers.brokers, self.scene.topic)
+        events = await self.scene.events()
         assert bool(events) == (self.case.when == "event, reply" or bool(events and "once" in self.case.when))
         return {event.headers["ce_id"] for event in events}
 
@@ -484,10 +487,10 @@ def _rename_broker(named: list[bytes], data: bytes) -> bytes:
     return data.replace(named[0], named[-1]) if len(named[0]) == len(named[-1]) else data
 
 
-async def play_all(plays: list[Play]) -> None:
+async def play_all(plays: list[Play], at_once: int = AT_ONCE) -> None:
     """A few at once, because each mostly waits; names every one that went wrong."""
     wrong: list[str] = []
-    limiter = trio.CapacityLimiter(AT_ONCE)
+    limiter = trio.CapacityLimiter(at_once)
 
     async def play_one(play: Play) -> None:
         async with limiter:
@@ -505,7 +508,9 @@ async def play_all(plays: list[Play]) -> None:
 @pytest.mark.parametrize("part", TABLE)
 async def test_a_peer_that_fails(stage: Stage, clip: Path, part: str) -> None:
     assert (await stage.cli("init-db", stage.write_config("init.toml"))).code == 0
-    await play_all([Play(part=part, case=case, scene=stage.scene(clip)) for case in TABLE[part]])
+    plays = [Play(part=part, case=case, scene=stage.scene(clip)) for case in TABLE[part]]
+    # What Kafka did not take, the runner of another case would publish.
+    await play_all(plays, at_once=1 if part.startswith("kafka") else AT_ONCE)
 
 
 async def test_a_decoder_that_fails(stage: Stage, big_clip: Path) -> None:

@@ -58,9 +58,14 @@ class Scene:
     write_config: WriteConfig
     directory: Path
 
+    async def events(self, brokers: str | None = None) -> list[Event]:
+        """This scenario's events on its topic, where there may be those of others."""
+        events = await read_topic(brokers or self.servers.brokers, self.topic)
+        return [event for event in events if event.key == str(self.scenario_id)]
+
     async def the_event(self, brokers: str | None = None) -> Event:
         """The one event on this test's topic, once it is proven well-formed."""
-        events = await read_topic(brokers or self.servers.brokers, self.topic)
+        events = await self.events(brokers)
         assert len(events) == 1
         (event,) = events
         schema = json.loads(SCHEMA_FILE.read_text())
@@ -113,7 +118,7 @@ class Scene:
             assert event.headers["ce_id"] == str(record["event_id"])
             assert event.body == body
         else:
-            assert await read_topic(self.servers.brokers, self.topic) == []
+            assert await self.events() == []
 
         level = "info" if error_class == "interrupted" else "error"
         assert any(line["level"] == level and named in line["event"] for line in done.log()), done.err
