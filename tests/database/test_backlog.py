@@ -723,7 +723,8 @@ async def test_only_a_death_that_the_ledger_has_yet_to_record_is_returned(backlo
     forged = [replace(claim, instance_id=another) for claim in (known, unknown)]
     assert await backlog.reconcile([*forged, replace(unknown, epoch=2), replace(unknown, scenario_id=9)]) == set()
     await store.hand_over([(7, 1)])
-    assert await store.unpublished(10, lease_seconds=0.0) == [(7, 1)]
+    assert await store.unpublished(10, lease_seconds=0.0, scenario_id=8) == []
+    assert await store.unpublished(10, lease_seconds=0.0, scenario_id=7) == [(7, 1)]
     assert await backlog.reconcile([known, unknown, unknown]) == {(8, 1)}
     # An event that Kafka has is published by nobody else.
     assert await store.unpublished(10, lease_seconds=0.0) == []

@@ -48,6 +48,8 @@ class Attempt:
     video_identity: str | None = None
     sampling: str | None = None
     """A JSON object."""
+    retry_topic: str | None = None
+    """The topic on which this attempt's death is to be published."""
 
 
 class Store:
@@ -68,7 +70,7 @@ class Store:
             ScenarioCompletedError, ClaimRefusedError, SupersededError: this runner may not take it.
         """
         row = await self.fetch_one(
-            "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "SELECT * FROM claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             attempt.scenario_id,
             printable(attempt.video_path),
             attempt.epoch,
@@ -79,6 +81,7 @@ class Store:
             attempt.max_failures,
             attempt.video_identity,
             attempt.sampling,
+            attempt.retry_topic,
         )
         if row is None:
             raise RunnerError(ErrorCode.STORE_REJECTED, "claim() gave no row")
@@ -107,10 +110,10 @@ class Store:
         row = await self.fetch_one("SELECT $1::uuid AS instance_id, a.* FROM attempt_of($1) a", uuid.UUID(instance_id))
         return (_claim_of(row), row["ended"]) if row else None
 
-    async def unpublished_event(self, scenario_id: int, epoch: int) -> str | None:
-        """The event's body as JSON, if this attempt's death is recorded and Kafka has not acknowledged it."""
-        row = await self.fetch_one("SELECT unpublished_event($1, $2) AS body", scenario_id, epoch)
-        return row["body"] if row else None
+    async def unpublished_event(self, scenario_id: int, epoch: int) -> tuple[str, str | None] | None:
+        """The event's JSON and its topic, if this attempt's death is recorded and Kafka has not acknowledged it."""
+        row = await self.fetch_one("SELECT * FROM unpublished_event($1, $2)", scenario_id, epoch)
+        return (row["body"], row["retry_topic"]) if row else None
 
     async def mark_published(self, scenario_id: int, epoch: int) -> None:
         """Note that Kafka has the event of this death."""
@@ -121,9 +124,15 @@ class Store:
         ids, epochs = [scenario_id for scenario_id, _ in deaths], [epoch for _, epoch in deaths]
         await self.fetch_one("SELECT hand_over($1, $2)", ids, epochs)
 
-    async def unpublished(self, limit: int, *, lease_seconds: float) -> list[tuple[int, int]]:
-        """Scenario and epoch of events due to be published; no other process gets them until the lease ends."""
-        rows = await self.fetch_all("SELECT * FROM unpublished($1, $2)", limit, timedelta(seconds=lease_seconds))
+    async def unpublished(
+        self, limit: int, *, lease_seconds: float, scenario_id: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Scenario and epoch of events due to be published, of one scenario or of all.
+
+        No other process gets them until the lease ends.
+        """
+        lease = timedelta(seconds=lease_seconds)
+        rows = await self.fetch_all("SELECT * FROM unpublished($1, $2, $3)", limit, lease, scenario_id)
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:

@@ -46,7 +46,7 @@ class Publication(enum.Enum):
     PUBLISHED = "published"
     """Kafka has acknowledged it."""
     RECORDED = "recorded, and waits in the database"
-    """The next runner or orchestrator that starts publishes it, or a reaper."""
+    """The scenario's next runner publishes it, or any orchestrator, reaper or `flush-spool`."""
     SPOOLED = "spooled, and waits for the next runner here"
     """PostgreSQL did not record the death. The next runner that starts with this spool publishes the event."""
     LOST = "NOT published"
@@ -69,10 +69,14 @@ class Report:
     event: Publication
 
 
-async def publish(config: Config, event: RetryEvent) -> bool:
-    """Publish the event within `kafka.publish_timeout_seconds`; whether Kafka has acknowledged it. Never raises."""
+async def publish(config: Config, event: RetryEvent, topic: str | None = None) -> bool:
+    """Publish the event within `kafka.publish_timeout_seconds`; whether Kafka has acknowledged it. Never raises.
+
+    `topic` takes the place of the config's own retry topic.
+    """
+    kafka = msgspec.structs.replace(config.kafka, retry_topic=topic or config.kafka.retry_topic)
     try:
-        await retry_event.publish(config.kafka, event)
+        await retry_event.publish(kafka, event)
     except RunnerError as error:
         logger.error("the retry event is not confirmed: %s", error)  # noqa: TRY400 - a named error needs no stack
         return False
@@ -84,7 +88,7 @@ async def publish(config: Config, event: RetryEvent) -> bool:
 
 
 async def mark(config: Config, claim: Claim, *, published: bool) -> None:
-    """Note in PostgreSQL that the event is published, or that whoever starts next may publish it. Never raises.
+    """Note in PostgreSQL that the event is published, or that another process may publish it. Never raises.
 
     The connection is a new one: the one that recorded the death is not kept open while Kafka is waited for.
     """
@@ -142,9 +146,10 @@ async def publish_recorded(
     Raises:
         RunnerError: PostgreSQL cannot be asked.
     """
-    body = await store.unpublished_event(scenario_id, epoch)
-    if body is None:
+    waiting = await store.unpublished_event(scenario_id, epoch)
+    if waiting is None:
         return None
+    body, topic = waiting
     try:
         event = msgspec.json.decode(body, type=RetryEvent)
     except msgspec.ValidationError as error:
@@ -153,7 +158,7 @@ async def publish_recorded(
         return None
     if recorded_by not in (None, event.reporter):
         return None
-    published = await publish(config, event)
+    published = await publish(config, event, topic)
     if published:
         try:
             await store.mark_published(scenario_id, epoch)
@@ -162,16 +167,16 @@ async def publish_recorded(
     return Report(claim=event.claim, event=Publication.PUBLISHED if published else Publication.RECORDED)
 
 
-async def publish_outbox(config: Config, store: Store) -> list[Report]:
+async def publish_outbox(config: Config, store: Store, scenario_id: int | None = None) -> list[Report]:
     """Publish the deaths that PostgreSQL has recorded and nobody has published, so far as Kafka takes them.
 
-    An event that its reporter may still be publishing is left to it for a minute.
+    Of one scenario, or of all. An event that its reporter may still be publishing is left to it for a minute.
 
     Raises:
         RunnerError: PostgreSQL cannot be asked.
     """
     reports: list[Report] = []
-    left = await store.unpublished(OUTBOX_BATCH, lease_seconds=OUTBOX_LEASE_SECONDS)
+    left = await store.unpublished(OUTBOX_BATCH, lease_seconds=OUTBOX_LEASE_SECONDS, scenario_id=scenario_id)
     refused: list[tuple[int, int]] = []
     while left and len(refused) < TRIES:
         death = left.pop(0)
@@ -210,12 +215,16 @@ async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
 
 
 async def flush(config: Config, spool: Spool, store: Store | None = None) -> None:
-    """Publish what waits in the spool, and in the database of `store`, if Kafka takes it now; for at most 15 s."""
+    """Publish what waits, if Kafka takes it now: in the spool, and with a `store` the deaths of the config's scenario.
+
+    This takes 15 s at most. The deaths of other scenarios are left to an orchestrator, a reaper or `flush-spool`: many
+    runners start at once when Kafka is back, and each would try to publish all of them.
+    """
     try:
         with trio.move_on_after(FLUSH_SECONDS) as scope:
             await publish_spooled(config, spool)
             if store is not None:
-                await publish_outbox(config, store)
+                await publish_outbox(config, store, config.scenario.id)
     except RunnerError as error:
         logger.warning("retry events wait to be published: %s", error)
     if scope.cancelled_caught:

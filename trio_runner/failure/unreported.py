@@ -92,6 +92,7 @@ async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, 
         runner_id=config.runner.id,
         instance_id=instance_id,
         max_failures=config.scenario.max_failures,
+        retry_topic=config.kafka.retry_topic,
     )
     claim: Claim | None = None
     async with open_store(config.database, application_name="trio-runner report-death") as store:
@@ -125,6 +126,7 @@ async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: in
         runner_id=holder.runner_id or config.runner.id,
         instance_id=claim.instance_id if claim else str(uuid.uuid4()),
         max_failures=config.scenario.max_failures,
+        retry_topic=config.kafka.retry_topic,
     )
     return await _report_attempt(config, spool, attempt, claim, failure, reporter="orchestrator")
 

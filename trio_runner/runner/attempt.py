@@ -70,6 +70,7 @@ async def run_attempt(
         runner_id=config.runner.id,
         instance_id=instance_id,
         max_failures=config.scenario.max_failures,
+        retry_topic=config.kafka.retry_topic,
     )
     claim: Claim | None = None
 

@@ -75,6 +75,8 @@ CREATE TABLE attempts (
     runner_id   text NOT NULL,
     instance_id uuid NOT NULL,
     host        text NOT NULL,
+    -- Where this attempt's death is to be published, whoever publishes it.
+    retry_topic text,
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at    timestamptz,
     first_frame bigint NOT NULL,

@@ -4,7 +4,8 @@
 -- frame, so that a mistyped path does not use up its id; but a scenario that was stopped stays stopped, under any path.
 -- To take over a claim whose lease has ended, the caller records the death of that attempt first, with fail().
 CREATE OR REPLACE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_instance uuid, p_runner text, p_host text,
-                                 p_lease interval, p_max_failures integer, p_identity text, p_sampling jsonb)
+                                 p_lease interval, p_max_failures integer, p_identity text, p_sampling jsonb,
+                                 p_retry_topic text DEFAULT NULL)
 RETURNS TABLE (claimed_epoch bigint, claimed_next_frame bigint, claimed_frames_stored bigint, claimed_identity text,
                claimed_sampling jsonb)
 LANGUAGE plpgsql AS $$
@@ -44,8 +45,8 @@ BEGIN
         RAISE EXCEPTION 'scenario % is being processed by another runner, whose lease ends in % s', p_id,
             ceil(extract(epoch FROM s.lease_until - clock_timestamp())) USING ERRCODE = 'RN001';
     END IF;
-    INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, first_frame)
-    VALUES (p_id, s.epoch, p_runner, p_instance, p_host, s.next_frame);
+    INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, retry_topic, first_frame)
+    VALUES (p_id, s.epoch, p_runner, p_instance, p_host, p_retry_topic, s.next_frame);
     UPDATE scenarios SET status = 'in_startup_processing', instance_id = p_instance,
                          lease_until = clock_timestamp() + p_lease,
                          video_identity = CASE WHEN frames_stored = 0 THEN coalesce(p_identity, video_identity)
