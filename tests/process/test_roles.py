@@ -175,8 +175,10 @@ FORBIDDEN = [
     "SELECT * FROM detections",
     "INSERT INTO scenarios (id, video_path) VALUES (1, 'x')",
     "INSERT INTO predictions VALUES (1, 0, 1, 0, '[]', 0)",
-    "INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, first_frame)"
-    " VALUES (1, 1, 'x', gen_random_uuid(), 'x', 0)",
+    (
+        "INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, first_frame)"
+        " VALUES (1, 1, 'x', gen_random_uuid(), 'x', 0)"
+    ),
     "INSERT INTO retry_events VALUES (1, 1, gen_random_uuid(), 'x', '{}')",
     "UPDATE scenarios SET epoch = 99",
     "UPDATE predictions SET detections = '[]'",
