@@ -22,6 +22,7 @@ from trio_runner.failure.failure import flatten
 from trio_runner.failure.outbox import Publication
 from trio_runner.failure.report import report_death
 from trio_runner.failure.spool import spool_of
+from trio_runner.failure.unreported import report_invocation
 from trio_runner.kafka import retry_event as retry
 from trio_runner.model import Progress
 
@@ -72,6 +73,46 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
     report = await report_death(config, spool_of(config), attempt, claim, LOST, Progress())
     assert report.event is Publication.COMPLETED
     assert await read_topic(servers.brokers, topic) == []
+
+
+@pytest.mark.kafka
+async def test_a_ledger_of_another_version_is_left_as_it_is(
+    config: Config, attempt: Attempt, servers: Servers, ledger: Ledger, topic: str
+) -> None:
+    async with open_store(config.database, application_name="test") as store:
+        await store.create_schema()
+    refused = flatten(RunnerError(ErrorCode.STORE_SCHEMA, "a later version made it"))
+    report = await report_death(config, spool_of(config), attempt, None, refused, Progress())
+    assert (report.claim.epoch, report.event) == (0, Publication.PUBLISHED)
+    assert await ledger.scenario(attempt.scenario_id) is None
+    assert [event.body["error"]["code"] for event in await read_topic(servers.brokers, topic)] == ["store_schema"]
+
+
+KILLED = {"SERVICE_RESULT": "watchdog", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "INVOCATION_ID": "0" * 31 + "1"}
+
+
+async def test_an_id_that_the_process_may_not_have_had_claims_nothing(config: Config, ledger: Ledger) -> None:
+    """A shell inherits the id of a unit's start; before version 248 systemd did not say whose it is."""
+    async with open_store(config.database, application_name="test") as store:
+        await store.create_schema()
+    assert await report_invocation(config, spool_of(config), KILLED) is None
+    assert await ledger.scenario(config.scenario.id) is None
+
+
+async def test_a_lease_that_has_ended_under_another_id_is_left_to_a_reaper(
+    config: Config, attempt: Attempt, ledger: Ledger
+) -> None:
+    """A wrapper started the runner, which claimed under an id of its own: one death is not to count as two."""
+    async with open_store(config.database, application_name="test") as store:
+        await store.create_schema()
+        await store.claim(attempt)
+        await store.fetch_all(
+            "UPDATE scenarios SET lease_until = now() - interval '1 s' WHERE id = $1", attempt.scenario_id
+        )
+    own = KILLED | {"SYSTEMD_EXEC_PID": str(os.getpid())}
+    assert await report_invocation(config, spool_of(config), own) is None
+    row = await ledger.existing(attempt.scenario_id)
+    assert (row["epoch"], row["failures"]) == (1, 0)
 
 
 async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config, tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ async def report_death(
 ) -> Report:
     """Record the failure and release the claim, then publish the retry event.
 
-    An attempt that died before it could claim claims now, so that its death has an epoch and a row. An event that Kafka
-    does not take waits in the database; where PostgreSQL did not record the death either, it waits in the spool.
+    An attempt that died before it could claim claims now, so that its death has an epoch and a row. One that refused
+    the ledger (`store_schema`) changes nothing there. An event that Kafka does not take waits in the database; where
+    PostgreSQL did not record the death either, it waits in the spool.
 
     Raises:
         ClaimRefusedError, SupersededError: The attempt had not claimed, and the scenario is not its to fail.
@@ -97,6 +98,9 @@ async def _record(
         )
 
     recording = _Recording(event=build(claim or _no_claim(attempt), progress))
+    if claim is None and failure.code is ErrorCode.STORE_SCHEMA:
+        # Another version made this ledger, and goes on serving the scenario.
+        return recording
     with trio.move_on_after(RECORD_SECONDS) as scope:
         try:
             async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:

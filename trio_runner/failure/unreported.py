@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trio_runner.config.load import Config
+    from trio_runner.database.store import Store
     from trio_runner.failure.spool import Spool
     from trio_runner.model import Claim
 
@@ -71,7 +73,8 @@ async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, 
     """Report the death of the process that INVOCATION_ID names, unless it has reported itself.
 
     `environ` is what systemd gives to ExecStopPost=, or what a spawner made alike: INVOCATION_ID as the process had it,
-    and what `cause_of_death` reads.
+    and what `cause_of_death` reads. An id that no attempt has stands for a process that died before it could claim:
+    its death is reported if the config names the epoch, or if nothing else can be meant (`_may_have_another_id`).
 
     Returns:
         None where there is nothing to report.
@@ -102,10 +105,24 @@ async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, 
             if ended:
                 # Where another process recorded the death, that one publishes it.
                 return await publish_recorded(config, store, claim.scenario_id, claim.epoch, recorded_by="runner")
+        elif not attempt.epoch and await _may_have_another_id(store, attempt, environ):
+            logger.warning("which attempt ended is not known: its lease tells of its death, if it had claimed")
+            return None
     if claim is None and environ.get("EXIT_STATUS") == str(int(ExitCode.UNCONFIRMED)):
         # The process has run its failure path: what it could not record lies in the spool.
         return None
     return await _report_attempt(config, spool, attempt, claim, failure, reporter="stop-post")
+
+
+async def _may_have_another_id(store: Store, attempt: Attempt, environ: Mapping[str, str]) -> bool:
+    """Whether the process that ended may have claimed under an id of its own, although no attempt has the given id.
+
+    A service manager that names the process of this very report has named the runner's too, unless another program
+    started the runner. A lease that has ended may be the lease of such a runner.
+    """
+    if own_instance_id(environ, os.getpid()) is None:
+        return True
+    return await store.expired_claim(attempt.scenario_id) is not None
 
 
 async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: int, failure: Failure) -> Report | None:
