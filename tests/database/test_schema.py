@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.database_server import OWNER, DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import OWNER, OWNER_PASSWORD, DatabaseServer, programs_of_the_wheel, serving_database
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import attempt, make_result, report
 from trio_runner.base import aio
@@ -22,6 +22,8 @@ from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
 FILES = list(schema.files())
+
+IN_URL = "the%20%22owner%22%20%C3%A9"
 
 RELEASED: dict[int, str] = {}
 """By REVISION: `schema.digest` of the files of each release, all in one. A release adds its own line."""
@@ -252,6 +254,65 @@ async def test_roles_keep_their_rights_and_get_what_is_new_for_them(
             await server.as_superuser(*(f"DROP ROLE {role}" for role in quoted))
 
 
+@pytest.mark.parametrize("rights", ["SUPERUSER", 'IN ROLE "the ""owner"" é"'], ids=["superuser", "member"])
+async def test_what_another_role_adds_to_the_schema_belongs_to_its_owner(
+    server: DatabaseServer, empty_database: DatabaseSection, sql: Path, rights: str
+) -> None:
+    """A superuser, or a member of the owner's role, upgrades the ledger and grants; the owner goes on working."""
+    database = empty_database.url.rpartition("/")[2]
+    quoted = '"the ""owner"" é"'
+    password = f"LOGIN PASSWORD '{OWNER_PASSWORD}'"
+    await server.as_superuser(
+        f"CREATE ROLE {quoted} {password}",
+        f"CREATE ROLE administrator {password} {rights}",
+        "CREATE ROLE a_runner",
+        f"GRANT CREATE ON DATABASE {database} TO {quoted}",
+    )
+    urls = [f"postgresql://{user}@localhost:{server.port}/{database}" for user in (IN_URL, "administrator")]
+    sections = [DatabaseSection(**server.section(url=url)) for url in urls]
+    try:
+        async with (
+            aio.open_loop(),
+            open_store(sections[0], application_name="owner") as owner,
+            open_store(sections[1], application_name="administrator") as administrator,
+        ):
+            await owner.create_schema()
+            await owner.fetch_all("DROP FUNCTION heartbeat")
+            await owner.fetch_all("DELETE FROM schema_files WHERE name = 'functions/heartbeat.sql'")
+            (sql / "changes" / "0001_notes.sql").write_text("CREATE TABLE notes (id bigint PRIMARY KEY);")
+            assert await administrator.create_schema() == ["changes/0001_notes.sql", "functions/heartbeat.sql"]
+            await administrator.grant("a_runner")
+
+            await owner.check_rights(verbs=ORCHESTRATOR_VERBS)
+            assert await owner.fetch_all("SELECT * FROM notes") == []
+            owners = await owner.fetch_all(
+                "SELECT proowner::regrole::text AS name FROM pg_proc WHERE pronamespace = 'trio_runner'::regnamespace"
+                " UNION SELECT relowner::regrole::text FROM pg_class"
+                " WHERE relnamespace = 'trio_runner'::regnamespace"
+            )
+            assert owners == [{"name": quoted}]
+            allowed = "SELECT has_function_privilege('a_runner', 'heartbeat'::regproc, 'EXECUTE') AS heartbeat"
+            assert await owner.fetch_all(allowed) == [{"heartbeat": True}]
+            # The role of the transaction ended with it.
+            assert await administrator.fetch_all("SELECT current_user::text AS name") == [{"name": "administrator"}]
+
+            # The first files go into the owner's empty schema in the same way.
+            await owner.fetch_all("DROP SCHEMA trio_runner CASCADE")
+            await owner.fetch_all("CREATE SCHEMA trio_runner")
+            assert await administrator.create_schema() == FILES
+            await owner.check_rights(verbs=ORCHESTRATOR_VERBS)
+            assert await reading.scenarios(owner) == []
+    finally:
+        with trio.CancelScope(shield=True):
+            async with aio.open_loop(), open_store(empty_database, application_name="x") as store:
+                await server.as_superuser(f"GRANT {quoted} TO {OWNER}")
+                await store.fetch_all(f"DROP OWNED BY {quoted} CASCADE")
+            await server.as_superuser(
+                f"REVOKE ALL ON DATABASE {database} FROM {quoted}, administrator, a_runner",
+                f"DROP ROLE administrator, a_runner, {quoted}",
+            )
+
+
 # changes to tables
 
 
@@ -431,3 +492,21 @@ async def test_a_ledger_with_tables_of_another_build_is_refused(store: Store, sq
         with pytest.raises(RunnerError, match=r"tables\.sql differs.*DROP SCHEMA") as caught:
             await verb
         assert caught.value.code is ErrorCode.STORE_SCHEMA
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["DROP TABLE schema_files", "TRUNCATE schema_files", "DELETE FROM schema_files WHERE name = 'tables.sql'"],
+    ids=["no table", "no row", "no row of the tables"],
+)
+async def test_a_ledger_without_its_record_of_files_is_refused_with_the_remedy(store: Store, loss: str) -> None:
+    await store.create_schema()
+    await store.fetch_all(loss)
+    for verb in (store.create_schema(), store.check_schema(), store.check_rights(may_create=True)):
+        with pytest.raises(RunnerError) as caught:
+            await verb
+        assert str(caught.value) == (
+            "store_schema: this ledger has tables, but trio_runner.schema_files does not record which files made them;"
+            " restore that table from a backup, or DROP SCHEMA trio_runner CASCADE and run: trio-runner init-db CONFIG"
+        )
+    assert await reading.scenarios(store) == []

@@ -51,6 +51,24 @@ ORCHESTRATOR_VERBS: Final = (
 """The functions that an orchestrator calls, and the verbs that submit, stop and retry scenarios."""
 
 
+async def become_owner(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """asyncio-flavoured. Until the transaction ends, act as the role that owns the ledger, if this role is its member.
+
+    A superuser is a member of every role. A function that a superuser creates under its own name could not be called
+    by the owner, and the owner's functions could not reach a table that a superuser creates.
+    """
+    # The owner of a schema may let another role create the ledger in it. The tables then belong to that other role.
+    owner = await connection.fetchval(
+        "SELECT quote_ident(pg_get_userbyid(o.owner)) FROM (SELECT coalesce("
+        "(SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace($1) AND relname = 'schema_files'),"
+        "(SELECT nspowner FROM pg_namespace WHERE nspname = $1)) AS owner) o"
+        " WHERE pg_get_userbyid(o.owner) <> current_user AND pg_has_role(o.owner, 'MEMBER')",
+        SCHEMA,
+    )
+    if owner is not None:
+        await connection.execute(f"SET LOCAL ROLE {owner}")
+
+
 async def grant(connection: asyncpg.Connection[asyncpg.Record], role: str, verbs: Sequence[str]) -> None:
     """asyncio-flavoured. Let the role call these functions, and do nothing else; the role must exist.
 

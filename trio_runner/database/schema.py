@@ -102,6 +102,7 @@ async def create(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
                 f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds}"
             )
             await _execute(connection, f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
+            await rights.become_owner(connection)
             return await _apply(connection)
     except asyncpg.InsufficientPrivilegeError as error:
         raise _lacks(lacking, f", and this role may not change it ({error})", owner=True) from error
@@ -153,20 +154,24 @@ async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, 
     """What the database records of the files; nothing where it has no schema.
 
     Raises:
-        RunnerError: `store_schema`: it has the schema of a version before 0.1.0, whose files had other names.
+        RunnerError: `store_schema`: it has the schema of a version before 0.1.0, whose files had other names; or its
+            tables exist without a record of the files that made them.
     """
     relations = await connection.fetch(
         "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace($1)"
-        " AND relname IN ('schema_files', 'schema_migrations')",
+        " AND relname IN ('schema_files', 'schema_migrations', 'scenarios')",
         SCHEMA,
     )
     found = {row["relname"] for row in relations}
-    if "schema_files" not in found:
-        if found:
-            raise _foreign("a version before 0.1.0")
-        return {}
-    rows = await connection.fetch("SELECT name, sha256, revision FROM trio_runner.schema_files")
-    return {row["name"]: _Applied(row["sha256"], row["revision"]) for row in rows}
+    applied: dict[str, _Applied] = {}
+    if "schema_files" in found:
+        rows = await connection.fetch("SELECT name, sha256, revision FROM trio_runner.schema_files")
+        applied = {row["name"]: _Applied(row["sha256"], row["revision"]) for row in rows}
+    elif "schema_migrations" in found:
+        raise _foreign("a version before 0.1.0")
+    if found and _TABLES not in applied:
+        raise _unrecorded()
+    return applied
 
 
 def _foreign(maker: str) -> RunnerError:
@@ -176,6 +181,12 @@ def _foreign(maker: str) -> RunnerError:
     return RunnerError(
         ErrorCode.STORE_SCHEMA, f"this ledger was made by {maker}, which cannot be carried over; {remedy}"
     )
+
+
+def _unrecorded() -> RunnerError:
+    what = f"this ledger has tables, but {SCHEMA}.schema_files does not record which files made them"
+    remedy = f"restore that table from a backup, or DROP SCHEMA {SCHEMA} CASCADE and run: trio-runner init-db CONFIG"
+    return RunnerError(ErrorCode.STORE_SCHEMA, f"{what}; {remedy}")
 
 
 def _differing(applied: Mapping[str, _Applied], texts: Mapping[str, str]) -> list[str]:
