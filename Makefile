@@ -17,7 +17,7 @@ LOCK_ARGS =
 .PHONY: help run system test campaign model lock
 
 help:
-	@echo 'make run    serve the scenario of runner.toml; whatever its addresses call "embedded" is started too'
+	@echo 'make run    process the scenario of runner.toml; whatever its addresses call "embedded" is started too'
 	@echo 'make system  the whole system on this machine: runners are killed for a minute, and nothing is lost'
 	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
 	@echo 'make campaign RUNS=1000 SEED=1  seeded faults of every kind; says how to replay a run that goes wrong'

@@ -18,6 +18,7 @@ import os
 import pkgutil
 import random
 import select
+import signal
 import socket
 import sys
 import time
@@ -38,6 +39,8 @@ UNWANTED = (
 
 def main() -> int:
     """Serve; in a forked process, run the program and return its exit code."""
+    # Under nohup this process inherits that SIGHUP is ignored, and so would every process that it forks.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     requests = socket.socket(fileno=int(sys.argv[1]))
     for name in _wanted(trio_runner.__path__, "trio_runner."):
         importlib.import_module(name)
