@@ -353,7 +353,7 @@ async def test_a_broker_that_is_away_for_longer_than_one_request_may_take_still_
 async def test_by_default_a_broker_may_be_away_for_seven_seconds(
     loop: None, freezing_broker: tuple[str, int], topic: str
 ) -> None:
-    """As long as the failover of a leader takes; one request may take 5 s."""
+    """As long as the failover of a leader takes; connecting may take 5 s."""
     address, pid = freezing_broker
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
-    NoError,
+    NodeNotReadyError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
-    for_code,
 )
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.protocol.produce import ProduceRequest
@@ -25,9 +24,12 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from trio_runner.base import aio
 from trio_runner.config.credentials import read_secret, tls_context
 from trio_runner.kafka.errors import CauseCollector, Target
+from trio_runner.kafka.produce_errors import produce_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from aiokafka.cluster import ClusterMetadata
 
     from trio_runner.config.sections import KafkaSection
 
@@ -48,10 +50,11 @@ async def send(
 ) -> None:
     """Send one record and wait until the broker has it, within `publish_timeout_seconds` and 2 s to close.
 
-    Until then the record is sent again whenever its leader goes away, changes, or does not answer in time. So the topic
-    may hold it more than once: consumers know a repeated event by its id. aiokafka's producer is not used. It gives a
-    record up after the time that one request may take. If the broker freezes, an idempotent producer never stops by
-    itself, and the next producer doubles its record all the same (measured by `benchmarks/producer.py`).
+    Until then the record is sent again whenever its leader goes away, changes, or answers with a retriable error. A
+    leader that is only slow is waited for, because it would append a second copy. After a resend the topic may hold the
+    record more than once: consumers know a repeated event by its id. aiokafka's producer is not used. It gives a record
+    up after the time that one request may take. If the broker freezes, an idempotent producer never stops by itself,
+    and the next producer doubles its record all the same (measured by `benchmarks/producer.py`).
 
     Args:
         config: Where the brokers are, and how long this may take.
@@ -70,8 +73,10 @@ async def send(
         async with _open_client(causes, seconds=seconds) as client:
             partitions = await _find_topic(client, topic, causes)
             partition = DefaultPartitioner()(key, partitions, partitions)
-            request = _produce_request(config, topic, partition, key, value, headers)
-            while error := await aio.call(_ask_leader, client, TopicPartition(topic, partition), request):
+            batch = _batch(key, value, headers)
+            while error := await aio.call(
+                _ask_leader, client, TopicPartition(topic, partition), partition, batch, _seconds_left()
+            ):
                 if not error.retriable:
                     raise error
                 causes.add(error)
@@ -96,8 +101,10 @@ async def check_broker(config: KafkaSection) -> None:
     with named_errors(causes, seconds=seconds):
         async with _open_client(causes, seconds=seconds) as client:
             partition, *_ = await _find_topic(client, topic, causes)
-            request = _produce_request(config, topic, NO_PARTITION, None, b"", [])
-            error = await aio.call(_ask_leader, client, TopicPartition(topic, partition), request)
+            batch = _batch(None, b"", [])
+            error = await aio.call(
+                _ask_leader, client, TopicPartition(topic, partition), NO_PARTITION, batch, _seconds_left()
+            )
             if error is not None and not isinstance(error, UnknownTopicOrPartitionError):
                 raise error
 
@@ -107,7 +114,8 @@ async def connection_options(config: KafkaSection, *, seconds: float) -> dict[st
 
     Args:
         config: The addresses, the security protocol and the user.
-        seconds: How long connecting may take in all. Each broker of the list gets its share of this time.
+        seconds: How long connecting may take in all. Each broker of the list gets its share of this time, for
+            connecting and for each request that is not `_ask_leader`'s.
 
     Raises:
         RunnerError: `credential_unreadable`.
@@ -147,7 +155,10 @@ def named_errors(causes: CauseCollector, *, seconds: float) -> Iterator[None]:
 
 @asynccontextmanager
 async def _open_client(causes: CauseCollector, *, seconds: float) -> AsyncIterator[AIOKafkaClient]:
-    options = await connection_options(causes.target.config, seconds=seconds)
+    config = causes.target.config
+    options = await connection_options(config, seconds=seconds)
+    # While `_ask_leader` waits for a leader that may have failed, the next refresh shows the partition's new leader.
+    options["metadata_max_age_ms"] = int(config.connect_timeout_seconds * 1000)
     # Making the client does not wait. If it were cancelled, nobody would close the client.
     with trio.CancelScope(shield=True):
         client = await aio.call(_make_client, options)
@@ -206,10 +217,12 @@ async def _find_topic(client: AIOKafkaClient, topic: str, causes: CauseCollector
     return sorted(cluster.partitions_for_topic(topic))
 
 
-def _produce_request(
-    config: KafkaSection, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
-) -> ProduceRequest:
-    """The request to append one record, which the leader answers once every replica in sync has the record."""
+def _seconds_left() -> float:
+    return max(0.0, trio.current_effective_deadline() - trio.current_time())
+
+
+def _batch(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> bytes:
+    """A batch of one record, as a produce request holds it."""
     batch = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
@@ -220,26 +233,52 @@ def _produce_request(
         batch_size=0,
     )
     batch.append(0, timestamp=None, key=key, value=value, headers=headers)
-    return ProduceRequest(
+    return bytes(batch.build())
+
+
+async def _ask_leader(
+    client: AIOKafkaClient, led: TopicPartition, partition: int, batch: bytes, seconds: float
+) -> KafkaError | None:
+    """asyncio-flavoured: ask the leader of `led` to append `batch`, and return why that was not done.
+
+    The leader answers once every replica in sync has the record.
+
+    Args:
+        client: Knows the leader.
+        led: The partition whose leader is asked.
+        partition: The partition of the same topic that the request names.
+        batch: The record.
+        seconds: How long the leader may take. The client's own time for a request is only a broker's share.
+    """
+    leader = client.cluster.leader_for_partition(led)
+    if leader is None or leader == -1:
+        return LeaderNotAvailableError(led.topic)
+    # A connection of its own: a broker answers the requests of one connection in order, so metadata would wait too.
+    group = ConnectionGroup.COORDINATION
+    connection = await client._get_conn(leader, group=group)  # noqa: SLF001 - aiokafka has no timeout per request
+    if connection is None:
+        return NodeNotReadyError(f"broker {leader}")
+    connection._request_timeout = seconds  # noqa: SLF001 - aiokafka has no timeout per request
+
+    def close_if_leader_changed(cluster: ClusterMetadata) -> None:
+        if cluster.leader_for_partition(led) != leader:
+            connection.close()
+
+    request = ProduceRequest(
         transactional_id=None,
         required_acks=-1,
-        timeout=int(config.connect_timeout_seconds * 1000),
-        topics=[(topic, [(partition, bytes(batch.build()))])],
+        timeout=max(1, int(seconds * 1000)),
+        topics=[(led.topic, [(partition, batch)])],
     )
-
-
-async def _ask_leader(client: AIOKafkaClient, partition: TopicPartition, request: ProduceRequest) -> KafkaError | None:
-    """asyncio-flavoured: send the request to the leader of `partition`, and return why it was not done."""
-    leader = client.cluster.leader_for_partition(partition)
-    if leader is None or leader == -1:
-        return LeaderNotAvailableError(partition.topic)
+    client.cluster.add_listener(close_if_leader_changed)
     try:
-        response = await client.send(leader, request)
+        response = await client.send(leader, request, group=group)
     except KafkaError as error:
         return error
+    finally:
+        client.cluster.remove_listener(close_if_leader_changed)
     ((_, ((_, code, *_),)),) = response.topics
-    answer: type[KafkaError] = for_code(code)
-    return None if answer is NoError else answer(partition.topic)
+    return produce_error(code, led.topic)
 
 
 def _is_no_request(record: logging.LogRecord) -> bool:

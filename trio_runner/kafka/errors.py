@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from trio_runner.config.tls import tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.kafka.produce_errors import RecordRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -243,6 +244,9 @@ def _topic(error: BaseException, target: Target, *, connected: bool) -> Cause | 
         case errors.NotEnoughReplicasError() | errors.NotEnoughReplicasAfterAppendError():
             what = f"has too few replicas of {topic} in sync"
             remedy = "See to the brokers that hold it; its min.insync.replicas says how many are needed"
+        case RecordRefusedError(answer=answer):
+            what = f"refused the record for {topic} with error {answer}"
+            remedy = "See the broker's log, and the topic's configuration"
     return Cause(ErrorCode.KAFKA_TOPIC, what, remedy) if what else None
 
 
