@@ -96,11 +96,30 @@ class Progress:
     frames_stored_before: int = 0
     frames_read: int = 0
     declared_frames: int | None = None
+    max_frames: int = 0
+    """`video.max_frames`: so many frames are selected at most; 0 where there is no limit."""
     detections: int = 0
     started: float = 0.0
     """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0
     """`trio.current_time()` when a frame was last read or stored; the watchdog reads this."""
+
+    @property
+    def frames_done(self) -> tuple[int, int | None]:
+        """How many frames are done, and of how many at most, None where that is not known.
+
+        These are selected frames where `max_frames` limits their number, and frames of the source otherwise.
+        """
+        if not self.max_frames:
+            return self.next_frame, self.declared_frames
+        most = min(self.max_frames, self.declared_frames or self.max_frames)
+        return self.frames_stored_before + self.frames_stored, most
+
+    @property
+    def position(self) -> str:
+        """`frames_done` for people: `30 of 665`, or `30 of at most 60` where `max_frames` limits the number."""
+        done, total = self.frames_done
+        return f"{done} of {'at most ' if self.max_frames else ''}{total or 'unknown'}"
 
 
 class End(msgspec.Struct, tag="end", frozen=True):

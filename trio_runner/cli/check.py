@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trio_runner.base import aio
 from trio_runner.base.redact import redact
 from trio_runner.cli.output import say
-from trio_runner.cli.table import print_table
+from trio_runner.cli.table import FittedTable, print_table
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import ExitCode
 from trio_runner.failure.spool import spool_of
@@ -25,8 +25,8 @@ async def check(config: Config) -> ExitCode:
             findings = await preflight.check(live, spool)
     finally:
         spool.close()
-    print_table(
-        ("thing", "state", "time", "where"),
+    table = FittedTable(
+        ("check", "state", "time", "where"),
         [
             (
                 finding.thing,
@@ -36,7 +36,9 @@ async def check(config: Config) -> ExitCode:
             )
             for finding in findings
         ],
+        cut=("where",),
     )
+    print_table(table)
     failures = [finding.failure for finding in findings if finding.failure is not None]
     for failure in failures:
         say(f"{failure.code}: {failure.message}")

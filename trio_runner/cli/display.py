@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trio_runner.cli.output import discard, identify_attempt, say
+from trio_runner.cli.suggest import command, with_commands
 from trio_runner.config.settings import parse_settings
 from trio_runner.database import reading
 from trio_runner.database.store import open_store
@@ -32,6 +31,8 @@ logger = logging.getLogger(__name__)
 REFRESH_SECONDS: Final = 0.2
 LINE_SECONDS: Final = 5.0
 SUMMARY_LABELS: Final = 8
+BAR_WIDTH: Final = 72
+"""Characters; a narrower terminal is shown the number of frames and the speed without a bar."""
 
 
 async def run(
@@ -54,25 +55,15 @@ async def run(
             changed.setdefault(section, {})[key] = value
     config = config.replace(**changed)
     identify_attempt(config)
-    return exit_code(await serve(config, Display(program=_program(), config_path=config_path)))
-
-
-def _program() -> str:
-    """How this program was called, for the commands that it suggests."""
-    called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return "python -m trio_runner"
-    if shutil.which(called.name) == str(called):
-        return called.name
-    return str(called.relative_to(Path.cwd()) if called.is_relative_to(Path.cwd()) else called)
+    return exit_code(await serve(config, Display(config_path=config_path)))
 
 
 class Display:
     """A bar where standard output is a terminal, plain lines where it is not."""
 
-    def __init__(self, *, program: str, config_path: str) -> None:
-        """`program` and `config_path` stand in the commands that the summary suggests."""
-        self._program, self._config_path = program, config_path
+    def __init__(self, *, config_path: str) -> None:
+        """`config_path` stands in the commands that the summary suggests."""
+        self._config_path = config_path
         self._started = 0.0
 
     def note(self, text: str) -> None:
@@ -101,15 +92,14 @@ class Display:
         if outcome is None:
             return
         if outcome.ending is Ending.REFUSED and outcome.failure:
-            self.note(f"not claimed: {outcome.failure.code}: {outcome.failure.message}")
+            message = with_commands(outcome.failure.message, self._config_path)
+            self.note(f"not claimed: {outcome.failure.code}: {message}")
             return
         if outcome.ending is Ending.ALREADY_COMPLETED and outcome.failure:
             self.note(f"{outcome.failure.message}; nothing is left to do.")
-            self.note(f"  see it:        {self._program} show {self._config_path} {config.scenario.id}")
-            self.note(
-                f"  start another: {self._program} run {self._config_path} --scenario {config.scenario.id + 1}"
-                " --video YOUR.mp4"
-            )
+            another = command("run", self._config_path, "--scenario", "FREE_ID", "--video", "YOUR.mp4")
+            self.note(f"  see it:        {command('show', self._config_path, config.scenario.id)}")
+            self.note(f"  start another: {another}")
             return
         self.note(f"scenario {config.scenario.id} {outcome.ending}")
         self._note_failure(config, outcome)
@@ -124,12 +114,13 @@ class Display:
         if outcome.ending is Ending.COMPLETED:
             await self._note_labels(config)
         self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
-        self.note(f"  look at it:  {self._program} show {self._config_path} {config.scenario.id}")
+        self.note(f"  look at it:  {command('show', self._config_path, config.scenario.id)}")
 
     def _note_failure(self, config: Config, outcome: Outcome) -> None:
         if outcome.failure is None:
             return
-        self.note(f"  because:     {outcome.failure.code}: {outcome.failure.message}")
+        message = with_commands(outcome.failure.message, self._config_path)
+        self.note(f"  because:     {outcome.failure.code}: {message}")
         if outcome.event is not None and outcome.ending is not Ending.SUPERSEDED:
             self.note(f"  retry event: {outcome.event.value}, topic {config.kafka.retry_topic}")
 
@@ -145,25 +136,36 @@ class Display:
 
     async def _draw_bar(self, runner: Runner) -> None:
         # Imported here: only a terminal has use for rich, which takes long to load.
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         from trio_runner.cli.table import Console
 
-        columns = (
-            TextColumn("scenario {task.fields[scenario]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]} detections"),
-            TimeRemainingColumn(),
-        )
+        console = Console()
+        # rich shortens every column of a line that is too long, and the number of frames must stay legible.
+        columns: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} fps"))
+        if console.width >= BAR_WIDTH:
+            columns = (
+                TextColumn("scenario {task.fields[scenario]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]} detections"),
+                TimeRemainingColumn(),
+            )
         # Refreshed by this task and not by a thread of rich's own.
-        with Progress(*columns, console=Console(), auto_refresh=False) as bar:
+        with Progress(*columns, console=console, auto_refresh=False) as bar:
             task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found=0)
 
             def update() -> None:
-                progress = runner.progress
-                bar.update(task, total=progress.declared_frames, completed=progress.next_frame)
-                bar.update(task, rate=self._rate(runner), found=progress.detections, refresh=True)
+                done, total = runner.progress.frames_done
+                bar.update(task, total=total, completed=done)
+                bar.update(task, rate=self._rate(runner), found=runner.progress.detections, refresh=True)
 
             try:
                 while True:
@@ -173,10 +175,8 @@ class Display:
                 update()
 
     def _line(self, runner: Runner) -> str:
-        progress = runner.progress
         return (
-            f"frame {progress.next_frame} of {progress.declared_frames or 'unknown'} · {self._rate(runner):.1f} fps"
-            f" · {progress.detections} detections"
+            f"frame {runner.progress.position} · {self._rate(runner):.1f} fps · {runner.progress.detections} detections"
         )
 
     def _rate(self, runner: Runner) -> float:

@@ -103,6 +103,7 @@ def validate(config: Config, config_path: str) -> ExitCode:  # noqa: ARG001 - lo
 
 def _explain(error: BaseException, config_path: str) -> ExitCode:
     """Say on stderr what ended the process, and choose the exit code."""
+    from trio_runner.cli.suggest import with_commands
     from trio_runner.failure.failure import flatten
 
     if (refused := _config_error(error)) is not None:
@@ -117,7 +118,7 @@ def _explain(error: BaseException, config_path: str) -> ExitCode:
 
         logging.getLogger(__name__).error("%s: %s", failure.type, failure.message, exc_info=error)
     else:
-        print(failure.message, file=sys.stderr)
+        print(with_commands(failure.message, config_path), file=sys.stderr)
     return ExitCode.UNCONFIRMED
 
 

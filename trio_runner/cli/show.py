@@ -11,7 +11,7 @@ import trio
 from trio_runner.base import aio
 from trio_runner.base.stopping import until_signal
 from trio_runner.cli.output import print_json, say
-from trio_runner.cli.table import Console, error_line, print_table, state_of, table
+from trio_runner.cli.table import Console, FittedTable, error_line, print_table, state_of
 from trio_runner.database import reading
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import open_store
@@ -21,8 +21,6 @@ from trio_runner.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-
-    from rich.table import Table
 
     from trio_runner.config.load import Config
     from trio_runner.database.store import Store
@@ -57,7 +55,7 @@ async def status(config: Config, *, watch: bool, as_json: bool) -> ExitCode:
         if as_json:
             print_json(await backlog.overview())
         elif not watch:
-            Console().print(overview_table(await backlog.overview()))
+            print_table(overview_table(await backlog.overview()))
         else:
             await _watch(backlog)
     return ExitCode.OK
@@ -73,9 +71,9 @@ async def _watch(backlog: Backlog) -> None:
             await trio.sleep(WATCH_SECONDS)
 
 
-def overview_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each scenario; where the terminal is narrow, the last error is cut."""
-    return table(COLUMNS, map(_overview_line, rows), cut=COLUMNS[-1])
+def overview_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
+    """One line for each scenario; where the terminal is narrow, the last error is cut first and then the video."""
+    return FittedTable(COLUMNS, map(_overview_line, rows), cut=("last error", "video"))
 
 
 def _overview_line(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,7 +101,7 @@ def _print_scenario(row: Mapping[str, Any]) -> None:
         f"  failures:   {row['failures']} of {row['max_failures']}\n"
         f"  last error: {_one_line(error_line(row['last_error'])) or 'none'}"
     )
-    print_table(
+    attempts = FittedTable(
         ("attempt", "started", "took", "frames", "outcome", "error", "runner"),
         [
             (
@@ -117,12 +115,12 @@ def _print_scenario(row: Mapping[str, Any]) -> None:
             )
             for attempt in row["attempts"]
         ],
+        cut=("runner",),
     )
+    print_table(attempts)
     if row["found"]:
-        print_table(
-            ("label", "boxes", "frames"),
-            [(label["label"], str(label["boxes"]), str(label["frames"])) for label in row["found"]],
-        )
+        found = [(label["label"], str(label["boxes"]), str(label["frames"])) for label in row["found"]]
+        print_table(FittedTable(("label", "boxes", "frames"), found, cut=("label",)))
 
 
 def _one_line(text: str) -> str:

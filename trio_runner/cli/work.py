@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trio_runner.base import aio
 from trio_runner.cli.output import say
+from trio_runner.cli.suggest import with_commands
 from trio_runner.config.settings import check_scenario_settings, parse_settings
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import open_store
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from trio_runner.config.load import Config
 
 
-async def submit(config: Config, *, scenario: int, video: str, settings: Sequence[str]) -> ExitCode:
+async def submit(config: Config, *, config_path: str, scenario: int, video: str, settings: Sequence[str]) -> ExitCode:
     """Ask for a video to be processed; 1 where that scenario is completed, given up, or another video's.
 
     Args:
         config: where the database is, and what a scenario's settings must fit.
+        config_path: the config's path, for the commands that a message suggests.
         scenario: the id; 0 for a new one.
         video: an absolute path on the runner's machine.
         settings: `section.key=value`, for this scenario alone.
@@ -47,35 +49,35 @@ async def submit(config: Config, *, scenario: int, video: str, settings: Sequenc
                 max_epochs=config.orchestrator.max_epochs,
             )
         except ClaimRefusedError as error:
-            return _refused(error)
+            return _refused(error, config_path)
     say(f"scenario {given} is submitted")
     return ExitCode.OK
 
 
-async def stop(config: Config, *, scenario: int) -> ExitCode:
+async def stop(config: Config, *, config_path: str, scenario: int) -> ExitCode:
     """Ask for a scenario to be stopped; 1 where it does not exist."""
     async with _open_backlog(config) as backlog:
         try:
             status = await backlog.stop(scenario)
         except ClaimRefusedError as error:
-            return _refused(error)
+            return _refused(error, config_path)
     say(f"scenario {scenario}: {status}")
     return ExitCode.OK
 
 
-async def retry(config: Config, *, scenario: int) -> ExitCode:
+async def retry(config: Config, *, config_path: str, scenario: int) -> ExitCode:
     """Try a scenario again that was given up or stopped; 1 where it is completed, or a runner works on it."""
     async with _open_backlog(config) as backlog:
         try:
             epoch = await backlog.retry(scenario, max_epochs=config.orchestrator.max_epochs)
         except ClaimRefusedError as error:
-            return _refused(error)
+            return _refused(error, config_path)
     say(f"scenario {scenario}: attempt {epoch} is due")
     return ExitCode.OK
 
 
-def _refused(error: ClaimRefusedError) -> ExitCode:
-    say(error.message.replace("\n", " "))
+def _refused(error: ClaimRefusedError, config_path: str) -> ExitCode:
+    say(with_commands(error.message.replace("\n", " "), config_path))
     return ExitCode.NOTHING
 
 

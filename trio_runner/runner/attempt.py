@@ -137,6 +137,7 @@ async def _process(
     progress.next_frame = claim.next_frame
     progress.frames_stored_before = claim.frames_stored
     progress.declared_frames = video.info.declared_frames
+    progress.max_frames = config.video.max_frames
     progress.last_advance = trio.current_time()
     video.start(claim.next_frame)
     end = await run_pipeline(

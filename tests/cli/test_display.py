@@ -1,0 +1,98 @@
+"""What `run` shows of its progress and of its end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_runner.cli.display import Display
+from trio_runner.config.load import Config
+from trio_runner.errors import ErrorCode
+from trio_runner.model import Failure, Progress
+from trio_runner.runner.outcome import Ending, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def runner_with(**attributes: Any) -> Any:
+    claimed = trio.Event()
+    claimed.set()
+    return SimpleNamespace(claimed=claimed, claim=None, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (Progress(next_frame=31, frames_stored=31, declared_frames=665), "frame 31 of 665 ·"),
+        (Progress(next_frame=31, frames_stored=31), "frame 31 of unknown ·"),
+        (Progress(next_frame=31, frames_stored=31, declared_frames=665, max_frames=60), "frame 31 of at most 60 ·"),
+        (Progress(next_frame=31, frames_stored=31, declared_frames=50, max_frames=60), "frame 31 of at most 50 ·"),
+        (Progress(next_frame=31, frames_stored=31, max_frames=60), "frame 31 of at most 60 ·"),
+        (
+            Progress(next_frame=91, frames_stored=21, frames_stored_before=10, declared_frames=665, max_frames=60),
+            "frame 31 of at most 60 ·",
+        ),
+    ],
+)
+async def test_the_progress_line_counts_to_the_number_of_frames_that_are_selected(
+    progress: Progress, shown: str, capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    with trio.move_on_after(6):
+        await Display(config_path="a.toml").watch(runner_with(progress=progress))
+    assert capsys.readouterr().out.startswith(shown)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The other end of the terminal that standard output is."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        yield ours
+    os.close(ours)
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 120])
+async def test_the_bar_shows_the_number_of_frames_in_a_narrow_terminal(
+    columns: int, terminal: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    progress = Progress(next_frame=131, frames_stored=31, declared_frames=665, detections=1234)
+    with trio.move_on_after(0.5):
+        await Display(config_path="a.toml").watch(runner_with(progress=progress))
+    sys.stdout.flush()
+    drawn = b""
+    while b"131/665" not in drawn and select.select([terminal], [], [], 0)[0]:
+        drawn += os.read(terminal, 60_000)
+    assert b"131/665" in drawn
+
+
+@pytest.mark.parametrize(
+    ("ending", "message", "shown"),
+    [
+        (
+            Ending.REFUSED,
+            "given up; try: trio-runner retry CONFIG 4",
+            "up; try: /opt/trio-runner retry a.toml 4",
+        ),
+        (Ending.ALREADY_COMPLETED, "scenario 4 is completed", "/opt/trio-runner run a.toml --scenario FREE_ID --video"),
+    ],
+)
+async def test_the_summary_suggests_commands_that_work(
+    ending: Ending, message: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/trio-runner"])
+    failure = Failure(code=ErrorCode.CLAIM_REFUSED, type="ClaimRefusedError", message=message)
+    runner = runner_with(outcome=Outcome(ending=ending, claim=None, failure=failure), progress=Progress())
+    await Display(config_path="a.toml").summarise(Config(), runner)
+    assert shown in capsys.readouterr().out
