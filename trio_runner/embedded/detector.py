@@ -101,7 +101,7 @@ def prepare(image_bgr: Image, letterbox: Letterbox) -> Floats:
 def decode(outputs: Iterable[Floats], min_confidence: float) -> tuple[Floats, Floats, Indices]:
     """Read the network's outputs: n x 4 boxes in input pixels, n confidences, n class numbers.
 
-    The outputs are told apart by their shapes, since runtimes give them in different orders. A side's distance is the
+    The outputs are recognised by their shapes, since runtimes give them in different orders. A side's distance is the
     expectation over eleven bins, in strides (Generalized Focal Loss, arXiv:2006.04388).
     """
     by_shape = {output.shape[-2:]: output.reshape(output.shape[-2:]) for output in outputs}

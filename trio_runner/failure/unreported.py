@@ -80,13 +80,15 @@ async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, 
         None where there is nothing to report.
 
     Raises:
-        RunnerError: PostgreSQL cannot be asked which attempt the process had; the attempt's lease will tell.
+        RunnerError: PostgreSQL cannot be asked which attempt the process had; a reaper finds its death by its lease.
     """
     failure, instance_id = cause_of_death(environ), _instance_id(environ)
     if failure is None:
         return None
     if instance_id is None:
-        logger.warning("which process ended is not known: INVOCATION_ID is not set; its lease tells of its death")
+        logger.warning(
+            "which process ended is not known: INVOCATION_ID is not set. A reaper reports the death when its lease ends"
+        )
         return None
     attempt = Attempt(
         scenario_id=config.scenario.id,
@@ -106,7 +108,9 @@ async def report_invocation(config: Config, spool: Spool, environ: Mapping[str, 
                 # Where another process recorded the death, that one publishes it.
                 return await publish_recorded(config, store, claim.scenario_id, claim.epoch, recorded_by="runner")
         elif not attempt.epoch and await _may_have_another_id(store, attempt, environ):
-            logger.warning("which attempt ended is not known: its lease tells of its death, if it had claimed")
+            logger.warning(
+                "which attempt ended is not known. If it had claimed, a reaper reports the death when its lease ends"
+            )
             return None
     if claim is None and environ.get("EXIT_STATUS") == str(int(ExitCode.UNCONFIRMED)):
         # The process has run its failure path: what it could not record lies in the spool.
@@ -129,7 +133,7 @@ async def report_ended(config: Config, spool: Spool, scenario_id: int, epoch: in
     """Report the attempt at `epoch`, whose process is known to have ended; None where its end is recorded already.
 
     Raises:
-        RunnerError: PostgreSQL cannot be asked; the attempt's lease will tell.
+        RunnerError: PostgreSQL cannot be asked; a reaper finds the death when the attempt's lease ends.
     """
     async with open_store(config.database, application_name="trio-runner orchestrate") as store:
         holder = await Backlog(store).holder_of(scenario_id, epoch)

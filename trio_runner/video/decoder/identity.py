@@ -1,4 +1,4 @@
-"""Tells video files apart without reading them whole, however large they are."""
+"""Distinguishes video files without reading them whole, however large they are."""
 
 from __future__ import annotations
 
