@@ -7,7 +7,7 @@ import pty
 import select
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 import trio
@@ -52,28 +52,30 @@ async def test_the_progress_line_counts_to_the_number_of_frames_that_are_selecte
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The other end of the terminal that standard output is."""
+def terminal() -> Iterator[tuple[int, TextIO]]:
+    """A terminal: the descriptor that reads what is shown on it, and the file that a program writes to."""
     ours, theirs = pty.openpty()
-    monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(theirs, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        yield ours
+        yield ours, stdout
     os.close(ours)
 
 
 @pytest.mark.parametrize("columns", [30, 60, 80, 120])
 async def test_the_bar_shows_the_number_of_frames_in_a_narrow_terminal(
-    columns: int, terminal: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    columns: int, terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
+    screen, stdout = terminal
+    # pytest sets sys.stdout anew between a fixture and its test.
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     progress = Progress(next_frame=131, frames_stored=31, declared_frames=665, detections=1234)
     with trio.move_on_after(0.5):
         await Display(config_path="a.toml").watch(runner_with(progress=progress))
-    sys.stdout.flush()
+    stdout.flush()
     drawn = b""
-    while b"131/665" not in drawn and select.select([terminal], [], [], 0)[0]:
-        drawn += os.read(terminal, 60_000)
+    while b"131/665" not in drawn and select.select([screen], [], [], 0)[0]:
+        drawn += os.read(screen, 60_000)
     assert b"131/665" in drawn
 
 
