@@ -735,6 +735,7 @@ async def test_an_event_that_waits_is_given_to_one_process_at_a_time(backlog: Ba
         await submit(backlog, each)
         await fail(store, await begin(backlog, store, each))
     assert await store.unpublished(10, lease_seconds=60.0) == [], "their reporters may still publish them"
+    assert await store.count_unpublished() == 2
     await store.hand_over([(7, 1), (8, 1)])
     assert await store.unpublished(1, lease_seconds=60.0) == [(7, 1)]
     assert await store.unpublished(10, lease_seconds=60.0) == [(8, 1)]
@@ -743,6 +744,7 @@ async def test_an_event_that_waits_is_given_to_one_process_at_a_time(backlog: Ba
     await store.mark_published(8, 1)
     await store.hand_over([(7, 1), (8, 1)])
     assert await store.unpublished(10, lease_seconds=60.0) == [(7, 1)]
+    assert await store.count_unpublished() == 1, "also an event that a process has taken"
 
 
 async def test_the_claim_on_an_epoch_is_found(backlog: Backlog, store: Store) -> None:

@@ -275,8 +275,43 @@ async def test_a_record_that_its_topic_does_not_take_holds_up_no_other(
     os.utime(spool.directory / f"{stuck.id}.json", ns=(0, 0))
     config = Config().replace(kafka={"brokers": servers.brokers, "publish_timeout_seconds": 2.0})
     async with aio.open_loop():
-        with pytest.raises(RunnerError) as caught:
-            await publish_spooled(config, spool)
-    assert caught.value.code is ErrorCode.KAFKA_TOPIC
+        done = await publish_spooled(config, spool)
+    assert (done.sent, done.waiting) == (1, 1)
+    assert done.problem is not None
+    assert done.problem.code is ErrorCode.KAFKA_TOPIC
     assert [path.stem for path in await spool.waiting()] == [stuck.id]
     assert [event.headers for event in await read_topic(servers.brokers, topic)] == [{"ce_id": "good"}]
+
+
+async def test_a_topic_that_refused_one_record_is_not_tried_again_in_this_pass(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def send(_: KafkaSection, to: str, *__: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        asked.append(to)
+        if to == "retired":
+            raise RunnerError(ErrorCode.KAFKA_TOPIC, "no such topic")
+
+    monkeypatch.setattr(kafka, "send", send)
+    for number, topic in enumerate(["retired", "retired", "retired", "good"]):
+        path = await spool.put(msgspec.structs.replace(record(number), topic=topic))
+        os.utime(path, ns=(number, number))
+    done = await publish_spooled(Config(), spool)
+    assert asked == ["retired", "good"]
+    assert (done.sent, done.waiting) == (1, 3)
+
+
+async def test_a_link_that_leads_nowhere_holds_up_no_record(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def send(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(kafka, "send", send)
+    path = await spool.put(record(1))
+    loop = spool.directory / f"{record(2).id}.json"
+    loop.symlink_to(loop)
+    assert set(await spool.waiting()) == {path, loop}
+    done = await publish_spooled(Config(), spool)
+    assert (done.sent, done.waiting, done.problem) == (1, 0, None)
+    assert loop.with_suffix(".bad").is_symlink()

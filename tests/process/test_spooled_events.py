@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.support.fake_inference import open_fake
-from tests.support.harness import read_topic
+from tests.support.harness import read_topic, until
 from tests.support.scene import Scene, death_without_kafka
 
 
@@ -68,6 +69,29 @@ async def test_flush_spool_publishes_it_without_a_run(scene: Scene, clip: Path, 
         assert spooled(scene) == [], sent.err
         assert "retry events published: " in sent.out
         assert len(await published(scene, kafka)) == 1
+
+
+async def test_a_flush_spool_that_is_terminated_hands_back_what_it_took(scene: Scene, clip: Path) -> None:
+    async with death_without_kafka(scene, clip) as (_, kafka, server):
+        config = scene.write_config("flush.toml", kafka=kafka | {"publish_timeout_seconds": 60.0})
+        # The session's database holds other tests' events, which would be given out before this one.
+        await scene.ledger.query(
+            "UPDATE retry_events SET publish_due = now() - interval '1 day' WHERE scenario_id = $1", scene.scenario_id
+        )
+
+        async def waits_for_lease() -> bool:
+            (row,) = await scene.ledger.query(
+                "SELECT publish_due > now() AS taken FROM retry_events WHERE scenario_id = $1", scene.scenario_id
+            )
+            return bool(row["taken"])
+
+        server.suspend()
+        async with scene.cli.started("flush-spool", config) as running:
+            await until(waits_for_lease, described="flush-spool has taken the event")
+            running.send_signal(signal.SIGTERM)
+            assert (await running.wait()).code == -signal.SIGTERM
+        server.resume()
+        assert not await waits_for_lease()
 
 
 async def published(scene: Scene, kafka: dict[str, Any]) -> set[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import trio
 
 from trio_runner.base import aio
 from trio_runner.cli.output import identify_attempt, say
@@ -13,14 +17,14 @@ from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service
-from trio_runner.errors import ExitCode
+from trio_runner.errors import ExitCode, RunnerError
 from trio_runner.failure import reaper
 from trio_runner.failure.outbox import flush, publish_outbox, publish_spooled
 from trio_runner.failure.spool import spool_of
 from trio_runner.failure.unreported import report_invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trio_runner.config.load import Config
     from trio_runner.failure.outbox import Report
@@ -51,21 +55,34 @@ async def init_db(config: Config, *, grant: str | None, grant_orchestrator: str 
 
 
 async def flush_spool(config: Config) -> ExitCode:
-    """Publish the retry events that wait in the spool and in the database; 74 where some still wait."""
+    """Publish the retry events that wait in the spool and in the database; 74 where some still wait.
+
+    Also counted are events in the database that another process is publishing now.
+
+    Raises:
+        RunnerError: Kafka or PostgreSQL cannot be used; or why an event in the spool was passed over, after all others.
+    """
+    return await _cancelled_by_sigterm(partial(_flush_spool, config))
+
+
+async def _flush_spool(config: Config) -> ExitCode:
     spool = spool_of(config)
-    published, left = 0, len(await spool.waiting())
+    problem: RunnerError | None = None
     if Service.KAFKA in embedded_services(config) and not is_hosted(Path(config.runner.data_dir)):
+        published, left = 0, len(await spool.waiting())
         say("the embedded broker is not running, and it keeps nothing when it ends")
     else:
         services = frozenset({Service.DATABASE, Service.KAFKA})
         async with aio.open_loop(), open_addresses(config, services, published=False) as live:
-            if left:
-                published, left = await publish_spooled(live, spool)
+            spooled = await publish_spooled(live, spool)
+            problem = spooled.problem
             async with open_store(live.database, application_name="trio-runner flush-spool") as store:
                 reports = await publish_outbox(live, store)
-        left += sum(report.event.is_due for report in reports)
-        published += sum(not report.event.is_due for report in reports)
+                left = spooled.waiting + await store.count_unpublished()
+        published = spooled.sent + sum(not report.event.is_due for report in reports)
     say(f"retry events published: {published}, still waiting: {left}")
+    if problem is not None:
+        raise problem
     return ExitCode.UNCONFIRMED if left else ExitCode.OK
 
 
@@ -92,12 +109,43 @@ async def report_death(config: Config, *, scenario: int | None) -> ExitCode:
 
 async def reap(config: Config) -> ExitCode:
     """Report every runner whose lease has ended, and publish deaths that Kafka lacks; 74 where it still lacks some."""
+    return await _cancelled_by_sigterm(partial(_reap, config))
+
+
+async def _reap(config: Config) -> ExitCode:
     async with (
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
     ):
         reports = await reaper.reap(live)
     return _say_reports(reports)
+
+
+async def _cancelled_by_sigterm(function: Callable[[], Awaitable[ExitCode]]) -> ExitCode:
+    """Call the function, and cancel it at SIGTERM, so that it hands events back; the signal ends the process then."""
+    code, problem = ExitCode.UNCONFIRMED, None
+    terminated = False
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                nonlocal terminated
+                await anext(signals)
+                terminated = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
+            try:
+                code = await function()
+            except RunnerError as error:
+                # Raised below: the nursery would wrap it in a group.
+                problem = error
+            nursery.cancel_scope.cancel()
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
+    if problem is not None:
+        raise problem
+    return code
 
 
 def _say_reports(reports: Sequence[Report]) -> ExitCode:

@@ -25,6 +25,7 @@ RUNNER_VERBS: Final = (
     "mark_published",
     "hand_over",
     "unpublished",
+    "count_unpublished",
     "is_completed",
     "label_counts",
 )

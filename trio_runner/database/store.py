@@ -135,6 +135,11 @@ class Store:
         rows = await self.fetch_all("SELECT * FROM unpublished($1, $2, $3)", limit, lease, scenario_id)
         return [(row["scenario_id"], row["epoch"]) for row in rows]
 
+    async def count_unpublished(self) -> int:
+        """How many events Kafka has not acknowledged, of all scenarios; also those that another process has taken."""
+        row = await self.fetch_one("SELECT count_unpublished() AS n")
+        return int(row["n"]) if row else 0
+
     async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
         """Store predictions, progress, lease and status in one fenced statement; `results` in frame order, not empty.
 

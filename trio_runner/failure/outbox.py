@@ -32,7 +32,9 @@ MARK_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 15.0
 """How long a start, or `report-death`, spends on events that wait; the rest waits for the next start."""
 
-OUTBOX_BATCH: Final = 1000
+OUTBOX_BATCH: Final = 50
+"""So few that a process has usually dealt with them all when their lease ends."""
+
 OUTBOX_LEASE_SECONDS: Final = 60.0
 """How long the events of a batch are left to the process that took it."""
 
@@ -67,6 +69,16 @@ class Report:
 
     claim: Claim
     event: Publication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolPass:
+    """What became of the spool's records: how many were sent, how many still wait, and why one of them does."""
+
+    sent: int
+    waiting: int
+    problem: RunnerError | None
+    """Why one record, or the directory itself, was passed over; it holds up no other event."""
 
 
 async def publish(config: Config, event: RetryEvent, topic: str | None = None) -> bool:
@@ -124,7 +136,9 @@ async def keep(config: Config, spool: Spool, event: RetryEvent) -> bool:
     except Exception:
         logger.exception("the retry event may not be in the spool")
         return False
-    logger.warning("the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool", path)
+    logger.warning(
+        "the retry event waits in %s; the next runner there sends it, or trio-runner flush-spool CONFIG", path
+    )
     return True
 
 
@@ -167,51 +181,95 @@ async def publish_recorded(
     return Report(claim=event.claim, event=Publication.PUBLISHED if published else Publication.RECORDED)
 
 
-async def publish_outbox(config: Config, store: Store, scenario_id: int | None = None) -> list[Report]:
+async def publish_outbox(
+    config: Config, store: Store, scenario_id: int | None = None, *, limit: int | None = None
+) -> list[Report]:
     """Publish the deaths that PostgreSQL has recorded and nobody has published, so far as Kafka takes them.
 
-    Of one scenario, or of all. An event that its reporter may still be publishing is left to it for a minute.
+    Of one scenario, or of all; `limit` deaths at most. Each is tried once. An event that its reporter may still be
+    publishing is left to it for a minute. Events that were taken and are not published are handed back, also after a
+    cancellation.
 
     Raises:
         RunnerError: PostgreSQL cannot be asked.
     """
     reports: list[Report] = []
-    left = await store.unpublished(OUTBOX_BATCH, lease_seconds=OUTBOX_LEASE_SECONDS, scenario_id=scenario_id)
+    left: list[tuple[int, int]] = []
+    tried: set[tuple[int, int]] = set()
     refused: list[tuple[int, int]] = []
-    while left and len(refused) < TRIES:
-        death = left.pop(0)
-        report = await publish_recorded(config, store, *death)
-        if report is None:
-            continue
-        reports.append(report)
-        refused = [*refused, death] if report.event.is_due else []
-    if left or refused:
-        await store.hand_over([*refused, *left])
+    refused_in_a_row = 0
+    try:
+        while refused_in_a_row < TRIES and (limit is None or len(tried) < limit):
+            if not left:
+                taken = await store.unpublished(
+                    OUTBOX_BATCH, lease_seconds=OUTBOX_LEASE_SECONDS, scenario_id=scenario_id
+                )
+                if not taken:
+                    break
+                # Where publishing takes longer than the lease, events that were tried before are due again.
+                left = [death for death in taken if death not in tried]
+                continue
+            death = left[0]
+            report = await publish_recorded(config, store, *death)
+            left.pop(0)
+            tried.add(death)
+            if report is None:
+                continue
+            reports.append(report)
+            refused_in_a_row = refused_in_a_row + 1 if report.event.is_due else 0
+            if report.event.is_due:
+                refused.append(death)
+    finally:
+        await _hand_back(store, left, refused)  # noqa: ASYNC102 - it is shielded and bounded
     return reports
 
 
-async def publish_spooled(config: Config, spool: Spool) -> tuple[int, int]:
-    """Publish what waits in the spool, oldest first; returns how many were sent, and how many still wait.
+async def _hand_back(store: Store, *batches: list[tuple[int, int]]) -> None:
+    """Let any process publish these events from now on, the first batch before the others. Never raises.
+
+    Refused events come last: otherwise the same three would end each pass before it reaches the events behind them.
+    """
+    problem: Exception | None = None
+    with trio.move_on_after(MARK_SECONDS, shield=True) as scope:
+        try:
+            for batch in filter(None, batches):
+                await store.hand_over(batch)
+        except Exception as error:  # noqa: BLE001 - the events are where they are, whatever goes wrong here
+            problem = error
+    if problem or scope.cancelled_caught:
+        why = problem or f"no answer within {MARK_SECONDS:g} s"
+        logger.warning("retry events are due again only in %g s: %s", OUTBOX_LEASE_SECONDS, why)
+
+
+async def publish_spooled(config: Config, spool: Spool) -> SpoolPass:
+    """Publish what waits in the spool, oldest first, and say what became of it.
 
     Where another process is emptying the same directory, nothing is done. An event that is sent twice does no harm:
-    its id is the same.
+    its id is the same. After a topic has refused one record, its other records are left for the next pass, because each
+    may cost the whole of `kafka.publish_timeout_seconds`.
 
     Raises:
-        RunnerError: `spool_unusable`, or why Kafka does not take an event; those that it takes are sent all the same.
+        RunnerError: Kafka takes no event of any topic.
     """
-    sent, problem = 0, None
-    async with spool.flushing() as ours:
-        for path in await spool.waiting() if ours else ():
-            try:
-                sent += await _publish_spooled_record(config, spool, path)
-            except RunnerError as error:
-                # A topic that refuses its event, or a file that cannot be read, holds up nothing but itself.
-                if error.code not in {ErrorCode.KAFKA_TOPIC, ErrorCode.SPOOL_UNUSABLE}:
-                    raise
-                problem = problem or error
-    if problem is not None:
-        raise problem
-    return sent, len(await spool.waiting())
+    sent, waiting, problem = 0, 0, None
+    refusing: set[str] = set()
+    try:
+        async with spool.flushing() as ours:
+            for path in await spool.waiting() if ours else ():
+                try:
+                    sent += await _publish_spooled_record(config, spool, path, refusing)
+                except RunnerError as error:
+                    # A topic that refuses its event, or a file that cannot be read, holds up nothing but itself.
+                    if error.code not in {ErrorCode.KAFKA_TOPIC, ErrorCode.SPOOL_UNUSABLE}:
+                        raise
+                    problem = problem or error
+        waiting = len(await spool.waiting())
+    except RunnerError as error:
+        # The directory cannot be listed. The events in the database have nothing to do with it.
+        if error.code is not ErrorCode.SPOOL_UNUSABLE:
+            raise
+        problem = problem or error
+    return SpoolPass(sent=sent, waiting=waiting, problem=problem)
 
 
 async def flush(config: Config, spool: Spool, store: Store | None = None) -> None:
@@ -222,21 +280,29 @@ async def flush(config: Config, spool: Spool, store: Store | None = None) -> Non
     """
     try:
         with trio.move_on_after(FLUSH_SECONDS) as scope:
-            await publish_spooled(config, spool)
+            spooled = await publish_spooled(config, spool)
             if store is not None:
                 await publish_outbox(config, store, config.scenario.id)
+            if spooled.problem is not None:
+                raise spooled.problem
     except RunnerError as error:
         logger.warning("retry events wait to be published: %s", error)
     if scope.cancelled_caught:
         logger.warning("retry events wait to be published: not all could be sent within %g s", FLUSH_SECONDS)
 
 
-async def _publish_spooled_record(config: Config, spool: Spool, path: Path) -> bool:
+async def _publish_spooled_record(config: Config, spool: Spool, path: Path, refusing: set[str]) -> bool:
+    """Whether the record was sent. Nothing is sent to topics in `refusing`; a topic that refuses is added to them."""
     record = await spool.read(path)
-    if record is None:
+    if record is None or record.topic in refusing:
         return False
     headers = [(name, value.encode()) for name, value in record.headers]
-    await connection.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
+    try:
+        await connection.send(config.kafka, record.topic, record.key.encode(), record.value.encode(), headers)
+    except RunnerError as error:
+        if error.code is ErrorCode.KAFKA_TOPIC:
+            refusing.add(record.topic)
+        raise
     await spool.remove(path)
     logger.info("retry event %s, which had waited in the spool, is acknowledged", record.id)
     return True

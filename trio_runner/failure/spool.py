@@ -190,7 +190,7 @@ def _read(path: Path) -> SpooledRecord | None:
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in {errno.EINVAL, errno.EISDIR, errno.EFBIG}:
+        if isinstance(error, OSError) and error.errno not in {errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP}:
             raise
         logger.error("%s holds no event and is set aside as .bad: %s", path, error)  # noqa: TRY400 - no stack is needed
         path.rename(path.with_suffix(".bad"))
@@ -207,7 +207,8 @@ def _waiting_in(directory: Path) -> list[Path]:
 
 def _age(path: Path) -> tuple[int, str]:
     with suppress(FileNotFoundError):
-        return path.stat().st_mtime_ns, path.name
+        # A link that leads nowhere must not hide the other records.
+        return path.lstat().st_mtime_ns, path.name
     return 0, path.name
 
 

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OUTBOX_PASS: Final = 1000
+"""How many retry events are published at most before the dead letters have their turn."""
+
 DEAD_LETTERS: Final = 100
 DEAD_LETTER_LEASE_SECONDS: Final = 60.0
 COUNT_SECONDS: Final = 15.0
@@ -184,7 +187,7 @@ class Orchestrator:
         """
         while True:
             async with open_store(self._config.database, application_name=APPLICATION) as store:
-                for report in await publish_outbox(self._config, store):
+                for report in await publish_outbox(self._config, store, limit=OUTBOX_PASS):
                     with about(scenario_id=report.claim.scenario_id, epoch=report.claim.epoch):
                         logger.info(
                             "the retry event of a recorded death is %s, not by its reporter", report.event.value
