@@ -35,7 +35,6 @@ async def test_the_second_signal_is_seen_by_a_shielded_cleanup() -> None:
 
 
 async def test_an_error_in_the_block_is_not_held_up() -> None:
-    with trio.fail_after(5), pytest.raises(ExceptionGroup) as raised:
+    with trio.fail_after(5), pytest.RaisesGroup(ValueError):
         async with until_signal():
             raise ValueError("broken")
-    assert raised.group_contains(ValueError)
