@@ -123,6 +123,9 @@ async def test_a_scenario_is_submitted_stopped_and_tried_again(
     await ledger.query(
         "UPDATE scenarios SET status = 'inactive', outcome = 'failed', last_epoch = 1 WHERE id = $1", scenario_id
     )
+    refused = await cli(*submit)
+    assert refused.code == 1
+    assert f" retry {config} {scenario_id}\n" in refused.out, "the suggested command names this config"
     done = await cli("retry", config, str(scenario_id))
     assert (done.code, done.out) == (0, f"scenario {scenario_id}: attempt 1 is due\n")
     row = await ledger.existing(scenario_id)
