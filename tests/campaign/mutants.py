@@ -68,7 +68,7 @@ MUTANTS = {
         sql=(
             ("claim", "(p_epoch <> s.epoch OR s.instance_id IS NOT NULL)", "p_epoch <> s.epoch"),
             ("claim", "ELSIF s.instance_id IS NOT NULL THEN", "ELSIF false THEN"),
-            ("claim", "p_host, s.next_frame);", "p_host, s.next_frame) ON CONFLICT DO NOTHING;"),
+            ("claim", "p_retry_topic, s.next_frame);", "p_retry_topic, s.next_frame) ON CONFLICT DO NOTHING;"),
         ),
     ),
     "writer without the ordered window": Mutant(
