@@ -43,7 +43,9 @@ from tests.support.harness import (
     from_toml,
 )
 from tests.support.scene import Scene
-from trio_runner.base import leash
+from trio_runner.base import aio, leash
+from trio_runner.config.sections import DatabaseSection
+from trio_runner.database.store import open_store
 
 # No example is too slow on a busy machine.
 hypothesis.settings.register_profile("trio_runner", deadline=None)
@@ -76,7 +78,11 @@ def canaries() -> set[str]:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Iterator[Servers]:
-    """The session's servers, hosted by a `trio-runner embedded` process that must end well."""
+    """The session's servers, hosted by a `trio-runner embedded` process that must end well.
+
+    Their database has the program's schema, so no test depends on another one to have made it first. A test that
+    needs a database without tables makes one with `harness.new_database`.
+    """
     directory = tmp_path_factory.mktemp("servers")
     given: dict[str, dict[str, Any]] = {"runner": {"data_dir": "data"}}
     if url := os.environ.get("TRIO_RUNNER_TEST_DATABASE"):
@@ -115,6 +121,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Ite
             inference_url=live["inference"]["url"],
         )
         canaries |= {servers.password} - {""}
+        trio.run(_create_schema, servers)
         yield servers
         trio.run(check_what_is_stored, servers, canaries)
         process.send_signal(signal.SIGINT)
@@ -122,6 +129,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Ite
     finally:
         process.kill()
         process.wait()
+
+
+async def _create_schema(servers: Servers) -> None:
+    async with aio.open_loop(), open_store(DatabaseSection(**servers.database), application_name="the tests") as store:
+        await store.create_schema()
 
 
 def _wait_for_addresses(process: subprocess.Popen[bytes], directory: Path) -> None:

@@ -24,11 +24,8 @@ from trio_runner.errors import ErrorCode, RunnerError
 
 
 @pytest.fixture
-async def config(servers: Servers) -> DatabaseSection:
-    section = DatabaseSection(**servers.database)
-    async with aio.open_loop(), open_store(section, application_name="test_postgres") as store:
-        await store.create_schema()
-    return section
+def config(servers: Servers) -> DatabaseSection:
+    return DatabaseSection(**servers.database)
 
 
 # connecting

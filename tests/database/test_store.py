@@ -34,7 +34,6 @@ def config(servers: Servers) -> DatabaseSection:
 @pytest.fixture
 async def store(config: DatabaseSection) -> AsyncIterator[Store]:
     async with aio.open_loop(), open_store(config, application_name="test_store") as opened:
-        await opened.create_schema()
         yield opened
 
 

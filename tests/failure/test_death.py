@@ -52,7 +52,6 @@ async def test_a_claim_whose_reply_was_lost_is_still_ours_to_report(
     config: Config, attempt: Attempt, servers: Servers, ledger: Ledger, topic: str
 ) -> None:
     async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
         claim = await store.claim(attempt)
         assert await store.claim(attempt) == claim
     report = await report_death(config, spool_of(config), attempt, None, LOST, Progress())
@@ -66,7 +65,6 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
     config: Config, attempt: Attempt, servers: Servers, topic: str
 ) -> None:
     async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
         claim = await store.claim(attempt)
         await store.store(claim, 0, [make_result(0)])
         await store.finish(claim, 1, "active")
@@ -79,8 +77,6 @@ async def test_an_end_whose_reply_was_lost_is_an_end(
 async def test_a_ledger_of_another_version_is_left_as_it_is(
     config: Config, attempt: Attempt, servers: Servers, ledger: Ledger, topic: str
 ) -> None:
-    async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
     refused = flatten(RunnerError(ErrorCode.STORE_SCHEMA, "a later version made it"))
     report = await report_death(config, spool_of(config), attempt, None, refused, Progress())
     assert (report.claim.epoch, report.event) == (0, Publication.PUBLISHED)
@@ -93,8 +89,6 @@ KILLED = {"SERVICE_RESULT": "watchdog", "EXIT_CODE": "killed", "EXIT_STATUS": "K
 
 async def test_an_id_that_the_process_may_not_have_had_claims_nothing(config: Config, ledger: Ledger) -> None:
     """A shell inherits the id of a unit's start; before version 248 systemd did not say whose it is."""
-    async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
     assert await report_invocation(config, spool_of(config), KILLED) is None
     assert await ledger.scenario(config.scenario.id) is None
 
@@ -104,7 +98,6 @@ async def test_a_lease_that_has_ended_under_another_id_is_left_to_a_reaper(
 ) -> None:
     """A wrapper started the runner, which claimed under an id of its own: one death is not to count as two."""
     async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
         await store.claim(attempt)
         await store.fetch_all(
             "UPDATE scenarios SET lease_until = now() - interval '1 s' WHERE id = $1", attempt.scenario_id
@@ -140,7 +133,6 @@ async def test_a_bug_in_one_rung_does_not_take_the_others_away(
 
     spool = spool_of(config)
     async with open_store(config.database, application_name="test") as store:
-        await store.create_schema()
         claim = await store.claim(attempt)
     if broken == "kafka":
         monkeypatch.setattr(retry, "publish", bug)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_inference import open_fake
-from tests.support.harness import free_port, full_backlog, read_topic
+from tests.support.harness import Ledger, free_port, full_backlog, new_database, read_topic
 from tests.support.scene import Scene
 
 THINGS = ["spool", "database", "kafka", "inference", "video"]
@@ -21,8 +21,7 @@ def states(out: str) -> dict[str, str]:
 
 
 async def check_untouched(scene: Scene) -> None:
-    (schema,) = await scene.ledger.query("SELECT to_regclass('trio_runner.scenarios') IS NOT NULL AS there")
-    assert not schema["there"] or await scene.ledger.scenario(scene.scenario_id) is None
+    assert await scene.ledger.scenario(scene.scenario_id) is None
     assert await read_topic(scene.servers.brokers, scene.topic) == []
 
 
@@ -36,6 +35,17 @@ async def test_all_is_well(scene: Scene, clip: Path) -> None:
     assert fake.numbers == []
     scene.check_secrets(done.out, done.err)
     await check_untouched(scene)
+
+
+async def test_an_empty_database_stays_empty(scene: Scene, clip: Path) -> None:
+    async with new_database(scene.servers, f"empty_{scene.scenario_id}") as empty, open_fake() as fake:
+        config = scene.write_config(
+            video={"path": str(clip)}, inference={"url": fake.url}, database={"url": empty.database_url}
+        )
+        done = await scene.cli("check", config)
+        assert done.code == 0, done.err
+        (schema,) = await Ledger(empty).query("SELECT to_regnamespace('trio_runner') IS NULL AS missing")
+    assert schema["missing"]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import cv2
 import httpx
@@ -29,6 +25,7 @@ from tests.support.harness import (
     WriteConfig,
     command,
     free_port,
+    new_database,
     until,
 )
 from tests.support.scene import SMALL_WINDOW
@@ -119,22 +116,10 @@ async def test_a_bad_override_is_refused_too(cli: Cli, write_config: WriteConfig
     assert "inference.url" in done.err
 
 
-@asynccontextmanager
-async def new_database(servers: Servers, ledger: Ledger, name: str) -> AsyncIterator[Servers]:
-    """An empty database beside the session's own."""
-    await ledger.query(f"CREATE DATABASE {name}")
-    try:
-        yield dataclasses.replace(
-            servers, database_url=urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
-        )
-    finally:
-        await ledger.query(f"DROP DATABASE {name} WITH (FORCE)")  # noqa: ASYNC102 - each query is bounded
-
-
 async def test_the_schema_is_made_once(
-    cli: Cli, write_config: WriteConfig, servers: Servers, ledger: Ledger, scenario_id: int, clip: Path
+    cli: Cli, write_config: WriteConfig, servers: Servers, scenario_id: int, clip: Path
 ) -> None:
-    async with new_database(servers, ledger, f"tests_{scenario_id}") as empty, open_fake() as fake:
+    async with new_database(servers, f"tests_{scenario_id}") as empty, open_fake() as fake:
         config = write_config(
             database={"url": empty.database_url, "create_schema": False},
             video={"path": str(clip)},
@@ -247,7 +232,6 @@ async def test_no_verb_sends_control_characters_of_others_to_a_terminal(
 
 
 async def test_show_an_unknown_scenario(cli: Cli, write_config: WriteConfig, scenario_id: int) -> None:
-    assert (await cli("init-db", write_config())).code == 0
     done = await cli("show", write_config(), str(scenario_id))
     assert done.code == 1
     assert f"there is no scenario {scenario_id}" in done.out + done.err

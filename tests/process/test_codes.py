@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-import trio
 
 from tests.support.fake_inference import open_fake
-from tests.support.harness import PATIENCE_SECONDS
+from tests.support.harness import new_database
 from tests.support.scene import SMALL_WINDOW, Scene, held_run, locked
 from trio_runner.errors import ErrorCode
 
@@ -95,7 +92,6 @@ async def test_a_table_that_somebody_has_locked(scene: Scene, big_clip: Path) ->
 
 async def test_a_row_that_is_there_already(scene: Scene, clip: Path) -> None:
     """Nobody but a runner may write predictions; if somebody did, nothing is mixed up with it."""
-    await scene.cli("init-db", scene.write_config())
     await scene.ledger.query("INSERT INTO scenarios (id, video_path) VALUES ($1, $2)", scene.scenario_id, str(clip))
     await scene.ledger.query(
         "INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, detections, inference_ms)"
@@ -111,16 +107,10 @@ async def test_a_row_that_is_there_already(scene: Scene, clip: Path) -> None:
 
 
 async def test_a_database_without_the_schema(scene: Scene, clip: Path) -> None:
-    name = f"trio_runner_test_{uuid.uuid4().hex}"
-    await scene.ledger.query(f"CREATE DATABASE {name}")
-    try:
-        parts = urlsplit(scene.servers.database_url)
+    async with new_database(scene.servers, f"empty_{scene.scenario_id}") as empty:
+        database = {"url": empty.database_url, "create_schema": False}
         async with open_fake() as fake:
-            config = scene.write_config(
-                video={"path": str(clip)},
-                inference={"url": fake.url},
-                database={"url": f"{parts.scheme}://{parts.netloc}/{name}", "create_schema": False},
-            )
+            config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url}, database=database)
             done = await scene.run_to_the_end(config)
         assert done.code == 75, done.err
         assert fake.numbers == []
@@ -130,15 +120,8 @@ async def test_a_database_without_the_schema(scene: Scene, clip: Path) -> None:
 
         assert (await scene.cli("init-db", config)).code == 0
         async with open_fake() as fake:
-            well = scene.write_config(
-                video={"path": str(clip)},
-                inference={"url": fake.url},
-                database={"url": f"{parts.scheme}://{parts.netloc}/{name}", "create_schema": False},
-            )
+            well = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url}, database=database)
             assert (await scene.run_to_the_end(well)).code == 0
-    finally:
-        with trio.move_on_after(PATIENCE_SECONDS, shield=True):
-            await scene.ledger.query(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: Scene, big_clip: Path) -> None:

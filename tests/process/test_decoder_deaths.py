@@ -69,8 +69,6 @@ async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> N
     make, part = WAYS[way]
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        # A child that cannot even be started is found out before the database is asked for its schema.
-        assert (await scene.cli("init-db", config)).code == 0
         async with scene.cli.started("run", config, patch=make(scene.directory)) as running:
             done = await running.wait()
             assert running.family() == [], "a child outlived the runner"

@@ -48,7 +48,6 @@ async def test_every_line_of_report_death_does_so_too(scene: Scene, clip: Path) 
         log={"level": "debug", "format": "json"},
     )
     variables = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "INVOCATION_ID": INVOCATION}
-    assert (await scene.cli("init-db", scene.directory / "runner.toml")).code == 0
     async with scene.cli.started("report-death", scene.directory / "runner.toml", variables=variables) as running:
         done = await running.wait()
     assert done.code == 74, done.err

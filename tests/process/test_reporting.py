@@ -92,7 +92,6 @@ async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, cl
     """The database knows of no attempt of this process."""
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
-        assert (await scene.cli("init-db", config)).code == 0
         async with scene.cli.started("run", config, invocation=invocation_of(scene), executed=True) as running:
             # Long before Python has imported the program.
             os.kill(running.pid, signal.SIGKILL)
@@ -107,8 +106,7 @@ async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, cl
 
 
 async def test_of_several_that_report_one_death_at_once_one_does(scene: Scene, clip: Path) -> None:
-    config = scene.write_config(video={"path": str(clip)})
-    assert (await scene.cli("init-db", config)).code == 0
+    scene.write_config(video={"path": str(clip)})
     ends: list[Finished] = []
 
     async def report() -> None:
@@ -277,7 +275,6 @@ async def test_a_row_that_somebody_has_locked_holds_no_reaper_up(
     scene: Scene, clip: Path, new_scenario_id: Callable[[], int]
 ) -> None:
     config = scene.write_config(video={"path": str(clip)}, database={"command_timeout_seconds": 2.0})
-    assert (await scene.cli("init-db", config)).code == 0
     held_up, behind = scene.scenario_id, new_scenario_id()
     for number, seconds in ((held_up, 7200), (behind, 3600)):
         await scene.ledger.query(

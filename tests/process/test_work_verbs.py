@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import rich.console
 
-from tests.support.harness import Cli, Ledger, Servers, WriteConfig, until
+from tests.support.harness import Cli, Ledger, Servers, WriteConfig, new_database, until
 from trio_runner.cli.show import overview_table
 
 HOSTILE = "[bold red]boo[/] \x1b[31m\x1b]0;title\x07 \u202e\nsecond line"
@@ -133,15 +133,14 @@ async def test_a_scenario_is_submitted_stopped_and_tried_again(
 
 
 async def test_submit_makes_the_schema_of_an_empty_database(
-    cli: Cli, write_config: WriteConfig, servers: Servers, ledger: Ledger, scenario_id: int
+    cli: Cli, write_config: WriteConfig, servers: Servers, scenario_id: int
 ) -> None:
-    await ledger.query(f"CREATE DATABASE empty_{scenario_id}")
-    url = f"{servers.database_url.rpartition('/')[0]}/empty_{scenario_id}"
-    config = write_config(database={"url": url})
-    refused = await cli("stop", config, str(scenario_id))
-    assert refused.code == 74
-    assert "init-db" in refused.err
-    done = await cli("submit", config, "--video", "/a.mp4")
+    async with new_database(servers, f"empty_{scenario_id}") as empty:
+        config = write_config(database={"url": empty.database_url})
+        refused = await cli("stop", config, str(scenario_id))
+        assert refused.code == 74
+        assert "init-db" in refused.err
+        done = await cli("submit", config, "--video", "/a.mp4")
     assert (done.code, done.out) == (0, "scenario 1 is submitted\n"), done.err
 
 
@@ -160,7 +159,6 @@ async def test_a_scenario_that_does_not_exist_is_refused_by_its_number(
 ) -> None:
     missing = new_scenario_id()
     config = write_config()
-    await cli("init-db", config)
     done = await cli(verb, config, str(missing))
     assert (done.code, done.out) == (1, f"scenario {missing} does not exist\n")
     wrong = await cli(verb, config, "seven")

@@ -193,7 +193,7 @@ async def held_run(
         async with scene.cli.started(
             "run", config, variables=manager.variables, invocation=invocation, executed=executed
         ) as running:
-            # Only now there is certainly a schema to ask.
+            # A runner that is ready has claimed its scenario, so the scenario has a row.
             await manager.wait_for("READY=1")
 
             async def is_held() -> bool:
