@@ -85,6 +85,11 @@ class Claim:
     video_identity: str | None = None
     sampling: str | None = None
     """A JSON object."""
+    last_pts_seconds: float | None = None
+    """Presentation time of the last stored frame, exactly as it was stored; None where nothing is stored.
+
+    Only `Store.claim` sets it; a claim that is read for a report of its death has None.
+    """
 
 
 @dataclass(slots=True)

@@ -115,6 +115,33 @@ async def test_a_mistyped_video_does_not_spend_the_scenario(store: Store, ledger
         await store.claim(attempt(scenario_id))
 
 
+async def test_a_claim_has_the_time_of_the_last_stored_frame(store: Store, scenario_id: int) -> None:
+    """Exactly, to the last bit: the runner that resumes compares it with the times that it reads from the video."""
+    last, next_frame = None, 0
+    # A rational of 90 kHz rounded to microseconds, ones that no decimal has, before the start, and after a day.
+    for seconds in (0.0, round(1001 / 30000, 6), 1 / 3, -0.041708, 0.1 + 0.2, 86_400.000001, 5e-324):
+        asked = attempt(scenario_id)
+        claim = await store.claim(asked)
+        assert claim.last_pts_seconds == last
+        assert await store.claim(asked) == claim, "the reply to the first call was lost"
+        frames = [make_result(0, index=next_frame), make_result(1, index=next_frame + 3)]
+        await store.store(claim, next_frame, [frames[0], replace(frames[1], pts_seconds=seconds)])
+        assert (await store.claim(asked)).last_pts_seconds == seconds
+        await report(store, claim)
+        last, next_frame = seconds, next_frame + 4
+
+
+async def test_a_claim_of_a_scenario_that_lost_its_rows_has_no_time(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    await store.store(claim, 0, [make_result(0), make_result(1)])
+    await report(store, claim)
+    await ledger.query("DELETE FROM predictions WHERE scenario_id = $1 AND frame_index = 1", scenario_id)
+    claim = await store.claim(attempt(scenario_id))
+    assert (claim.next_frame, claim.last_pts_seconds) == (2, None)
+
+
 async def test_a_stopped_scenario_stays_stopped_under_any_path(store: Store, ledger: Ledger, scenario_id: int) -> None:
     claim = await store.claim(attempt(scenario_id))
     await report(store, claim)

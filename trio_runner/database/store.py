@@ -93,6 +93,7 @@ class Store:
             frames_stored=row["claimed_frames_stored"],
             video_identity=row["claimed_identity"],
             sampling=row["claimed_sampling"],
+            last_pts_seconds=row["claimed_last_pts"],
         )
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:

@@ -7,20 +7,22 @@ CREATE OR REPLACE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_in
                                  p_lease interval, p_max_failures integer, p_identity text, p_sampling jsonb,
                                  p_retry_topic text DEFAULT NULL)
 RETURNS TABLE (claimed_epoch bigint, claimed_next_frame bigint, claimed_frames_stored bigint, claimed_identity text,
-               claimed_sampling jsonb)
+               claimed_sampling jsonb, claimed_last_pts double precision)
 LANGUAGE plpgsql AS $$
-DECLARE s scenarios;
+DECLARE s scenarios; last_pts double precision;
 BEGIN
     IF p_epoch = 0 THEN
         INSERT INTO scenarios (id, video_path, max_failures) VALUES (p_id, p_video, p_max_failures)
         ON CONFLICT DO NOTHING;
     END IF;
     SELECT * INTO s FROM scenarios WHERE id = p_id FOR UPDATE;
+    -- The presentation time of the last stored frame, from which the runner seeks. An assignment leaves FOUND as it is.
+    last_pts := (SELECT p.pts_seconds FROM predictions p WHERE p.scenario_id = p_id AND p.frame_index = s.next_frame - 1);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'scenario % does not exist', p_id USING ERRCODE = 'RN006';
     ELSIF s.instance_id = p_instance THEN
         -- The caller holds this claim already: the reply to its first call was lost.
-        RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling;
+        RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts;
         RETURN;
     ELSIF s.outcome = 'completed' THEN
         RAISE EXCEPTION 'scenario % is completed: % frames stored', p_id, s.frames_stored USING ERRCODE = 'RN002';
@@ -54,5 +56,5 @@ BEGIN
                          sampling = CASE WHEN frames_stored = 0 THEN coalesce(p_sampling, sampling)
                                          ELSE coalesce(sampling, p_sampling) END
      WHERE id = p_id RETURNING * INTO s;
-    RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling;
+    RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts;
 END $$;
