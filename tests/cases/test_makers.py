@@ -17,8 +17,8 @@ from tests.support.clips import read_frame_number
 # stream is not the one that a player shows, or the container holds no times of presentation.
 TURNED = {case.name for case in CASES if case.name.startswith("rotated_")}
 OTHER_STREAM = {"second_is_default.mp4", "second_is_default.mkv", "second_is_larger.mkv", "cover_first.mkv"}
-WITHOUT_TIMES = {"mpeg4_reordered.avi", "h264_reordered.avi", "h264_reordered.mxf", "raw.h264", "raw.hevc"}
-WHOLE = [case for case in CASES if case.code is None and not case.some]
+WITHOUT_TIMES = {"mpeg4_reordered.avi", "h264_reordered.avi", "raw.h264", "raw.hevc"}
+WHOLE = [case for case in CASES if case.code is None and case.certain is None]
 
 
 def test_each_case_has_a_name_of_its_own() -> None:

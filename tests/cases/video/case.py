@@ -22,7 +22,7 @@ class Case:
     """One file of the corpus.
 
     `frames` are the frames that a player presents, in order. With a `code` the reader ends with that error. It may have
-    given some of `frames` before, from the first on. With `some` it gives any of `frames`, in order and without error.
+    given some of `frames` before, from the first on.
     """
 
     name: str
@@ -35,7 +35,8 @@ class Case:
     code: ErrorCode | None = None
     message: str = ""
     """A part of the error's message."""
-    some: bool = False
+    certain: tuple[Shown, ...] | None = None
+    """Those of `frames` that the reader must give although it passes over damage; it may give others of them, too."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keys of the config's section `[video]`."""
 

@@ -106,8 +106,8 @@ BROADCAST = [
     Case(name="mpeg2.mpg", make=written(Track(codec="mpeg2video"), muxer="svcd"), frames=TWELVE),
     Case(name="mpeg2.vob", make=written(Track(codec="mpeg2video")), frames=TWELVE),
     Case(name="mpeg2.mxf", make=written(Track(codec="mpeg2video")), frames=TWELVE),
+    # FFmpeg's muxer writes wrong times for reordered H.264.
     Case(name="h264.mxf", make=written(NO_REORDERING), frames=TWELVE),
-    Case(name="h264_reordered.mxf", make=written(H264), frames=TWELVE),
     Case(name="dnxhr.mxf", make=written(DNXHR), frames=TWELVE, size=(256, 128)),
     Case(
         name="pal.dv",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
 from tests.cases.video import patching
-from tests.cases.video.case import Case, steady
-from tests.cases.video.mp4 import FRAGMENTED, H264, written
+from tests.cases.video.case import Case, Shown, steady
+from tests.cases.video.mp4 import FRAGMENTED, written
 from tests.cases.video.writing import Track, write
 from trio_runner.errors import ErrorCode
 
-THIRTY = Track(numbers=range(30))
+# Large enough for a cut to go through the pictures, and not through the container's header or index.
+LARGE = (192, 128)
+THIRTY = Track(numbers=range(30), size=LARGE)
+MPEG4 = Track(codec="mpeg4", numbers=range(30), size=LARGE)
 FRAMES = steady(30)
 INDEX_FIRST = {"movflags": "+faststart"}
 
@@ -21,10 +24,20 @@ def _cut(part: float, track: Track = THIRTY, **options: object) -> Callable[[Pat
     return written(track, then=partial(patching.cut, part=part), **options)
 
 
-def write_flipped(path: Path, *, seed: int) -> None:
-    """Write an MP4 with B-frames in which 20 bytes of its media data have changed."""
+GROUP = 6
+"""Each key frame is so many frames after the one before, and no picture refers past one."""
+
+
+def write_flipped(path: Path, *, packets: Collection[int]) -> None:
+    """Write an MP4 with B-frames in which some packets are damaged."""
     write(path, THIRTY, mux=INDEX_FIRST)
-    patching.flip(path, 20, seed=seed)
+    patching.flip(path, packets)
+
+
+def outside(*packets: int) -> tuple[Shown, ...]:
+    """The frames of the groups of pictures that hold none of these packets."""
+    damaged = {packet // GROUP for packet in packets}
+    return tuple(shown for shown in FRAMES if shown[0] // GROUP not in damaged)
 
 
 CASES = [
@@ -33,14 +46,15 @@ CASES = [
             name=f"cut_{percent}_percent.{suffix}",
             make=_cut(percent / 100, track, mux=INDEX_FIRST if suffix == "mp4" else {}),
             frames=FRAMES,
+            size=LARGE,
             code=ErrorCode.VIDEO_TRUNCATED,
         )
-        for suffix, track in (("mp4", THIRTY), ("mkv", THIRTY), ("avi", Track(codec="mpeg4", numbers=range(30))))
-        for percent in (40, 70, 90)
+        for suffix, track in (("mp4", THIRTY), ("mkv", THIRTY), ("avi", MPEG4))
+        for percent in (70, 80, 90)
     ),
     Case(
         name="cut_within_last_frame.mkv",
-        make=written(H264, then=patching.cut_last_frame),
+        make=written(Track(options={"bf": "0"}), then=patching.cut_last_frame),
         frames=steady(12),
         code=ErrorCode.VIDEO_TRUNCATED,
     ),
@@ -50,21 +64,24 @@ CASES = [
         frames=FRAMES,
         code=ErrorCode.VIDEO_TRUNCATED,
     ),
-    Case(name="cut_index_lost.mp4", make=_cut(0.7), code=ErrorCode.VIDEO_UNREADABLE),
+    Case(name="cut_index_lost.mp4", make=_cut(0.5), code=ErrorCode.VIDEO_UNREADABLE),
+    # A key frame, a frame to which others refer, one to which none refers, and one near the end.
     *(
         Case(
-            name=f"flipped_{seed}.mp4",
-            make=partial(write_flipped, seed=seed),
+            name=f"flipped_{packet}.mp4",
+            make=partial(write_flipped, packets=[packet]),
             frames=FRAMES,
-            some=True,
+            size=LARGE,
+            certain=outside(packet),
             options={"on_corrupt": "skip"},
         )
-        for seed in (1, 2, 3)
+        for packet in (6, 13, 15, 27)
     ),
     Case(
         name="flipped.mp4",
-        make=partial(write_flipped, seed=1),
+        make=partial(write_flipped, packets=[13]),
         frames=FRAMES,
+        size=LARGE,
         code=ErrorCode.VIDEO_TRUNCATED,
     ),
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import struct
+from collections.abc import Collection
 from pathlib import Path
+
+import av
 
 CONTAINER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
 
@@ -95,11 +97,14 @@ def cut_last_frame(path: Path) -> None:
     path.write_bytes(content[: content.rindex(b"\x1c\x53\xbb\x6b") - 4])
 
 
-def flip(path: Path, count: int, *, seed: int, first: float = 0.3, last: float = 0.9) -> None:
-    """Change `count` bytes, spread by chance over the part of an MP4's media data between `first` and `last`."""
-    content, dice = bytearray(path.read_bytes()), random.Random(seed)
-    start = content.index(b"mdat") + 4
-    length = len(content) - start
-    for _ in range(count):
-        content[start + round(length * dice.uniform(first, last))] ^= dice.randrange(1, 256)
+def flip(path: Path, packets: Collection[int]) -> None:
+    """Flip every bit in the second half of some packets of the first video stream, counted in the order of the file."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for number in packets:
+        position, size = places[number]
+        assert position is not None
+        for place in range(position + size // 2, position + size):
+            content[place] ^= 0xFF
     path.write_bytes(content)
