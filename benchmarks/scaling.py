@@ -100,7 +100,15 @@ async def _measure_verbs(store: Store, costs: Costs) -> None:
         claim: Claim = await timed("claim", partial(store.claim, attempt))
         first = claim.next_frame
         results = [
-            FrameResult(sequence=i, index=first + i, pts_seconds=i / 25, detections=(), inference_ms=1.0)
+            FrameResult(
+                sequence=i,
+                index=first + i,
+                pts_seconds=i / 25,
+                width=1920,
+                height=1080,
+                detections=(),
+                inference_ms=1.0,
+            )
             for i in range(16)
         ]
         await timed("store", partial(store.store, claim, first, results))

@@ -28,7 +28,8 @@ class Frame:
     """One selected frame as JPEG bytes.
 
     `sequence` counts the frames of this attempt from 0 without gaps; `index` is the 0-based index of the decoded
-    source frame; `width` × `height` is the source picture, `sent_width` × `sent_height` the one inside `jpeg`.
+    source frame; `width` × `height` is the picture as a player shows it, `sent_width` × `sent_height` the one inside
+    `jpeg`.
     """
 
     sequence: int
@@ -42,7 +43,10 @@ class Frame:
 
 
 class Detection(msgspec.Struct, frozen=True):
-    """One object in one frame: label, confidence in 0..1 (None if the service gives none), box in source pixels."""
+    """One object in one frame: label, confidence in 0..1 (None if the service gives none), box in pixels.
+
+    These are pixels of the picture as a player shows it, however small a picture was sent.
+    """
 
     label: str
     confidence: float | None
@@ -51,11 +55,16 @@ class Detection(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameResult:
-    """The inference service's answer about one frame; an answer without detections is one, too."""
+    """The inference service's answer about one frame; an answer without detections is one, too.
+
+    `width` × `height` is the picture as a player shows it, in whose pixels the boxes of `detections` are.
+    """
 
     sequence: int
     index: int
     pts_seconds: float
+    width: int
+    height: int
     detections: tuple[Detection, ...]
     inference_ms: float
 

@@ -355,8 +355,8 @@ async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, sc
     await store.store(claim, 0, [replace(make_result(0), detections=found), make_result(1)])
     rows = await ledger.query("SELECT * FROM detections WHERE scenario_id = $1 ORDER BY x1", scenario_id)
     assert [tuple(row.values()) for row in rows] == [
-        (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0),
-        (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25),
+        (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0, 640, 480),
+        (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25, 640, 480),
     ]
     assert await reading.label_counts(store, scenario_id) == [
         {"label": '"Größe\\"', "boxes": 1, "frames": 1},
@@ -364,12 +364,35 @@ async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, sc
     ]
 
 
-async def test_numbers_that_are_none_stay_out(store: Store, ledger: Ledger, scenario_id: int) -> None:
-    """The last line of defence, should a protocol ever let one through."""
+async def test_each_row_has_the_size_of_its_own_picture(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    """A video may change its size on the way."""
+    sizes = [(640, 480), (480, 640), (1, 1), (65_535, 65_535)]
     claim = await store.claim(attempt(scenario_id))
-    broken = replace(make_result(0), inference_ms=-math.inf)
-    with pytest.raises(RunnerError):
-        await store.store(claim, 0, [broken])
+    results = [make_result(number, labels=("dog",), size=size) for number, size in enumerate(sizes)]
+    await store.store(claim, 0, results)
+    rows = await ledger.predictions(scenario_id)
+    assert [(row["width"], row["height"]) for row in rows] == sizes
+    boxes = await ledger.query("SELECT * FROM detections WHERE scenario_id = $1 ORDER BY frame_index", scenario_id)
+    assert [(row["width"], row["height"]) for row in boxes] == sizes
+
+
+NO_NUMBERS: list[dict[str, Any]] = [
+    *({"inference_ms": value} for value in (-math.inf, -1.0, math.inf, math.nan)),
+    *({"pts_seconds": value} for value in (-math.inf, math.inf, math.nan, None)),
+    *({"width": value} for value in (0, -1, 65_536, 2**31, 2**63, None)),
+    *({"height": value} for value in (0, -1, 65_536, 2**31, 2**63, None)),
+]
+
+
+@pytest.mark.parametrize("broken", NO_NUMBERS, ids=str)
+async def test_numbers_that_are_none_stay_out(
+    store: Store, ledger: Ledger, scenario_id: int, broken: dict[str, Any]
+) -> None:
+    """The last line of defence, should a protocol or a decoder ever let one through."""
+    claim = await store.claim(attempt(scenario_id))
+    with pytest.raises(RunnerError) as caught:
+        await store.store(claim, 0, [make_result(0), replace(make_result(1), **broken)])
+    assert caught.value.code is ErrorCode.STORE_REJECTED
     assert await ledger.predictions(scenario_id) == []
 
 

@@ -133,6 +133,14 @@ async def test_an_answer_becomes_the_frames_result() -> None:
     assert result.inference_ms >= 0
 
 
+async def test_a_result_has_the_size_of_the_picture_that_its_boxes_are_in() -> None:
+    """The picture that was sent is smaller."""
+    async with serving(answers(http())) as server, open_client(InferenceSection(url=server.url)) as client:
+        result = await client.infer(make_frame(size=(1280, 960), sent=(640, 480)))
+    assert (result.width, result.height) == (1280, 960)
+    assert [found.bbox for found in result.detections] == [(2.0, 4.0, 6.0, 8.0)]
+
+
 async def test_the_request_asks_for_no_compression_and_carries_no_credentials() -> None:
     seen: list[bytes] = []
 

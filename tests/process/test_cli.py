@@ -214,8 +214,8 @@ async def test_no_verb_sends_control_characters_of_others_to_a_terminal(
     )
     detection = {"label": f"cat{HOSTILE}", "confidence": 0.5, "bbox": [0, 0, 1, 1]}
     await ledger.query(
-        "INSERT INTO predictions (scenario_id, epoch, frame_index, pts_seconds, detections, inference_ms)"
-        " VALUES ($1, 1, 0, 0, $2, 1)",
+        "INSERT INTO predictions (scenario_id, epoch, frame_index, pts_seconds, width, height, detections,"
+        " inference_ms) VALUES ($1, 1, 0, 0, 2, 2, $2, 1)",
         scenario_id,
         [detection],
     )

@@ -94,8 +94,8 @@ async def test_a_row_that_is_there_already(scene: Scene, clip: Path) -> None:
     """Nobody but a runner may write predictions; if somebody did, nothing is mixed up with it."""
     await scene.ledger.query("INSERT INTO scenarios (id, video_path) VALUES ($1, $2)", scene.scenario_id, str(clip))
     await scene.ledger.query(
-        "INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, detections, inference_ms)"
-        " VALUES ($1, 20, 1, 0, '[]', 0)",
+        "INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, width, height, detections,"
+        " inference_ms) VALUES ($1, 20, 1, 0, 2, 2, '[]', 0)",
         scene.scenario_id,
     )
     async with open_fake() as fake:

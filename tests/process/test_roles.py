@@ -174,7 +174,7 @@ FORBIDDEN = [
     *(f"CREATE TRIGGER t BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION guard_scenario()" for table in TABLES),
     "SELECT * FROM detections",
     "INSERT INTO scenarios (id, video_path) VALUES (1, 'x')",
-    "INSERT INTO predictions VALUES (1, 0, 1, 0, '[]', 0)",
+    "INSERT INTO predictions VALUES (1, 0, 1, 0, 2, 2, '[]', 0)",
     (
         "INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, first_frame)"
         " VALUES (1, 1, 'x', gen_random_uuid(), 'x', 0)"

@@ -36,11 +36,15 @@ def make_frame(
     )
 
 
-def make_result(sequence: int = 0, *, index: int | None = None, labels: tuple[str, ...] = ()) -> FrameResult:
+def make_result(
+    sequence: int = 0, *, index: int | None = None, labels: tuple[str, ...] = (), size: tuple[int, int] = (640, 480)
+) -> FrameResult:
     return FrameResult(
         sequence=sequence,
         index=sequence if index is None else index,
         pts_seconds=sequence / 25,
+        width=size[0],
+        height=size[1],
         detections=tuple(Detection(label, 0.5, (1.0, 2.0, 3.0, 4.5)) for label in labels),
         inference_ms=1.5,
     )

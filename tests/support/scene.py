@@ -144,11 +144,12 @@ class Scene:
         return done
 
     async def check_rows(self, count: int, size: tuple[int, int] = (320, 240)) -> None:
-        """The first `count` frames are stored, each once and with its own content, and no others."""
+        """The first `count` frames are stored, each once, with its own content and its size, and no others."""
         rows = await self.ledger.predictions(self.scenario_id)
         assert [row["frame_index"] for row in rows] == list(range(count))
         for row in rows:
             assert row["detections"] == stored_for(row["frame_index"], *size)
+            assert (row["width"], row["height"]) == size
 
     async def check_resume(
         self, *, frames: int, size: tuple[int, int] = (320, 240), **sections: dict[str, Any]

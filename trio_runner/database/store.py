@@ -148,12 +148,14 @@ class Store:
             SupersededError: another runner has the claim now; nothing was written.
         """
         await self.fetch_one(
-            "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             *self._fence(claim),
             self._lease,
             expected_frame,
             [result.index for result in results],
             [result.pts_seconds for result in results],
+            [result.width for result in results],
+            [result.height for result in results],
             [self._encoder.encode(result.detections).decode() for result in results],
             [result.inference_ms for result in results],
         )

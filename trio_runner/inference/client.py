@@ -81,6 +81,8 @@ class InferenceClient:
             sequence=frame.sequence,
             index=frame.index,
             pts_seconds=frame.pts_seconds,
+            width=frame.width,
+            height=frame.height,
             detections=detections,
             inference_ms=round(1000 * (trio.current_time() - started), 3),
         )

@@ -62,9 +62,13 @@ CREATE TABLE predictions (
     scenario_id  bigint NOT NULL REFERENCES scenarios,
     frame_index  bigint NOT NULL CHECK (frame_index >= 0),
     epoch        bigint NOT NULL,
-    pts_seconds  double precision NOT NULL,
+    -- A NaN is greater than every number, so it is refused, too.
+    pts_seconds  double precision NOT NULL CHECK (pts_seconds > '-Infinity' AND pts_seconds < 'Infinity'),
+    -- The picture as a player shows it; the boxes are in its pixels. A video may change its size on the way.
+    width        integer NOT NULL CHECK (width BETWEEN 1 AND 65535),
+    height       integer NOT NULL CHECK (height BETWEEN 1 AND 65535),
     detections   jsonb NOT NULL CHECK (jsonb_typeof(detections) = 'array'),
-    inference_ms real NOT NULL CHECK (inference_ms >= 0),
+    inference_ms real NOT NULL CHECK (inference_ms >= 0 AND inference_ms < 'Infinity'),
     created_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (scenario_id, frame_index)
 );
@@ -121,7 +125,8 @@ CREATE VIEW detections AS
 SELECT p.scenario_id, p.frame_index, p.pts_seconds, d.value ->> 'label' AS label,
        (d.value ->> 'confidence')::double precision AS confidence,
        (d.value -> 'bbox' ->> 0)::double precision AS x1, (d.value -> 'bbox' ->> 1)::double precision AS y1,
-       (d.value -> 'bbox' ->> 2)::double precision AS x2, (d.value -> 'bbox' ->> 3)::double precision AS y2
+       (d.value -> 'bbox' ->> 2)::double precision AS x2, (d.value -> 'bbox' ->> 3)::double precision AS y2,
+       p.width, p.height
   FROM predictions p CROSS JOIN LATERAL jsonb_array_elements(p.detections) AS d;
 
 -- The deaths whose retry events Kafka has not acknowledged. A death that a takeover recorded need not be published once the

@@ -1,6 +1,7 @@
 -- Store predictions, progress, lease and status together. The first stored batch makes the scenario active.
 CREATE OR REPLACE FUNCTION store(p_id bigint, p_epoch bigint, p_instance uuid, p_lease interval, p_expected_frame bigint,
-                      p_frames bigint[], p_pts double precision[], p_detections jsonb[], p_inference_ms real[])
+                      p_frames bigint[], p_pts double precision[], p_widths integer[], p_heights integer[],
+                      p_detections jsonb[], p_inference_ms real[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE scenarios
@@ -9,7 +10,8 @@ BEGIN
            lease_until = clock_timestamp() + p_lease
      WHERE id = p_id AND epoch = p_epoch AND instance_id = p_instance AND next_frame = p_expected_frame;
     IF NOT FOUND THEN PERFORM refuse(p_id, p_epoch, p_instance); END IF;
-    INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, detections, inference_ms)
-    SELECT p_id, u.frame, p_epoch, u.pts, u.found, u.ms
-      FROM unnest(p_frames, p_pts, p_detections, p_inference_ms) AS u(frame, pts, found, ms);
+    INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, width, height, detections, inference_ms)
+    SELECT p_id, u.frame, p_epoch, u.pts, u.width, u.height, u.found, u.ms
+      FROM unnest(p_frames, p_pts, p_widths, p_heights, p_detections, p_inference_ms)
+           AS u(frame, pts, width, height, found, ms);
 END $$;
