@@ -9,7 +9,7 @@ import pytest
 
 from trio_runner.cli.main import make_parser
 from trio_runner.errors import ErrorCode, Stage
-from trio_runner.failure.outbox import Publication
+from trio_runner.failure.publication import Publication
 from trio_runner.model import Failure
 from trio_runner.runner.outcome import Ending, Outcome, exit_code
 

@@ -19,7 +19,7 @@ from trio_runner.database.store import Attempt, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.failure import report as death
 from trio_runner.failure.failure import flatten
-from trio_runner.failure.outbox import Publication
+from trio_runner.failure.publication import Publication
 from trio_runner.failure.report import report_death
 from trio_runner.failure.spool import spool_of
 from trio_runner.failure.unreported import report_invocation

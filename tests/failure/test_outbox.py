@@ -196,7 +196,7 @@ async def test_flush_spool_publishes_the_outbox_before_it_fails_for_a_spooled_ev
     await spool_event_of_retired_topic(config)
     await record_deaths(store, 2)
     replace_send(monkeypatch, lambda topic, _: topic == "retired")
-    with pytest.raises(RunnerError, match="no such topic"):
+    with pytest.RaisesGroup(pytest.RaisesExc(RunnerError, match="no such topic")):
         await upkeep.flush_spool(config)
     assert "retry events published: 2, still waiting: 1" in capsys.readouterr().out
     assert await store.count_unpublished() == 0

@@ -27,7 +27,7 @@ from trio_runner.base import aio
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError
-from trio_runner.failure.outbox import Publication
+from trio_runner.failure.publication import Publication
 from trio_runner.runner.outcome import Ending
 from trio_runner.runner.runner import RunnerDead
 

@@ -13,28 +13,39 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def until_signal() -> AsyncIterator[trio.Event]:
-    """The first SIGINT or SIGTERM cancels the block, which is a normal end.
+async def until_signal(*, die: bool = False) -> AsyncIterator[trio.Event]:
+    """The first SIGINT or SIGTERM cancels the block.
+
+    Args:
+        die: Once the block has ended, let the signal act as though it had not been caught: SIGTERM ends the process,
+            and SIGINT raises KeyboardInterrupt. Without `die` a signal is a normal end of the block.
 
     Yields:
         An event that the second signal sets. A shielded cleanup that may take long waits for it, and then cuts itself
         short.
     """
     second_signal = trio.Event()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            # Shielded: it goes on listening while the cancelled block cleans up.
-            listening = trio.CancelScope(shield=True)
+    first_signal: int | None = None
+    try:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                # Shielded: it goes on listening while the cancelled block cleans up.
+                listening = trio.CancelScope(shield=True)
 
-            async def listen() -> None:
-                with listening:
-                    async for _ in signals:
-                        if nursery.cancel_scope.cancel_called:
-                            second_signal.set()
-                        nursery.cancel_scope.cancel()
+                async def listen() -> None:
+                    nonlocal first_signal
+                    with listening:
+                        async for number in signals:
+                            if first_signal is not None:
+                                second_signal.set()
+                            first_signal = first_signal or number
+                            nursery.cancel_scope.cancel()
 
-            nursery.start_soon(listen)
-            try:
-                yield second_signal
-            finally:
-                listening.cancel()
+                nursery.start_soon(listen)
+                try:
+                    yield second_signal
+                finally:
+                    listening.cancel()
+    finally:
+        if die and first_signal is not None:
+            signal.raise_signal(first_signal)

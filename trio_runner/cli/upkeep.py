@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import os
-import signal
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
 from trio_runner.base import aio
+from trio_runner.base.stopping import until_signal
 from trio_runner.cli.output import identify_attempt, say
 from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import embedded_services, open_addresses
 from trio_runner.embedded.data_directory import is_hosted
 from trio_runner.embedded.hosting import Service
-from trio_runner.errors import ExitCode, RunnerError
+from trio_runner.errors import ExitCode
 from trio_runner.failure import reaper
 from trio_runner.failure.outbox import flush, publish_outbox, publish_spooled
 from trio_runner.failure.spool import spool_of
 from trio_runner.failure.unreported import report_invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from trio_runner.config.load import Config
-    from trio_runner.failure.outbox import Report
+    from trio_runner.errors import RunnerError
+    from trio_runner.failure.publication import Report
 
 
 async def init_db(config: Config, *, grant: str | None, grant_orchestrator: str | None) -> ExitCode:
@@ -60,9 +58,14 @@ async def flush_spool(config: Config) -> ExitCode:
     Also counted are events in the database that another process is publishing now.
 
     Raises:
-        RunnerError: Kafka or PostgreSQL cannot be used; or why an event in the spool was passed over, after all others.
+        ExceptionGroup: with a RunnerError: Kafka or PostgreSQL cannot be used; or, after all other events, why one in
+            the spool was passed over.
     """
-    return await _cancelled_by_sigterm(partial(_flush_spool, config))
+    # 74 remains where a signal cancels the work and the process survives it, because its parent had it ignored.
+    code = ExitCode.UNCONFIRMED
+    async with until_signal(die=True):
+        code = await _flush_spool(config)
+    return code  # noqa: RET504 - a block that was cancelled has assigned nothing
 
 
 async def _flush_spool(config: Config) -> ExitCode:
@@ -109,43 +112,15 @@ async def report_death(config: Config, *, scenario: int | None) -> ExitCode:
 
 async def reap(config: Config) -> ExitCode:
     """Report every runner whose lease has ended, and publish deaths that Kafka lacks; 74 where it still lacks some."""
-    return await _cancelled_by_sigterm(partial(_reap, config))
-
-
-async def _reap(config: Config) -> ExitCode:
+    # As in `flush_spool`.
+    code = ExitCode.UNCONFIRMED
     async with (
+        until_signal(die=True),
         aio.open_loop(),
         open_addresses(config, frozenset({Service.DATABASE, Service.KAFKA}), published=False) as live,
     ):
-        reports = await reaper.reap(live)
-    return _say_reports(reports)
-
-
-async def _cancelled_by_sigterm(function: Callable[[], Awaitable[ExitCode]]) -> ExitCode:
-    """Call the function, and cancel it at SIGTERM, so that it hands events back; the signal ends the process then."""
-    code, problem = ExitCode.UNCONFIRMED, None
-    terminated = False
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def wait_for_signal() -> None:
-                nonlocal terminated
-                await anext(signals)
-                terminated = True
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait_for_signal)
-            try:
-                code = await function()
-            except RunnerError as error:
-                # Raised below: the nursery would wrap it in a group.
-                problem = error
-            nursery.cancel_scope.cancel()
-    if terminated:
-        signal.raise_signal(signal.SIGTERM)
-    if problem is not None:
-        raise problem
-    return code
+        code = _say_reports(await reaper.reap(live))
+    return code  # noqa: RET504 - the same
 
 
 def _say_reports(reports: Sequence[Report]) -> ExitCode:

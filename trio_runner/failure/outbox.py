@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import logging
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -12,11 +11,13 @@ import trio
 
 from trio_runner.database.store import open_store
 from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.failure.publication import Publication, Report, SpoolPass
 from trio_runner.failure.spool import SpooledRecord
 from trio_runner.kafka import connection, retry_event
 from trio_runner.kafka.retry_event import RetryEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from trio_runner.config.load import Config
@@ -42,45 +43,6 @@ TRIES: Final = 3
 """A topic may refuse one event. Where Kafka takes none of so many in a row, it does not answer at all."""
 
 
-class Publication(enum.Enum):
-    """What became of the retry event of a death; the value says so in words."""
-
-    PUBLISHED = "published"
-    """Kafka has acknowledged it."""
-    RECORDED = "recorded, and waits in the database"
-    """The scenario's next runner publishes it, or any orchestrator, reaper or `flush-spool`."""
-    SPOOLED = "spooled, and waits for the next runner here"
-    """PostgreSQL did not record the death. The next runner that starts with this spool publishes the event."""
-    LOST = "NOT published"
-    """Neither Kafka nor PostgreSQL nor the spool took it."""
-    SUPERSEDED = "not due: the scenario is another runner's"
-    COMPLETED = "not due: the attempt had completed its scenario"
-    """Only the reply to its last statement was lost."""
-
-    @property
-    def is_due(self) -> bool:
-        """Whether somebody has yet to publish the event."""
-        return self in (Publication.RECORDED, Publication.SPOOLED, Publication.LOST)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The claim whose death was reported, and what became of its retry event."""
-
-    claim: Claim
-    event: Publication
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolPass:
-    """What became of the spool's records: how many were sent, how many still wait, and why one of them does."""
-
-    sent: int
-    waiting: int
-    problem: RunnerError | None
-    """Why one record, or the directory itself, was passed over; it holds up no other event."""
-
-
 async def publish(config: Config, event: RetryEvent, topic: str | None = None) -> bool:
     """Publish the event within `kafka.publish_timeout_seconds`; whether Kafka has acknowledged it. Never raises.
 
@@ -104,19 +66,28 @@ async def mark(config: Config, claim: Claim, *, published: bool) -> None:
 
     The connection is a new one: the one that recorded the death is not kept open while Kafka is waited for.
     """
+
+    async def note() -> None:
+        async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
+            if published:
+                await store.mark_published(claim.scenario_id, claim.epoch)
+            else:
+                await store.hand_over([(claim.scenario_id, claim.epoch)])
+
+    when = "once more" if published else "later"
+    await _try_briefly(note, otherwise=f"a reaper will publish the event {when}")
+
+
+async def _try_briefly(note: Callable[[], Awaitable[None]], *, otherwise: str) -> None:
+    """Call `note` for MARK_SECONDS at most, also after a cancellation; log `otherwise` if it fails. Never raises."""
     problem: Exception | None = None
-    with trio.move_on_after(MARK_SECONDS) as scope:
+    with trio.move_on_after(MARK_SECONDS, shield=True) as scope:
         try:
-            async with open_store(config.database, application_name="trio-runner death", close_seconds=0) as store:
-                if published:
-                    await store.mark_published(claim.scenario_id, claim.epoch)
-                else:
-                    await store.hand_over([(claim.scenario_id, claim.epoch)])
-        except Exception as error:  # noqa: BLE001 - the event is where it is, whatever goes wrong here
+            await note()
+        except Exception as error:  # noqa: BLE001 - the events are where they are, whatever goes wrong here
             problem = error
     if problem or scope.cancelled_caught:
-        why = problem or f"no answer within {MARK_SECONDS:g} s"
-        logger.warning("a reaper will publish the event %s: %s", "once more" if published else "later", why)
+        logger.warning("%s: %s", otherwise, problem or f"no answer within {MARK_SECONDS:g} s")
 
 
 async def keep(config: Config, spool: Spool, event: RetryEvent) -> bool:
@@ -220,25 +191,21 @@ async def publish_outbox(
             if report.event.is_due:
                 refused.append(death)
     finally:
-        await _hand_back(store, left, refused)  # noqa: ASYNC102 - it is shielded and bounded
+        # Shielded and bounded: after a cancellation the events are handed back, too.
+        await _try_briefly(  # noqa: ASYNC102
+            partial(_hand_back, store, left, refused),
+            otherwise=f"retry events are due again only in {OUTBOX_LEASE_SECONDS:g} s",
+        )
     return reports
 
 
 async def _hand_back(store: Store, *batches: list[tuple[int, int]]) -> None:
-    """Let any process publish these events from now on, the first batch before the others. Never raises.
+    """Let any process publish these events from now on, the first batch before the others.
 
     Refused events come last: otherwise the same three would end each pass before it reaches the events behind them.
     """
-    problem: Exception | None = None
-    with trio.move_on_after(MARK_SECONDS, shield=True) as scope:
-        try:
-            for batch in filter(None, batches):
-                await store.hand_over(batch)
-        except Exception as error:  # noqa: BLE001 - the events are where they are, whatever goes wrong here
-            problem = error
-    if problem or scope.cancelled_caught:
-        why = problem or f"no answer within {MARK_SECONDS:g} s"
-        logger.warning("retry events are due again only in %g s: %s", OUTBOX_LEASE_SECONDS, why)
+    for batch in filter(None, batches):
+        await store.hand_over(batch)
 
 
 async def publish_spooled(config: Config, spool: Spool) -> SpoolPass:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from trio_runner.database.store import open_store
 from trio_runner.errors import RunnerError
-from trio_runner.failure.outbox import Report, publish_outbox
+from trio_runner.failure.outbox import publish_outbox
 from trio_runner.failure.record import record_lost
 
 if TYPE_CHECKING:
     from trio_runner.config.load import Config
+    from trio_runner.failure.publication import Report
 
 logger = logging.getLogger(__name__)
 

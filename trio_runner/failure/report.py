@@ -11,7 +11,8 @@ import trio
 from trio_runner.base.logs import about
 from trio_runner.database.store import open_store
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
-from trio_runner.failure.outbox import Publication, Report, keep, mark, publish
+from trio_runner.failure.outbox import keep, mark, publish
+from trio_runner.failure.publication import Publication, Report
 from trio_runner.failure.record import claim_scenario, progress_of, record_death
 from trio_runner.kafka.retry_event import build_event
 from trio_runner.model import Claim

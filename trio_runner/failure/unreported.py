@@ -14,7 +14,8 @@ from trio_runner.base.text import printable
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Attempt, open_store
 from trio_runner.errors import REPORTED, ClaimRefusedError, ErrorCode, ExitCode, SupersededError
-from trio_runner.failure.outbox import Publication, Report, publish_recorded
+from trio_runner.failure.outbox import publish_recorded
+from trio_runner.failure.publication import Publication, Report
 from trio_runner.failure.report import report_death
 from trio_runner.model import Failure, Progress
 

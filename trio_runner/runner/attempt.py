@@ -12,7 +12,7 @@ import trio
 from trio_runner.database.store import Attempt
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
 from trio_runner.failure.failure import flatten
-from trio_runner.failure.outbox import Publication
+from trio_runner.failure.publication import Publication
 from trio_runner.failure.record import claim_scenario
 from trio_runner.failure.report import report_death
 from trio_runner.pipeline.run import run_pipeline

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trio_runner.errors import ErrorClass, ErrorCode, ExitCode, Stage
-from trio_runner.failure.outbox import Publication
+from trio_runner.failure.publication import Publication
 
 if TYPE_CHECKING:
     from trio_runner.model import Claim, Failure
