@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,39 +13,14 @@ import trio
 
 from tests.database.test_postgres import backend, proxy_to, refusal
 from tests.support.certificates import Authority
-from tests.support.database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, authority_of, database_with_tls
+from tests.support.database_server import CERTIFIED, OWNER_PASSWORD, DatabaseServer, authority_of
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.proxy import Breakdown
+from tests.support.tls_database import pytestmark, tls_server, unknown_authority  # noqa: F401 - pytest looks for them
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
 from trio_runner.database.store import open_store
 from trio_runner.errors import ErrorCode
-
-# asyncpg closes a TLS connection whose login was refused politely: where the loop ends before the server has hung up,
-# the transport is left to the garbage collector, which warns.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:Exception ignored in. <(function _SelectorTransport.__del__|socket.socket fd=)"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Let those transports be collected here, and not in the next module, which does not expect their warnings."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    with database_with_tls(tmp_path_factory.mktemp("database")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that no peer trusts."""
-    return Authority(tmp_path_factory.mktemp("stranger"))
 
 
 def section_of(keys: dict[str, Any]) -> DatabaseSection:

@@ -10,6 +10,7 @@ import pytest
 import tomli
 import trio
 
+from tests.support.endings import ENDINGS, Ending
 from tests.support.hanging_disk import hanging_disk
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.harness import until as until_async
@@ -73,27 +74,10 @@ def test_units_need_a_config_of_their_own() -> None:
 # how a unit ended
 
 
-@pytest.mark.parametrize(
-    ("result", "how", "status", "code"),
-    [
-        ("success", "1", "0", None),
-        ("exit-code", "1", "75", None),
-        ("exit-code", "1", "79", None),
-        ("exit-code", "1", "78", ErrorCode.INTERNAL),
-        ("exit-code", "1", "203", ErrorCode.INTERNAL),
-        ("signal", "2", "9", ErrorCode.RUNNER_KILLED),
-        ("signal", "2", "15", ErrorCode.INTERRUPTED),
-        ("watchdog", "3", "6", ErrorCode.RUNNER_HUNG),
-        ("oom-kill", "2", "9", ErrorCode.RUNNER_OUT_OF_MEMORY),
-        ("success", "0", "0", ErrorCode.RUNNER_KILLED),
-    ],
-)
-def test_an_end_that_the_unit_may_not_have_reported_is_a_failure(
-    result: str, how: str, status: str, code: ErrorCode | None
-) -> None:
-    seen = {"Result": result, "ExecMainCode": how, "ExecMainStatus": status}
-    failure, _ = _how_it_ended("trio-runner@7.service", seen)
-    assert (failure and failure.code) == code
+@pytest.mark.parametrize("ending", [*ENDINGS, Ending("exit-code", "exited", "78", ErrorCode.INTERNAL)], ids=str)
+def test_an_end_that_the_unit_may_not_have_reported_is_a_failure(ending: Ending) -> None:
+    failure, _ = _how_it_ended("trio-runner@7.service", ending.properties())
+    assert (failure and failure.code) == ending.code
     assert failure is None or "journalctl --unit=trio-runner@7.service" in failure.message
 
 

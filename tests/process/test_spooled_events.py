@@ -71,7 +71,10 @@ async def test_flush_spool_publishes_it_without_a_run(scene: Scene, clip: Path, 
         assert len(await published(scene, kafka)) == 1
 
 
-async def test_a_flush_spool_that_is_terminated_hands_back_what_it_took(scene: Scene, clip: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+async def test_a_flush_spool_that_is_terminated_hands_back_what_it_took(
+    scene: Scene, clip: Path, number: signal.Signals, code: int
+) -> None:
     async with death_without_kafka(scene, clip) as (_, kafka, server):
         config = scene.write_config("flush.toml", kafka=kafka | {"publish_timeout_seconds": 60.0})
         # The session's database holds other tests' events, which would be given out before this one.
@@ -88,8 +91,8 @@ async def test_a_flush_spool_that_is_terminated_hands_back_what_it_took(scene: S
         server.suspend()
         async with scene.cli.started("flush-spool", config) as running:
             await until(waits_for_lease, described="flush-spool has taken the event")
-            running.send_signal(signal.SIGTERM)
-            assert (await running.wait()).code == -signal.SIGTERM
+            running.send_signal(number)
+            assert (await running.wait()).code == code
         server.resume()
         assert not await waits_for_lease()
 

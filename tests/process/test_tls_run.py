@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,36 +12,11 @@ import pytest
 import trio
 
 from tests.support.certificates import Authority
-from tests.support.database_server import DatabaseServer, authority_of, database_with_tls
+from tests.support.database_server import DatabaseServer, authority_of
 from tests.support.fake_inference import Fake, open_fake
 from tests.support.harness import Ledger, Servers
 from tests.support.scene import Scene
-
-# asyncpg closes a TLS connection whose login was refused politely: where the loop ends before the server has hung up,
-# the transport is left to the garbage collector, which warns.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:Exception ignored in. <(function _SelectorTransport.__del__|socket.socket fd=)"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Let those be collected here, and not in the next module, which does not expect them."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    with database_with_tls(tmp_path_factory.mktemp("database")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that nobody trusts."""
-    return Authority(tmp_path_factory.mktemp("stranger"))
+from tests.support.tls_database import pytestmark, tls_server, unknown_authority  # noqa: F401 - pytest looks for them
 
 
 @pytest.fixture
