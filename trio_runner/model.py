@@ -18,6 +18,10 @@ class VideoInfo(msgspec.Struct, frozen=True, kw_only=True):
     width: int
     height: int
     fps: float
+    container: str = ""
+    stream: int = 0
+    """The number of the stream that is decoded, among all streams of the container."""
+    video_streams: int = 1
     declared_frames: int | None = None
     duration_seconds: float | None = None
     identity: str = ""

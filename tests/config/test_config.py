@@ -221,15 +221,6 @@ def test_two_ways_of_sampling_at_once_are_refused() -> None:
     assert problems("[video]\nstride = 2\nmax_fps = 5\n") == [("video.max_fps", 3)]
 
 
-def test_damage_is_passed_over_by_one_decoder_thread_alone() -> None:
-    problem = the_problem("[video]\ndecoder_threads = 2\non_corrupt = 'skip'\n")
-    assert (problem.key, problem.line) == ("video.on_corrupt", 3)
-    assert "decoder_threads" in str(problem)
-    assert "video.decoder_threads = 1" in problem.remedy
-    parse_config("[video]\ndecoder_threads = 2\n", base_dir=BASE)
-    parse_config("[video]\non_corrupt = 'skip'\n", base_dir=BASE)
-
-
 def test_a_batch_larger_than_the_buffer_is_refused() -> None:
     text = "[database]\nbatch_frames = 100\n[pipeline]\nmax_buffered_frames = 99\n"
     assert problems(text) == [("database.batch_frames", 2)]

@@ -264,11 +264,6 @@ RULES: Sequence[HostileConfig] = (
     ),
     HostileConfig("two ways of sampling", "[video]\nstride = 2\nmax_fps = 1\n", (("video.max_fps", 3),)),
     HostileConfig(
-        "damage passed over by several threads",
-        "[video]\ndecoder_threads = 2\non_corrupt = 'skip'\n",
-        (("video.on_corrupt", 3),),
-    ),
-    HostileConfig(
         "units without a config", "[orchestrator]\nspawner = 'systemd'\n", (("orchestrator.runner_config", 2),)
     ),
     HostileConfig("batch larger than the buffer", "[database]\nbatch_frames = 65\n", (("database.batch_frames", 2),)),

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -25,7 +22,7 @@ from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode
 from trio_runner.model import End
 from trio_runner.video import messages
-from trio_runner.video.decoder import __main__ as decoder
+from trio_runner.video.decoder import emitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +66,7 @@ async def test_every_frame_comes_with_its_index_time_and_picture(name: str, make
     for frame in shown.frames:
         height, width = picture(frame).shape[:2]
         assert (frame.width, frame.height) == (frame.sent_width, frame.sent_height) == (width, height)
-        assert (width, height) == (shown.info.width, shown.info.height)
+        assert sorted((width, height)) == sorted((shown.info.width, shown.info.height))
 
 
 async def test_reordered_frames_in_a_container_without_times_keep_their_order(tmp_path: Path) -> None:
@@ -285,7 +282,8 @@ async def test_a_codec_that_is_not_listed_is_refused(tmp_path: Path) -> None:
     shown = await watch(clips.pixel_coded(tmp_path / "magic.avi", codec="magicyuv", frames=3))
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_REFUSED
-    assert "'MAGY'" in shown.error.message
+    assert "the codec magicyuv in the container avi" in shown.error.message
+    assert f"ffmpeg -i {tmp_path}/magic.avi " in shown.error.message
 
 
 @pytest.mark.parametrize(("limit", "value"), [("limit_width", 319), ("limit_height", 239), ("limit_fps", 24.9)])
@@ -352,54 +350,10 @@ async def test_the_name_of_a_file_means_nothing(name: str, clip: Path, tmp_path:
     assert len((await watch(tmp_path / name)).frames) == 60
 
 
-def child(script: str, tmp_path: Path) -> str:
-    """What a process like the decoder's prints: it has OpenCV's FFmpeg alone, where the tests have PyAV's, too."""
-    with (tmp_path / "stderr").open("wb+") as stderr:
-        command = [sys.executable, "-c", f"import cv2, os\nfrom trio_runner.video.decoder import ffmpeg\n{script}"]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True).stdout
-
-
-def test_the_ffmpeg_in_use_is_at_least_8_1_2(tmp_path: Path) -> None:
-    # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe named.
-    number = int(child("print(ffmpeg.load_ffmpeg().avcodec_version())", tmp_path))
-    assert (number >> 16, number >> 8 & 0xFF, number & 0xFF) >= (62, 28, 102)
-    built = re.search(r"avcodec:\s+YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
-    assert built is not None
-    assert tuple(map(int, built.groups())) >= (62, 28, 102)
-
-
-@pytest.mark.parametrize("older", ["ffmpeg.LIBAVCODEC = (62, 99, 0)", 'ffmpeg.Path = lambda path: Path("/dev/null")'])
-def test_a_decoder_with_an_older_ffmpeg_or_none_refuses_to_start(older: str, tmp_path: Path) -> None:
-    message = child(
-        f"""
-from pathlib import Path
-from trio_runner.errors import RunnerError
-{older}
-try:
-    ffmpeg.load_ffmpeg()
-except RunnerError as error:
-    print(error)
-""",
-        tmp_path,
-    )
-    assert message.startswith("decoder_failed: OpenCV has libavcodec ")
-    assert "is needed. Install opencv-python-headless" in message
-
-
-@pytest.mark.parametrize(("message", "complaint"), [
-    ("[h264 @ 0x55d0] [error] error while decoding MB 3 4", "FFmpeg: [h264] error while decoding MB 3 4"),
-    ("[mpeg4 @ 0x55d0] [verbose] concealing 9 DC, 9 AC, 9 MV errors in P frame",
-     "FFmpeg: [mpeg4] concealing 9 DC, 9 AC, 9 MV errors in P frame"),
-    ("[mov @ 0x55d0] [verbose] edit list\n[vp9 @ 0x55d0] [fatal] Out of bits.", "FFmpeg: [vp9] Out of bits"),
-    ("[h264 @ 0x55d0] [verbose] Reinit context to 320x240, pix_fmt: yuv420p", ""),
-    ("[h264 @ 0x55d0] [error] mmco: unref short failure", ""),
-    ("[h264 @ 0x55d0] [warning] Increasing reorder buffer", ""),
-    ("", ""),
-])  # fmt: skip
-def test_ffmpegs_message_about_damage_is_a_complaint(message: str, complaint: str, tmp_path: Path) -> None:
-    take = "print(complaints.take())\n"
-    script = f"complaints = ffmpeg.Complaints()\nos.write(2, {message!r}.encode())\n{take}{take}"
-    assert child(script, tmp_path) == f"{complaint}\n\n"
+def test_the_ffmpeg_in_use_is_at_least_8_1_2() -> None:
+    # 8.1.1 has CVE-2026-8461, and wheels have shipped another FFmpeg than their recipe named: the library is asked.
+    assert av.library_versions["libavcodec"] >= (62, 28, 102)
+    assert av.library_versions["libavformat"] >= (62, 12, 102)
 
 
 def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:
@@ -407,7 +361,7 @@ def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as pipe, ThreadPoolExecutor(1) as pool:
         received = pool.submit(pipe.read)
-        decoder.write(write_end, messages.Passed(7), body)
+        emitter.write(write_end, messages.Passed(7), body)
         os.close(write_end)
         assert received.result() == messages.pack(messages.Passed(7), body) + body
 
@@ -415,10 +369,10 @@ def test_a_record_is_written_whole_into_a_pipe_that_is_too_small() -> None:
 def test_a_sign_of_life_is_shown_when_nothing_was_written_for_a_while() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as pipe:
-        emitter = decoder.Emitter(write_end, VideoSection())
-        emitter.pass_over(1)
-        emitter._written_at -= decoder.SIGN_OF_LIFE_SECONDS
-        emitter.pass_over(2)
+        watched = emitter.Emitter(write_end, VideoSection())
+        watched.pass_over(1)
+        watched._written_at -= emitter.SIGN_OF_LIFE_SECONDS
+        watched.pass_over(2)
         os.close(write_end)
         assert pipe.read() == messages.pack(messages.Passed(2))
 

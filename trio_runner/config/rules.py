@@ -50,18 +50,9 @@ def _broken(key: str, problem: str, remedy: str = "", *others: str, allowed: str
 
 
 def video_rules(video: VideoSection) -> Iterator[Problem]:
-    """There is one way of sampling at a time, and every attempt must decode the same frames."""
+    """There is one way of sampling at a time."""
     if video.stride > 1 and video.max_fps > 0:
         yield _broken("video.max_fps", "stride and max_fps are both set", "choose one way of sampling", "video.stride")
-    if video.on_corrupt == "skip" and video.decoder_threads > 1:
-        # With several threads FFmpeg reports damage at another frame each time, so that an attempt could not go on
-        # where the one before it stopped.
-        yield _broken(
-            "video.on_corrupt",
-            'with decoder_threads above 1, "skip" passes over other frames each time',
-            'set video.decoder_threads = 1, or write "fail"',
-            "video.decoder_threads",
-        )
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:

@@ -104,6 +104,9 @@ class VideoSection(Section, frozen=True, kw_only=True):
 
     path: Annotated[FilePath, Meta(min_length=1, description="the path of a file")] = "test_videos/test_video.mp4"
     root: FilePath = ""
+    stream: Annotated[int | Literal["auto"], Meta(description='"auto", or the number of a stream')] = "auto"
+    deinterlace: Literal["auto", "off"] = "auto"
+    square_pixels: bool = True
     stride: Positive = 1
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     start_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0.0

@@ -18,6 +18,9 @@ OF_A_SCENARIO: Final = MappingProxyType(
         "scenario": frozenset({"on_complete", "max_failures"}),
         "video": frozenset(
             {
+                "stream",
+                "deinterlace",
+                "square_pixels",
                 "stride",
                 "max_fps",
                 "start_seconds",

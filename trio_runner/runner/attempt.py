@@ -136,6 +136,13 @@ async def _process(
 ) -> None:
     progress.next_frame = claim.next_frame
     progress.frames_stored_before = claim.frames_stored
+    if video.info.video_streams > 1:
+        logger.info(
+            "the file has %d video streams; stream %d is decoded, as video.stream = %s",
+            video.info.video_streams,
+            video.info.stream,
+            config.video.stream,
+        )
     progress.declared_frames = video.info.declared_frames
     progress.max_frames = config.video.max_frames
     progress.last_advance = trio.current_time()

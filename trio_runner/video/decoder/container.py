@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _MAX_BOXES = 200_000
 """Fragmented MP4 has two boxes a fragment; a hostile file could have one for every eight bytes."""
 
+_SAMPLES = 32
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
@@ -15,27 +16,24 @@ _MAX_VINT_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
-    """The facts about a file that need no decoding.
-
-    `counts_frames` says whether the container holds the number of its frames. MP4 and AVI do. Matroska does not: for it
-    OpenCV reports duration × rate, and the duration may be that of a longer audio track. If two inspections of a file
-    are equal, nobody has written to it in between.
-    """
+class Extent:
+    """How long a file is and how long its container says it is; two that differ mean that the file was written to."""
 
     kind: str
-    counts_frames: bool
     size_bytes: int
     declared_bytes: int | None
     modified_ns: int
 
     @property
-    def cut_short(self) -> bool:
-        """Whether the file ends before its container does."""
-        return self.declared_bytes is not None and self.size_bytes < self.declared_bytes
+    def shortfall(self) -> str:
+        """How far the file ends before its container does; empty where it does not."""
+        if self.declared_bytes is None or self.size_bytes >= self.declared_bytes:
+            return ""
+        has = f"it has {self.size_bytes} of the {self.declared_bytes} bytes"
+        return f"cut short: {has} its {self.kind} container declares"
 
 
-def inspect(fd: int) -> Container:
+def inspect(fd: int) -> Extent:
     """Look at the outermost structure of the file behind `fd`, whose offset stays where it is."""
     status = os.fstat(fd)
     size, start = status.st_size, os.pread(fd, 64, 0)
@@ -48,9 +46,8 @@ def inspect(fd: int) -> Container:
         kind, declared = "mp4", _boxes_end(fd, size)
     else:
         kind, declared = "unknown", None
-    return Container(
+    return Extent(
         kind=kind,
-        counts_frames=kind in {"avi", "mp4"},
         size_bytes=size,
         declared_bytes=declared,
         modified_ns=status.st_mtime_ns,
@@ -108,3 +105,13 @@ def _vint(data: bytes, position: int) -> tuple[int | None, int]:
         return None, position
     value = int.from_bytes(raw, "big") & ((1 << 7 * length) - 1)
     return (None if value == (1 << 7 * length) - 1 else value), position + length
+
+
+def check_readable(fd: int) -> None:
+    """Raise OSError if the storage does not give the file's bytes.
+
+    FFmpeg reports the storage's errors by the same numbers as some of a file's own faults.
+    """
+    size = os.fstat(fd).st_size
+    for number in range(_SAMPLES):
+        os.pread(fd, 1, max(0, size - 1) * number // (_SAMPLES - 1))

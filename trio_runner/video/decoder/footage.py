@@ -1,257 +1,241 @@
-"""The pictures of one video file: checked against limits, read in order, and judged at the video's end."""
+"""The pictures of one video file in order: their times, their damage, and the judgement whether the end was reached."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
-import resource
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-import cv2
+import av
+import av.logging
 
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.model import VideoInfo
-from trio_runner.video.decoder.container import Container, inspect
-from trio_runner.video.decoder.ffmpeg import AV_LOG_PRINT_LEVEL, AV_LOG_VERBOSE, Complaints
+from trio_runner.video.decoder.container import check_readable, inspect
+from trio_runner.video.decoder.damage import Damage, reported_by
+from trio_runner.video.decoder.formats import limits
+from trio_runner.video.decoder.streams import check_size, codec_name
+from trio_runner.video.decoder.timing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
     from trio_runner.config.sections import VideoSection
+    from trio_runner.model import VideoInfo
 
-CODECS = {
-    "h264": "h264", "hevc": "hevc", "FMP4": "mpeg4", "MJPG": "mjpeg",
-    "mpg2": "mpeg2video", "MP43": "msmpeg4", "VP80": "vp8", "VP90": "vp9", "AV01": "av1",
-}  # fmt: skip
-"""The codecs that are decoded: FFmpeg's name by the code that OpenCV derives from FFmpeg's codec id."""
+_CUT: Final = re.compile(r"ended prematurely|partial file")
+"""A live recording declares no length. Only the demuxer's message shows that it was cut in the middle of an element."""
 
-CAPTURE_OPTIONS = {
-    # Without these two, FFmpeg opens the files and addresses that a playlist or an ffconcat list called .mp4 names.
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
-    # This list applies while FFmpeg probes the file, and not to the decoder that OpenCV opens afterwards. `describe`
-    # checks CODECS before that decoder is given a packet. FFmpeg decodes AV1 with libdav1d.
-    "codec_whitelist": ",".join([*CODECS.values(), "libdav1d"]),
-}
-
-FAILED_GRABS_AT_END = 1000
-"""OpenCV reports the end and a packet that cannot be decoded in the same way. So many failures in a row are the end."""
-
-UNSETTLED_FRAMES = 32
-"""FFmpeg's message is about a packet. Its picture comes out later, by up to 16 frames of reordering and 16 threads."""
-
-MAX_FPS = 1000.0
-"""A higher rate is FFmpeg's guess for a container that declares none, such as a live recording in Matroska."""
-
-STILL_PICTURE_FPS = 90_000.0
-"""FFmpeg reports this rate for a still picture beside a sound track, which has none."""
-
-MAX_COUNT = 2**53
-
-ALIGNMENT = 128
-"""FFmpeg rounds a picture's width and height in memory up by less than so many pixels."""
-
-READ_ATTEMPTS = 100_000
-"""How many packets of other streams OpenCV skips before it gives up on a picture; its default is 4096."""
+MAX_HELD: Final = 32
+"""So many pictures wait at most for others to which they may refer; no codec reorders by more than 16."""
 
 
-def open_capture(fd: int, options: VideoSection, complaints: Complaints, ffmpeg: ctypes.CDLL) -> cv2.VideoCapture:
-    """Let OpenCV open the file behind `fd`; raises RunnerError if it cannot."""
-    file = inspect(fd)
-    # Opening a file decodes some frames before their size can be checked, and any frame may be larger than the first.
-    # Six bytes a pixel are three planes of 16 bits. FFmpeg's index of a long file grows as well: it takes 24 bytes for
-    # each four bytes of the file's own index.
-    pixels = (options.limit_width + ALIGNMENT) * (options.limit_height + ALIGNMENT)
-    ffmpeg.av_max_alloc(ctypes.c_size_t(min(6 * (pixels + file.size_bytes), 2**31 - 1)))
-    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{key};{value}" for key, value in CAPTURE_OPTIONS.items())
-    os.environ["OPENCV_FFMPEG_READ_ATTEMPTS"] = str(READ_ATTEMPTS)
-    cv2.setNumThreads(1)
-    # FFmpeg starts a thread for each core unless it is given a number. cv2.setNumThreads does not limit them.
-    threads = [cv2.CAP_PROP_N_THREADS, options.decoder_threads]
-    ffmpeg.av_log_set_flags(AV_LOG_PRINT_LEVEL)
-    capture = cv2.VideoCapture(f"/proc/self/fd/{fd}", cv2.CAP_FFMPEG, threads)
-    if not capture.isOpened():
-        if file.cut_short:
-            raise RunnerError(ErrorCode.VIDEO_TRUNCATED, f"{options.path}: {_cut_short(file)}. Copy it again")
-        found = complaints.take() or "no video stream was found"
-        message = f"{options.path}: cannot be read as MP4, Matroska or AVI video: {found}. Give another file"
-        raise RunnerError(ErrorCode.VIDEO_UNREADABLE, message)
-    complaints.take()
-    ffmpeg.av_log_set_level(AV_LOG_VERBOSE)
-    return capture
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One presented picture: its number from 0, its time from the video's start, and whether it is undamaged."""
 
-
-def _cut_short(file: Container) -> str:
-    if not file.cut_short:
-        return ""
-    return f"cut short: it has {file.size_bytes} of the {file.declared_bytes} bytes its {file.kind} container declares"
-
-
-def describe(capture: cv2.VideoCapture, options: VideoSection) -> VideoInfo:
-    """The properties that the container declares; raises RunnerError if codec, size or rate are beyond the limits."""
-    fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1")
-    if fourcc not in CODECS:
-        codecs = ", ".join(sorted(CODECS.values()))
-        message = f"{options.path}: codec {fourcc!r} is not one of {codecs}. Convert the video"
-        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
-    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    check_size(width, height, options)
-    if fourcc == "MJPG" and fps == STILL_PICTURE_FPS:
-        message = f"{options.path}: holds a single picture, perhaps a cover, and no video. Give another file"
-        raise RunnerError(ErrorCode.VIDEO_UNREADABLE, message)
-    fps = fps if 0 < fps <= MAX_FPS else 0.0
-    if fps > options.limit_fps:
-        rates = f"{fps:g} frames a second, over the limit of {options.limit_fps:g}"
-        message = f"{options.path}: {rates}. Raise video.limit_fps"
-        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
-    # The count can be nonsense (-1.8e16 was seen), so it is only compared with, and never used as a bound or a size.
-    declared = int(count) if 0 < count < MAX_COUNT else None
-    duration = declared / fps if declared and fps else None
-    return VideoInfo(
-        codec=CODECS[fourcc],
-        width=width,
-        height=height,
-        fps=fps,
-        declared_frames=declared,
-        duration_seconds=duration,
-    )
-
-
-def check_size(width: int, height: int, options: VideoSection) -> None:
-    """Raise RunnerError for a picture beyond the limits; each one is checked, because it may differ from the header."""
-    if not (0 < width <= options.limit_width and 0 < height <= options.limit_height):
-        message = (
-            f"{options.path}: pictures of {width} x {height} are not within {options.limit_width} x "
-            f"{options.limit_height}. Raise video.limit_width and video.limit_height, or scale the video down"
-        )
-        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+    index: int
+    pts_seconds: float
+    whole: bool
+    frame: VideoFrame
 
 
 class Footage:
-    """The pictures of one file in order, and the judgement whether they reached the declared end.
+    """The presented pictures of one stream.
 
-    `decoded` counts the pictures, `damaged` the pictures among them that FFmpeg reported as damaged, and `lost` the
-    packets that gave no picture.
+    `decoded` counts the pictures, `damaged` those among them that are not whole, and `lost` the packets that gave none
+    because the decoder refused them.
     """
 
     def __init__(
         self,
-        capture: cv2.VideoCapture,
+        container: InputContainer,
+        stream: VideoStream,
         options: VideoSection,
         info: VideoInfo,
         fd: int,
-        complaints: Complaints,
+        on_packet: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.decoded = self.damaged = self.lost = 0
-        self._capture, self._options, self._info, self._fd = capture, options, info, fd
-        self._file, self._written_to = inspect(fd), False
-        self._complaints = complaints
-        self._complaint = ""
-        self._complaint_at = -UNSETTLED_FRAMES
-        self._interval = self._nominal_interval = 1 / info.fps if info.fps else 0.0
+        self._container, self._stream, self._options, self._info, self._fd = container, stream, options, info, fd
+        self._on_packet = on_packet
+        self._codec = codec_name(stream)
+        self._decoder = _decoder(stream, options)
+        self._clock, self._damage = Clock(container, stream), Damage()
+        self._extent, self._written_to = inspect(fd), False
+        self._log: list[tuple[int, str, str]] = []
+        self._packets = self._number = 0
+        # The times of the packets that were sent and whose pictures have not come out, by number.
+        self._under_way: dict[int, int | None] = {}
+        self._complaint = self._cut = ""
         self._pts = 0.0
-        self._image: Any = None
 
-    def pictures(self) -> Iterator[tuple[int, float, bool]]:
-        """Index, presentation time in seconds, and whether it is whole, of each picture up to the declared end.
+    def pictures(self) -> Iterator[Picture]:
+        """Each picture in the order of presentation.
 
         Raises:
             RunnerError: The video is damaged (unless `on_corrupt` is "skip"), breaks off, or has no picture.
+            OSError: The file cannot be read.
+            MemoryError: A picture does not fit into the memory limit.
         """
-        failed = 0
-        while failed < FAILED_GRABS_AT_END:
-            grabbed = self._capture.grab()
-            if complaint := self._complaints.take():
-                self._complaint, self._complaint_at = complaint, self.decoded
-            if not grabbed:
-                failed += 1
-                continue
-            if (failed or complaint) and self._options.on_corrupt == "fail":
-                raise self._broken("is damaged")
-            self.lost += failed
-            self.damaged += bool(complaint)
-            failed = 0
-            self._advance()
-            # The picture that comes out while FFmpeg reports damage is the damaged one or close to it.
-            yield self.decoded - 1, self._pts, not complaint
-        self._look_again()
+        av.logging.set_skip_repeated(False)
+        with av.logging.Capture(local=False) as self._log:
+            for frame, number in self._settled():
+                whole = self._damage.is_whole(number, key_frame=frame.key_frame)
+                if self._options.on_corrupt == "fail" and (not whole or self._damage.is_past(number, frame.pts)):
+                    raise self._broken("is damaged")
+                check_size(frame.width, frame.height, self._options)
+                self._pts = self._clock.time(frame.pts, frame.dts, trusted=whole)
+                self.decoded += 1
+                self.damaged += not whole
+                yield Picture(self.decoded - 1, self._pts, whole, frame)
+        self._judge_end()
+
+    def _settled(self) -> Iterator[tuple[VideoFrame, int]]:
+        """The pictures in the order of presentation, each once the damage of all to which it may refer is known.
+
+        A picture may refer to one that is presented after it. So it is held back while a packet that was decoded before
+        it may still give a picture that is presented later.
+        """
+        held: deque[tuple[VideoFrame, int]] = deque()
+        for frame in self._frames():
+            number = frame.opaque if isinstance(frame.opaque, int) else self._number - 1
+            if frame.is_corrupt:
+                self._note(number, "FFmpeg reports a damaged picture", frame.pts)
+            self._forget(number, frame.pts)
+            held.append((frame, number))
+            while held and (len(held) > MAX_HELD or not self._waits(held[0][1])):
+                yield held.popleft()
+        yield from held
+
+    def _waits(self, number: int) -> bool:
+        return any(earlier < number for earlier in self._under_way)
+
+    def _forget(self, number: int, pts: int | None) -> None:
+        """Packets whose pictures should have come out before this one have given none."""
+        self._under_way.pop(number, None)
+        gone = [
+            other
+            for other, time in self._under_way.items()
+            if other < number and (time is None or pts is None or time <= pts)
+        ]
+        for other in gone:
+            del self._under_way[other]
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        """The pictures as the decoder gives them."""
+        for packet in self._demuxed():
+            number, self._number = self._number, self._number + 1
+            if packet.is_corrupt:
+                self._note(number, "a part of the video's data is missing", packet.pts)
+            packet.opaque = number
+            if not packet.is_discard:
+                self._under_way[number] = packet.pts
+                self._clock.sent(packet)
+            yield from self._decode(packet, number)
+        # In a video that breaks off, a picture that still waits in the decoder may have lost those that come before it.
+        if not (self._breaks_off() and self._decoder.reorder_depth):
+            yield from self._decode(None, self._number - 1)
+
+    def _decode(self, packet: Packet[Any] | None, number: int) -> list[VideoFrame]:
+        frames: list[VideoFrame] = []
+        try:
+            frames = self._decoder.decode(packet)
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            message = self._log[0] if self._log else (0, self._codec, error.strerror or str(error))
+            self._note(number, f"FFmpeg: {message[1]}: {message[2].strip()}", None if packet is None else packet.pts)
+            self.lost += 1
+            self._under_way.pop(number, None)
+            if packet is not None:
+                self._clock.lost(packet)
+        else:
+            if complaint := reported_by(self._codec, self._log):
+                self._note(number, complaint, None if packet is None else packet.pts)
+        self._log.clear()
+        return frames
+
+    def _note(self, number: int, complaint: str, pts: int | None) -> None:
+        self._damage.note(number, pts)
+        self._complaint = self._complaint or complaint
+
+    def _demuxed(self) -> Iterator[Packet[Any]]:
+        """The packets of the stream that hold data, up to the end of the file or to where it cannot be read on."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.MemoryError:
+                raise
+            except av.error.FFmpegError as error:
+                check_readable(self._fd)
+                self._cut = f"FFmpeg: {error.strerror or error}"
+                return
+            for _, name, text in self._log:
+                if _CUT.search(text):
+                    self._cut = f"FFmpeg: {name}: {text.strip()}"
+            self._log.clear()
+            if packet is None:
+                return
+            self._on_packet(self.decoded)
+            # The last packet that PyAV gives has neither data nor a time. An empty one with a time stands in AVI for a
+            # picture that is shown for longer. A decoder would take either for the end.
+            self._packets += packet.size > 0 or packet.dts is not None
+            if packet.size:
+                yield packet
+
+    def _judge_end(self) -> None:
+        """Raise RunnerError if the demuxer's end is not that of the video."""
         if self.decoded == 0:
-            self._check_memory()
             declared = self._info.declared_frames or "none"
             why = f"; {self._complaint}" if self._complaint else ""
             message = f"{self._options.path}: no frame could be decoded, {declared} declared{why}. Give another file"
             raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
-        if not self._reached_end():
+        if self._breaks_off():
             raise self._broken("breaks off")
+        if self.lost and self._options.on_corrupt == "fail":
+            raise self._broken("is damaged")
 
-    def image(self, *, reuse: bool) -> Any:
-        """The current picture as a BGR array, rotated as the container says; `reuse` overwrites the one before."""
-        retrieved, image = self._capture.retrieve(self._image if reuse else None)
-        if not retrieved:
-            raise self._broken("cannot be converted")
-        self._image = image
-        check_size(image.shape[1], image.shape[0], self._options)
-        return image
-
-    def _advance(self) -> None:
-        # OpenCV's position is valid after `grab`, and counts from the stream's first frame.
-        pts = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, 6)
-        if self.decoded and pts > self._pts:
-            self._interval = pts - self._pts
-        elif self.decoded and pts < self._pts:
-            # Pictures come in the order of presentation, so time does not go back. But AVI holds no times, and those
-            # that FFmpeg computes for reordered frames may jump, at the end to 0. So may the times of a damaged file.
-            pts = round(self._pts + self._nominal_interval, 6)
-        self._pts = pts
-        self.decoded += 1
-
-    def _reached_end(self) -> bool:
-        """Whether the declared end was reached. Count and duration may both be wrong, so either one is enough."""
-        info, file = self._info, self._file
-        if file.counts_frames and info.declared_frames is not None:
-            if self.decoded + self.lost >= info.declared_frames:
-                return True
-            if file.cut_short:
-                return False
-        # The last frame is taken to last as long as the one before. Half a frame is added, because the duration may
-        # have been computed from a rounded count.
-        if info.duration_seconds is not None and self._pts + 1.5 * self._interval >= info.duration_seconds:
-            return True
-        # The duration of a Matroska file may be that of its audio. Its end was reached if the file has all its bytes
-        # and FFmpeg reported no damage in the last of them. The same holds for a file that declares neither.
-        silent = not self._written_to and not file.cut_short and self.decoded - self._complaint_at > UNSETTLED_FRAMES
-        return silent and (not file.counts_frames or info.declared_frames is None)
-
-    def _look_again(self) -> None:
-        """Inspect the file again: it may have been cut short since it was opened, or written to its end only now."""
-        before, self._file = self._file, inspect(self._fd)
-        self._written_to = self._file != before
-
-    def _check_memory(self) -> None:
-        """Raise MemoryError if one more picture would not have fitted into the limit.
-
-        OpenCV reports a failed allocation of FFmpeg like the end of the video, which would then be blamed for it.
-        """
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        peak = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-        picture_bytes = 3 * self._info.width * self._info.height
-        if limit != resource.RLIM_INFINITY and peak and int(peak[1]) * 1024 + picture_bytes > limit:
-            raise MemoryError("no room for another picture")
+    def _breaks_off(self) -> bool:
+        """Whether the file ends before the video does, as far as its container counts packets or bytes."""
+        if 0 < self._stream.frames <= self._packets:
+            return False
+        # The file may have been cut short since it was opened, or written to its end only now.
+        now = inspect(self._fd)
+        self._written_to |= now != self._extent
+        self._extent = now
+        return bool(now.shortfall or self._cut or self._written_to)
 
     def _broken(self, how: str) -> RunnerError:
-        self._check_memory()
         info = self._info
         declared = "an unknown number of frames"
         if info.declared_frames and info.duration_seconds:
             declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
         changed = "the file was written to while it was read" if self._written_to else ""
-        why = "".join(f"; {part}" for part in (self._complaint, _cut_short(self._file), changed) if part)
-        remedy = "Copy it again" if self._file.cut_short else 'Give a whole file, or set video.on_corrupt = "skip"'
+        why = "".join(f"; {part}" for part in (self._complaint, self._cut, self._extent.shortfall, changed) if part)
+        remedy = "Copy it again" if self._extent.shortfall else 'Give a whole file, or set video.on_corrupt = "skip"'
         return RunnerError(
             ErrorCode.VIDEO_TRUNCATED,
             f"{self._options.path}: {how} after {self.decoded} decoded frames, at {self._pts:.3f} s of {declared}"
             f"{why}. {remedy}",
         )
+
+
+def _decoder(stream: VideoStream, options: VideoSection) -> Any:
+    """The stream's decoder, within the limits."""
+    decoder = stream.codec_context
+    decoder.options = limits(options)
+    decoder.thread_count = options.decoder_threads
+    # Threads that each decode another picture report damage later than one would, and not always equally late. So they
+    # share one picture where damage is passed over: each attempt must pass over the same frames.
+    frames = options.decoder_threads > 1 and options.on_corrupt == "fail"
+    decoder.thread_type = "FRAME" if frames else "SLICE"
+    # Each picture brings the number of its packet.
+    decoder.copy_opaque = True
+    return decoder

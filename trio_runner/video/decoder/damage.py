@@ -1,0 +1,62 @@
+"""Which pictures are damaged: those that FFmpeg reports, and those that refer to them, up to the next key frame."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_MESSAGE_ONLY: Final = frozenset(
+    {"hevc", "mjpeg", "ffv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "dvvideo"}
+)
+"""FFmpeg's decoders of these codecs conceal damage and report it in an error message alone.
+
+The message is logged while the damaged packet is decoded, before the call returns, so it names the packet.
+"""
+
+_HARMLESS: Final = re.compile(r"SEI type|unable to decode APP fields|VPS 0 does not exist|skipped|not implemented")
+"""Errors about parts of a packet that are not its picture."""
+
+
+def reported_by(codec: str, messages: list[tuple[int, str, str]]) -> str:
+    """The first message that reports damage of the packet just decoded; empty where none does."""
+    if codec in _MESSAGE_ONLY:
+        for _, name, text in messages:
+            if not _HARMLESS.search(text):
+                return f"FFmpeg: {name}: " + text.strip(" .\n")
+    return ""
+
+
+class Damage:
+    """Remembers the damaged packets, and decides for each picture in the order of presentation whether it is whole.
+
+    Packets are numbered from 0 in the order of decoding, and a picture has the number of its packet. A picture refers
+    to others of smaller numbers, but not past the last key frame that was presented: those that come out before a key
+    frame although they were decoded after it still refer to the pictures before.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, int | None] | None = None
+        self._damaged: list[int] = []
+        self._whole_from = 0
+
+    def note(self, number: int, pts: int | None) -> None:
+        """The packet of this number and time is damaged."""
+        self._first = self._first or (number, pts)
+        if number not in self._damaged[-1:]:
+            self._damaged.append(number)
+
+    def is_whole(self, number: int, *, key_frame: bool) -> bool:
+        """Whether the next picture is whole; all damage of packets before it must have been noted."""
+        if not self._damaged:
+            return True
+        if key_frame and number not in self._damaged:
+            self._whole_from = number
+            self._damaged = [damaged for damaged in self._damaged if damaged > number]
+        return not any(self._whole_from <= damaged <= number for damaged in self._damaged)
+
+    def is_past(self, number: int, pts: int | None) -> bool:
+        """Whether a picture is decoded or presented after the first damaged packet, which may have given no picture."""
+        if self._first is None:
+            return False
+        first, first_pts = self._first
+        return number >= first or (pts is not None and first_pts is not None and pts > first_pts)
