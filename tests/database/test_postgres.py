@@ -14,7 +14,7 @@ import trio
 
 from tests.support.harness import PATIENCE_SECONDS, Ledger, Servers, free_port, full_backlog, until
 from tests.support.makers import attempt, make_result
-from tests.support.proxy import Breakdown, Proxy, open_proxy
+from tests.support.proxy import Breakdown, Proxy, Way, open_proxy
 from trio_runner.base import aio
 from trio_runner.config.address import DatabaseAddress
 from trio_runner.config.sections import DatabaseSection
@@ -218,6 +218,51 @@ async def proxy_to(config: DatabaseSection) -> AsyncIterator[tuple[Proxy, Databa
     parts = urlsplit(config.url)
     async with open_proxy(parts.hostname or "127.0.0.1", parts.port or 5432) as proxy:
         yield proxy, at_port(config, proxy.port)
+
+
+OUT_OF_REACH = {ErrorCode.STORE_UNREACHABLE, ErrorCode.STORE_LOST, ErrorCode.STORE_TIMEOUT}
+
+
+@pytest.mark.parametrize("after", [0, 1, 600])
+@pytest.mark.parametrize("how", Breakdown)
+async def test_a_connection_that_breaks_down_while_it_opens(
+    config: DatabaseSection, how: Breakdown, after: int
+) -> None:
+    """Before the first byte, or when so many bytes have come from the server."""
+
+    async def open_and_ask(section: DatabaseSection) -> None:
+        async with open_store(section, application_name="x") as store:
+            await store.fetch_all("SELECT 1")
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with aio.open_loop(), proxy_to(config) as (proxy, through_proxy):
+            hasty = msgspec.structs.replace(through_proxy, connect_timeout_seconds=0.5, command_timeout_seconds=0.5)
+            if after:
+                proxy.arm(partial(proxy.break_down, how), Way.TO_CLIENT, after=after)
+            else:
+                proxy.break_down(how)
+            with pytest.raises(RunnerError) as caught:
+                await open_and_ask(hasty)
+    assert caught.value.code in OUT_OF_REACH
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("how", Breakdown)
+async def test_a_connection_that_breaks_down_at_work(
+    config: DatabaseSection, scenario_id: int, how: Breakdown, *, lasting: bool
+) -> None:
+    async def store_a_row(proxy: Proxy, section: DatabaseSection) -> None:
+        async with open_store(section, application_name="x") as store:
+            claim = await store.claim(attempt(scenario_id))
+            proxy.break_down(how, lasting=lasting)
+            await store.store(claim, 0, [make_result(0)])
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with aio.open_loop(), proxy_to(config) as (proxy, through_proxy):
+            hasty = msgspec.structs.replace(through_proxy, command_timeout_seconds=0.5)
+            with pytest.raises(RunnerError) as caught:
+                await store_a_row(proxy, hasty)
+    assert caught.value.code in OUT_OF_REACH
 
 
 async def test_a_frozen_server_is_a_timeout_and_closing_is_bounded(config: DatabaseSection, scenario_id: int) -> None:

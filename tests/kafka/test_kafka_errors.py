@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +24,7 @@ from aiokafka import errors
 from tests.kafka.test_retry import CALLS, make_event
 from tests.support.certificates import Authority
 from tests.support.harness import PATIENCE_SECONDS, Servers, full_backlog, read_topic
+from tests.support.proxy import Breakdown, Way, open_proxy
 from trio_runner.base import aio
 from trio_runner.config.sections import KafkaSection
 from trio_runner.errors import ErrorCode, RunnerError
@@ -280,6 +282,34 @@ def frozen(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("after", [0, 1, 100])
+@pytest.mark.parametrize("how", Breakdown)
+async def test_a_broker_whose_connections_break_down(
+    loop: None, servers: Servers, topic: str, how: Breakdown, after: int
+) -> None:
+    """Before the first byte, or when so many bytes have come from the broker."""
+    host, _, port = servers.brokers.rpartition(":")
+    # A broker sends its clients to the address that it gives itself.
+    own = host.encode() + struct.pack(">i", int(port))
+    named: list[bytes] = []
+    for call in CALLS:
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_proxy(
+                host, int(port), rewrite=lambda data: data.replace(own, (named or [own])[-1])
+            ) as proxy:
+                named.append(b"127.0.0.1" + struct.pack(">i", proxy.port))
+                if after:
+                    proxy.arm(partial(proxy.break_down, how), Way.TO_CLIENT, after=after)
+                else:
+                    proxy.break_down(how)
+                config = KafkaSection(
+                    brokers=proxy.address, retry_topic=topic, connect_timeout_seconds=0.5, publish_timeout_seconds=0.5
+                )
+                with pytest.raises(RunnerError) as caught:
+                    await call(config)
+        assert caught.value.code is ErrorCode.KAFKA_UNREACHABLE
 
 
 def call_first(monkeypatch: pytest.MonkeyPatch, moment: str, act: Callable[[], object]) -> None:
