@@ -538,6 +538,26 @@ async def test_a_scenario_that_makes_progress_survives_40_failures(
     await ledger.check_invariants(7)
 
 
+async def test_attempts_that_store_nothing_are_counted_however_much_is_stored_already(
+    backlog: Backlog, store: Store
+) -> None:
+    """A runner that is killed while it passes over stored frames has made no progress."""
+    await submit(backlog, 7, max_failures=5)
+    claim = await begin(backlog, store, 7)
+    await store.store(claim, 0, [make_result(number) for number in range(95)])
+    await fail(store, claim)
+    for count in range(1, 6):
+        assert (await state(store, 7))["outcome"] is None
+        await fail(store, await begin(backlog, store, 7))
+        assert (await state(store, 7))["failures"] == count
+    row = await state(store, 7)
+    assert (row["outcome"], row["frames_stored"]) == ("failed", 95)
+    # Nothing is lost: `retry` continues after the last stored frame.
+    await backlog.retry(7, max_epochs=50)
+    claim = await begin(backlog, store, 7)
+    assert (claim.next_frame, claim.last_pts_seconds) == (95, 94 / 25)
+
+
 @pytest.mark.parametrize(("error_class", "progress"), [("retriable", True), ("interrupted", False)])
 async def test_the_last_attempt_is_the_last(
     backlog: Backlog,

@@ -11,7 +11,7 @@ import trio
 
 from trio_runner.database.store import open_store
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.failure.publication import Publication, Report, SpoolPass
+from trio_runner.failure.publication import FlushResult, Publication, Report
 from trio_runner.failure.spool import SpooledRecord
 from trio_runner.kafka import connection, retry_event
 from trio_runner.kafka.retry_event import RetryEvent
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARK_SECONDS: Final = 1.0
-"""How long PostgreSQL is given to note what became of an event; without the note a reaper publishes it once more."""
+"""How long PostgreSQL is given to note what became of an event; without the note a reaper publishes the event again."""
 
 FLUSH_SECONDS: Final = 15.0
 """How long a start, or `report-death`, spends on events that wait; the rest waits for the next start."""
@@ -40,11 +40,14 @@ OUTBOX_LEASE_SECONDS: Final = 60.0
 """How long the events of a batch are left to the process that took it."""
 
 TRIES: Final = 3
-"""A topic may refuse one event. Where Kafka takes none of so many in a row, it does not answer at all."""
+"""After so many events in a row that Kafka did not take, a pass ends: Kafka then most likely does not answer at all.
+
+One event alone proves nothing, because its topic may refuse it.
+"""
 
 
 async def publish(config: Config, event: RetryEvent, topic: str | None = None) -> bool:
-    """Publish the event within `kafka.publish_timeout_seconds`; whether Kafka has acknowledged it. Never raises.
+    """Publish the event within `kafka.publish_timeout_seconds`; return whether Kafka acknowledged it. Never raises.
 
     `topic` takes the place of the config's own retry topic.
     """
@@ -84,14 +87,14 @@ async def _try_briefly(note: Callable[[], Awaitable[None]], *, otherwise: str) -
     with trio.move_on_after(MARK_SECONDS, shield=True) as scope:
         try:
             await note()
-        except Exception as error:  # noqa: BLE001 - the events are where they are, whatever goes wrong here
+        except Exception as error:  # noqa: BLE001 - a note that fails changes no event
             problem = error
     if problem or scope.cancelled_caught:
         logger.warning("%s: %s", otherwise, problem or f"no answer within {MARK_SECONDS:g} s")
 
 
 async def keep(config: Config, spool: Spool, event: RetryEvent) -> bool:
-    """Leave the event in the spool; whether it is there. Never raises."""
+    """Put the event into the spool; return whether it is there. Never raises."""
     record = SpooledRecord(
         id=event.id,
         topic=config.kafka.retry_topic,
@@ -123,10 +126,10 @@ async def publish_recorded(
         store: Where the event is recorded.
         scenario_id: Whose death it is.
         epoch: The attempt that died.
-        recorded_by: Leave the event alone unless this reporter recorded it; None: whoever did.
+        recorded_by: Publish the event only if this reporter recorded it; None: if any did.
 
     Returns:
-        None where there is nothing to publish, or what is recorded is no event of this version.
+        None where there is nothing to publish, or where the record is no event of this version.
 
     Raises:
         RunnerError: PostgreSQL cannot be asked.
@@ -138,7 +141,7 @@ async def publish_recorded(
     try:
         event = msgspec.json.decode(body, type=RetryEvent)
     except msgspec.ValidationError as error:
-        # A later version may have written it, and whoever runs that version can publish it.
+        # A later version of this program may have written the record; a process of that version can publish it.
         logger.error("the record of scenario %d, attempt %d is no event: %s", scenario_id, epoch, error)  # noqa: TRY400 - no stack is needed
         return None
     if recorded_by not in (None, event.reporter):
@@ -208,12 +211,12 @@ async def _hand_back(store: Store, *batches: list[tuple[int, int]]) -> None:
         await store.hand_over(batch)
 
 
-async def publish_spooled(config: Config, spool: Spool) -> SpoolPass:
-    """Publish what waits in the spool, oldest first, and say what became of it.
+async def publish_spooled(config: Config, spool: Spool) -> FlushResult:
+    """Publish the events that wait in the spool, oldest first, and return what became of them.
 
-    Where another process is emptying the same directory, nothing is done. An event that is sent twice does no harm:
-    its id is the same. After a topic has refused one record, its other records are left for the next pass, because each
-    may cost the whole of `kafka.publish_timeout_seconds`.
+    Where another process is emptying the same directory, nothing is done. An event that is sent twice does no harm,
+    because its id is the same. After a topic has refused one record, its other records are left for the next pass:
+    each may cost the whole of `kafka.publish_timeout_seconds`.
 
     Raises:
         RunnerError: Kafka takes no event of any topic.
@@ -236,14 +239,15 @@ async def publish_spooled(config: Config, spool: Spool) -> SpoolPass:
         if error.code is not ErrorCode.SPOOL_UNUSABLE:
             raise
         problem = problem or error
-    return SpoolPass(sent=sent, waiting=waiting, problem=problem)
+    return FlushResult(sent=sent, waiting=waiting, problem=problem)
 
 
 async def flush(config: Config, spool: Spool, store: Store | None = None) -> None:
-    """Publish what waits, if Kafka takes it now: in the spool, and with a `store` the deaths of the config's scenario.
+    """Publish the events that wait in the spool and, with a `store`, those of the config's scenario in the database.
 
-    This takes 15 s at most. The deaths of other scenarios are left to an orchestrator, a reaper or `flush-spool`: many
-    runners start at once when Kafka is back, and each would try to publish all of them.
+    This takes FLUSH_SECONDS at most, and an event that Kafka does not take goes on waiting. The deaths of other
+    scenarios are left to an orchestrator, a reaper or `flush-spool`: many runners start at once when Kafka is back, and
+    each would try to publish all of them.
     """
     try:
         with trio.move_on_after(FLUSH_SECONDS) as scope:

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class Publication(enum.Enum):
-    """What became of the retry event of a death; the value says so in words."""
+    """What became of the retry event of a death; the value is a phrase for messages."""
 
     PUBLISHED = "published"
-    """Kafka has acknowledged it."""
+    """Kafka has acknowledged the event."""
     RECORDED = "recorded, and waits in the database"
-    """The scenario's next runner publishes it, or any orchestrator, reaper or `flush-spool`."""
+    """The scenario's next runner publishes the event, or any orchestrator, reaper or `flush-spool`."""
     SPOOLED = "spooled, and waits for the next runner here"
     """PostgreSQL did not record the death. The next runner that starts with this spool publishes the event."""
     LOST = "NOT published"
-    """Neither Kafka nor PostgreSQL nor the spool took it."""
+    """Neither Kafka nor PostgreSQL nor the spool took the event."""
     SUPERSEDED = "not due: the scenario is another runner's"
     COMPLETED = "not due: the attempt had completed its scenario"
-    """Only the reply to its last statement was lost."""
+    """Only the reply to the attempt's last statement was lost."""
 
     @property
     def is_due(self) -> bool:
@@ -41,10 +41,10 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolPass:
-    """What became of the spool's records: how many were sent, how many still wait, and why one of them does."""
+class FlushResult:
+    """What became of the spool's records: the numbers of those sent and of those that still wait."""
 
     sent: int
     waiting: int
     problem: RunnerError | None
-    """Why one record, or the directory itself, was passed over; it holds up no other event."""
+    """The first error that kept one record from being sent, or the spool's directory from being listed."""
