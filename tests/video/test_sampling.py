@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trio_runner.video.decoder.sampling import TIMESTAMP_SLACK_SECONDS, Sampler
@@ -120,11 +120,26 @@ def test_max_fps_takes_the_first_frame_of_each_cell_and_no_other(times: list[flo
 
 
 @given(TIMESTAMPS, RULES, st.integers(0, 130))
-def test_an_attempt_that_resumes_selects_the_rest_of_the_same_frames(
+def test_an_attempt_that_reads_from_the_start_again_selects_the_rest_of_the_same_frames(
     times: list[float], rules: dict[str, Any], first_frame: int
 ) -> None:
     first_attempt = selection(times, **rules)
     resumed = Sampler(**rules)
     emitted = [index for index, pts in enumerate(times) if resumed.select(index, pts) and index >= first_frame]
     assert emitted == [index for index in first_attempt if index >= first_frame]
+    assert resumed.selected == len(first_attempt)
+
+
+@given(TIMESTAMPS, RULES, st.data())
+def test_an_attempt_that_seeks_selects_the_rest_of_the_same_frames(
+    times: list[float], rules: dict[str, Any], data: st.DataObject
+) -> None:
+    first_attempt = selection(times, **rules)
+    assume(first_attempt)
+    stored = data.draw(st.integers(1, len(first_attempt)))
+    last = first_attempt[stored - 1]
+    resumed = Sampler(**rules)
+    resumed.resume(last, times[last], stored)
+    emitted = [index for index in range(last + 1, len(times)) if resumed.select(index, times[index])]
+    assert emitted == first_attempt[stored:]
     assert resumed.selected == len(first_attempt)

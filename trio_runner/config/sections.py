@@ -102,11 +102,14 @@ class ScenarioSection(Section, frozen=True, kw_only=True):
 class VideoSection(Section, frozen=True, kw_only=True):
     """The video, which of its frames are sent, in what form, and within what limits."""
 
-    path: Annotated[FilePath, Meta(min_length=1, description="the path of a file")] = "test_videos/test_video.mp4"
+    path: Annotated[FilePath, Meta(min_length=1, description="the path of a file or directory")] = (
+        "test_videos/test_video.mp4"
+    )
     root: FilePath = ""
     stream: Annotated[int | Literal["auto"], Meta(description='"auto", or the number of a stream')] = "auto"
     deinterlace: Literal["auto", "off"] = "auto"
     square_pixels: bool = True
+    fps: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     stride: Positive = 1
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     start_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0.0

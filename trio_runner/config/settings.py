@@ -21,6 +21,7 @@ OF_A_SCENARIO: Final = MappingProxyType(
                 "stream",
                 "deinterlace",
                 "square_pixels",
+                "fps",
                 "stride",
                 "max_fps",
                 "start_seconds",

@@ -146,7 +146,7 @@ async def _process(
     progress.declared_frames = video.info.declared_frames
     progress.max_frames = config.video.max_frames
     progress.last_advance = trio.current_time()
-    video.start(claim.next_frame)
+    video.start(claim.next_frame, frames_stored=claim.frames_stored, last_pts_seconds=claim.last_pts_seconds)
     end = await run_pipeline(
         video,
         inference,

@@ -11,7 +11,7 @@ from trio_runner.config.sections import VideoSection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEYS: Final = ("stream", "stride", "max_fps", "start_seconds", "max_frames", "on_corrupt")
+KEYS: Final = ("stream", "fps", "stride", "max_fps", "start_seconds", "max_frames", "on_corrupt")
 """The keys of `[video]` that must not change between the attempts at one scenario."""
 
 

@@ -59,15 +59,23 @@ class Video:
         """Wait until the child has opened the file, and set `info`; raises RunnerError."""
         timeout_seconds = self._options.frame_timeout_seconds
         opened = await self._next(timeout_seconds + START_ALLOWANCE_SECONDS)
-        if isinstance(opened, messages.Passed):
+        while isinstance(opened, messages.Passed):
             opened = await self._next(timeout_seconds)
         if not isinstance(opened, messages.Opened):
             raise _malformed(self._options.path, f"it began with {type(opened).__name__}")
         self.info = opened.info
 
-    def start(self, first_frame: int) -> None:
-        """Ask for the selected frames from source frame `first_frame` on; called once."""
-        self._child.send(msgspec.json.encode(messages.Start(first_frame)) + b"\n")
+    def start(self, first_frame: int, *, frames_stored: int = 0, last_pts_seconds: float | None = None) -> None:
+        """Ask for the selected frames from source frame `first_frame` on; called once.
+
+        Args:
+            first_frame: The number after that of the last stored frame; 0 where nothing is stored.
+            frames_stored: How many frames are stored.
+            last_pts_seconds: Presentation time of the last stored frame, from which the child finds the place in the
+                file. Where it is not known, the child decodes the video from its start.
+        """
+        start = messages.Start(first_frame, frames_stored, last_pts_seconds)
+        self._child.send(msgspec.json.encode(start) + b"\n")
 
     async def receive(self) -> Frame | End:
         """The next selected frame, or the end of the video.
@@ -253,6 +261,17 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return read_end, write_end
 
 
+def _picture_limits(options: VideoSection) -> dict[str, str]:
+    """The variables by which OpenCV refuses an image file over the limits before it decodes it."""
+    # The limits are those of the picture as it is shown. A file may hold it turned by 90 degrees.
+    longest = str(max(options.limit_width, options.limit_height))
+    return {
+        "OPENCV_IO_MAX_IMAGE_WIDTH": longest,
+        "OPENCV_IO_MAX_IMAGE_HEIGHT": longest,
+        "OPENCV_IO_MAX_IMAGE_PIXELS": str(options.limit_width * options.limit_height),
+    }
+
+
 def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
     arguments = ["-X", "faulthandler", "-m", "trio_runner.video.decoder", json.dumps(msgspec.to_builtins(options))]
@@ -265,7 +284,7 @@ def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subpr
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            env=environment | CHILD_ENVIRONMENT,
+            env=environment | CHILD_ENVIRONMENT | _picture_limits(options),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -52,9 +52,15 @@ Record: TypeAlias = Opened | FrameHeader | Passed | End | Fault
 
 
 class Start(msgspec.Struct, frozen=True):
-    """One line of JSON on the child's stdin: emit the selected frames from source frame `first_frame` on."""
+    """One line of JSON on the child's stdin: emit the selected frames from source frame `first_frame` on.
 
-    first_frame: int
+    The other two describe what is stored already: how many frames were selected before, and when the last of them,
+    frame `first_frame - 1`, is presented. If that time is not known, the child reads from the start of the video.
+    """
+
+    first_frame: int = 0
+    frames_stored: int = 0
+    last_pts_seconds: float | None = None
 
 
 class BadRecordError(ValueError):

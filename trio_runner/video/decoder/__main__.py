@@ -1,4 +1,4 @@
-"""The decoder child: a video file in, selected frames as JPEG records out; PyAV and OpenCV and nothing else.
+"""The decoder child: a video in, selected frames as JPEG records out; PyAV and OpenCV and nothing else.
 
     python -m trio_runner.video.decoder OPTIONS
 
@@ -28,8 +28,10 @@ from trio_runner.video.decoder.emitter import Emitter, write
 from trio_runner.video.decoder.footage import Footage
 from trio_runner.video.decoder.formats import open_container
 from trio_runner.video.decoder.identity import identify
-from trio_runner.video.decoder.opening import open_file
+from trio_runner.video.decoder.images import ImageSequence
+from trio_runner.video.decoder.opening import open_video
 from trio_runner.video.decoder.sampling import Sampler
+from trio_runner.video.decoder.stores import open_store
 from trio_runner.video.decoder.streams import choose_stream, describe, look
 
 STDERR_LIMIT_BYTES = 2**20
@@ -78,20 +80,32 @@ def _report_faults(options: VideoSection, out: int) -> None:
 def _run(options: VideoSection, out: int) -> None:
     write(out, messages.Passed(0))
     cv2.setNumThreads(1)
-    fd = open_file(options.path, options.root)
+    fd = open_video(options.path, options.root)
+    emitter = Emitter(out, options)
+    if (store := open_store(fd, options, lambda: emitter.pass_over(0))) is not None:
+        _run_images(ImageSequence(store, options), options, emitter, out)
+        return
     looks = look(fd, options)
     container = open_container(fd, options)
     stream = choose_stream(container, looks, options, fd)
     info = describe(container, stream, looks[stream.index], options, fd)
     identity = identify(fd, codec=info.codec, width=info.width, height=info.height)
     write(out, messages.Opened(msgspec.structs.replace(info, identity=identity)))
-    line = sys.stdin.buffer.readline(4096)
-    if not line:
+    if (start := _read_start()) is None:
         return
-    first_frame = msgspec.json.decode(line, type=messages.Start).first_frame
-    emitter = Emitter(out, options)
     footage = Footage(container, stream, options, info, fd, on_packet=emitter.pass_over)
-    write(out, decode(footage, options, emitter, first_frame))
+    write(out, decode(footage, options, emitter, start.first_frame))
+
+
+def _run_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter, out: int) -> None:
+    write(out, messages.Opened(sequence.describe()))
+    if (start := _read_start()) is not None:
+        write(out, emit_images(sequence, options, emitter, start))
+
+
+def _read_start() -> messages.Start | None:
+    line = sys.stdin.buffer.readline(4096)
+    return msgspec.json.decode(line, type=messages.Start) if line else None
 
 
 def limit_resources(memory_mib: int) -> None:
@@ -102,14 +116,31 @@ def limit_resources(memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_LIMIT_BYTES, STDERR_LIMIT_BYTES))
 
 
+def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter, start: messages.Start) -> End:
+    """Emit the selected images from image `first_frame` on; no other image is read."""
+    sampler = Sampler.of(options)
+    if start.first_frame:
+        last = start.first_frame - 1
+        sampler.resume(last, sequence.seconds(last), start.frames_stored)
+    try:
+        for still in sequence.pictures(start.first_frame):
+            if sampler.exhausted:
+                break
+            if sampler.due(still.index, still.pts_seconds) and still.whole:
+                sampler.take(still.index, still.pts_seconds)
+                emitter.emit(still.index, still.pts_seconds, still.image)
+            else:
+                emitter.pass_over(still.index)
+    finally:
+        emitter.finish()
+    if sampler.selected == 0:
+        raise sequence.nothing_selected()
+    return End(decoded=sequence.decoded, selected=sampler.selected, skipped_corrupt=sequence.damaged)
+
+
 def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_frame: int) -> End:
     """Emit the selected frames from source frame `first_frame` on; raises RunnerError for a broken video."""
-    sampler = Sampler(
-        stride=options.stride,
-        max_fps=options.max_fps,
-        start_seconds=options.start_seconds,
-        max_frames=options.max_frames,
-    )
+    sampler = Sampler.of(options)
     reformatter = av.video.reformatter.VideoReformatter()
     try:
         for picture in footage.pictures():

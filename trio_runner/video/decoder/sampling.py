@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trio_runner.config.sections import VideoSection
 
 TIMESTAMP_SLACK_SECONDS = 0.0006
 """Matroska rounds presentation times to whole milliseconds: a frame due at 33.37 ms is stamped 33 ms.
@@ -17,8 +21,8 @@ lies earlier by as much: rounding moves no frame across a border, and the rate s
 class Sampler:
     """Decides for each decoded frame, in order, whether it is selected.
 
-    The decision depends only on the frames before. An attempt that resumes at frame k passes the frames before k to its
-    sampler, too, and so selects the same frames as the first attempt.
+    The decision depends only on the frames that were selected before, and of these only on the last one and on their
+    number. An attempt that resumes calls `resume` with both, and so selects the same frames as one whole attempt.
 
     Args:
         stride: One frame in so many is selected, counted from the first at or after `start_seconds`.
@@ -37,6 +41,16 @@ class Sampler:
     _first_index: int | None = None
     _last_cell: int = -1
 
+    @classmethod
+    def of(cls, options: VideoSection) -> Sampler:
+        """The sampler that the section `[video]` describes, at the start of the video."""
+        return cls(
+            stride=options.stride,
+            max_fps=options.max_fps,
+            start_seconds=options.start_seconds,
+            max_frames=options.max_frames,
+        )
+
     @property
     def exhausted(self) -> bool:
         """Whether `max_frames` has been reached, so that no further frame can be selected."""
@@ -44,20 +58,38 @@ class Sampler:
 
     def select(self, index: int, pts_seconds: float) -> bool:
         """Whether the frame `index` (0-based, rising), presented at `pts_seconds`, is selected."""
+        if not self.due(index, pts_seconds):
+            return False
+        self.take(index, pts_seconds)
+        return True
+
+    def due(self, index: int, pts_seconds: float) -> bool:
+        """Whether this frame is to be selected if it is whole; `take` selects it."""
         if self.exhausted:
             return False
-        elapsed = pts_seconds + TIMESTAMP_SLACK_SECONDS - self.start_seconds
         if self._first_index is None:
-            if elapsed < 0:
-                return False
-            self._first_index = index
+            return self._elapsed(pts_seconds) >= 0
         if (index - self._first_index) % self.stride:
             return False
-        if self.max_fps > 0:
-            cell = math.floor(elapsed * self.max_fps)
-            # In a damaged file the presentation times may go back. A cell that is past takes no frame any more.
-            if cell <= self._last_cell:
-                return False
-            self._last_cell = cell
+        # In a damaged file the presentation times may go back. A cell that is past takes no frame any more.
+        return self.max_fps <= 0 or self._cell(pts_seconds) > self._last_cell
+
+    def take(self, index: int, pts_seconds: float) -> None:
+        """Select this frame, which is due."""
+        if self._first_index is None:
+            self._first_index = index
+        self._last_cell = self._cell(pts_seconds)
         self.selected += 1
-        return True
+
+    def resume(self, index: int, pts_seconds: float, selected: int) -> None:
+        """Go on after frame `index`, presented at `pts_seconds`, the last of the `selected` frames so far."""
+        # Every selected frame is a whole number of strides after the first one, so this one counts as well as that one.
+        self._first_index = index
+        self._last_cell = self._cell(pts_seconds)
+        self.selected = selected
+
+    def _elapsed(self, pts_seconds: float) -> float:
+        return pts_seconds + TIMESTAMP_SLACK_SECONDS - self.start_seconds
+
+    def _cell(self, pts_seconds: float) -> int:
+        return math.floor(self._elapsed(pts_seconds) * self.max_fps)
