@@ -6,8 +6,9 @@ INSTALL = $(UV) pip install --python $(VENV)/bin/python
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml --group build $(LOCK_ARGS)
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
-# More than the two cores of a small machine, because the tests wait for half of their time.
-PYTEST_ARGS = -n 4 --dist worksteal
+# More than the two cores of a small machine, because the tests wait for more than half of their time. No more than
+# that, because each worker collects the tests and has servers of its own.
+PYTEST_ARGS = -n 6 --dist worksteal
 RUNS = 100
 SEED =
 CAMPAIGN_ARGS =

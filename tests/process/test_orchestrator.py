@@ -667,7 +667,7 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
     fake.plan = lambda *_: Fault.STATUS_500
-    ids = list(range(1, 31))
+    ids = list(range(1, 23))
     await fleet.insert(clip, ids, {"video": {"max_frames": 4}})
     async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 8}) as running:
         await until(lambda: logged(running, "the breaker is open"), described="the breaker is open")
