@@ -61,6 +61,7 @@ class Stage(enum.StrEnum):
     INFERENCE = "inference"
     STORE = "store"
     KAFKA = "kafka"
+    STORAGE = "storage"
     RUN = "run"
 
 
@@ -94,6 +95,15 @@ class ErrorCode(enum.StrEnum):
     DECODER_FAILED = "decoder_failed", Stage.VIDEO, ErrorClass.RETRIABLE
     DECODER_KILLED = "decoder_killed", Stage.VIDEO, ErrorClass.RETRIABLE
     DECODER_STALLED = "decoder_stalled", Stage.VIDEO, ErrorClass.RETRIABLE
+    STORAGE_UNREACHABLE = "storage_unreachable", Stage.STORAGE, ErrorClass.RETRIABLE
+    STORAGE_TLS = "storage_tls", Stage.STORAGE, ErrorClass.RETRIABLE
+    STORAGE_TIMEOUT = "storage_timeout", Stage.STORAGE, ErrorClass.RETRIABLE
+    STORAGE_UNAVAILABLE = "storage_unavailable", Stage.STORAGE, ErrorClass.RETRIABLE
+    STORAGE_DENIED = "storage_denied", Stage.VIDEO, ErrorClass.RETRIABLE
+    STORAGE_MISSING = "storage_missing", Stage.VIDEO, ErrorClass.RETRIABLE
+    STORAGE_BAD_ANSWER = "storage_bad_answer", Stage.VIDEO, ErrorClass.RETRIABLE
+    CACHE_UNUSABLE = "cache_unusable", Stage.VIDEO, ErrorClass.RETRIABLE
+    FETCHER_FAILED = "fetcher_failed", Stage.VIDEO, ErrorClass.RETRIABLE
     INFERENCE_UNREACHABLE = "inference_unreachable", Stage.INFERENCE, ErrorClass.RETRIABLE
     INFERENCE_TLS = "inference_tls", Stage.INFERENCE, ErrorClass.RETRIABLE
     INFERENCE_TIMEOUT = "inference_timeout", Stage.INFERENCE, ErrorClass.RETRIABLE

@@ -117,10 +117,13 @@ class Progress:
     max_frames: int = 0
     """`video.max_frames`: so many frames are selected at most; 0 where there is no limit."""
     detections: int = 0
+    activity: str = ""
+    """What is done before the first frame, for people; empty once frames are read."""
     started: float = 0.0
     """`trio.current_time()` when the attempt began."""
     last_advance: float = 0.0
-    """`trio.current_time()` when a frame was last read or stored; the watchdog reads this."""
+    """`trio.current_time()` when a frame was last read or stored, or the video's local copy last grew. The watchdog
+    reads this."""
 
     @property
     def frames_done(self) -> tuple[int, int | None]:

@@ -43,7 +43,7 @@ def problems(text: str) -> list[tuple[str, int | None]]:
 
 def test_reference_config_states_the_defaults() -> None:
     written = tomli.loads((REPOSITORY / "runner.toml").read_text())
-    assert written == msgspec.to_builtins(Config())
+    assert written == msgspec.json.decode(msgspec.json.encode(Config()))
 
 
 def test_reference_config_lists_every_section_in_order_and_every_key() -> None:
@@ -71,10 +71,11 @@ def test_an_empty_file_is_the_defaults() -> None:
 
 @pytest.mark.parametrize(("section", "key"), ALL_KEYS)
 def test_every_key_refuses_a_value_of_another_type_and_says_where(section: str, key: str) -> None:
-    problem = the_problem(f"# one\n\n[{section}]\n{key} = []\n")
-    assert (problem.key, problem.line, problem.found) == (f"{section}.{key}", 4, "an array")
+    value, found = ("1", "1") if key == "url_prefixes" else ("[]", "an array")
+    problem = the_problem(f"# one\n\n[{section}]\n{key} = {value}\n")
+    assert (problem.key, problem.line, problem.found) == (f"{section}.{key}", 4, found)
     assert problem.allowed
-    assert str(problem) == f"line 4: {section}.{key}: bad value, found an array; allowed: {problem.allowed}"
+    assert str(problem) == f"line 4: {section}.{key}: bad value, found {found}; allowed: {problem.allowed}"
 
 
 @pytest.mark.parametrize(("section", "key"), ALL_KEYS)
@@ -99,12 +100,15 @@ def test_a_misspelt_section_is_met_with_the_right_one() -> None:
     ("text", "message"),
     [
         ("[log]\nzzz = 1\n", "line 2: log.zzz: unknown key; allowed: level, format"),
-        ("[zzz]\n", "allowed: [runner], [log], [scenario], [video], [inference], [pipeline], [database], [kafka]"),
+        (
+            "[zzz]\n",
+            "allowed: [runner], [log], [scenario], [video], [storage], [inference], [pipeline], [database], [kafka]",
+        ),
         ("[kafka]\nstride = 1\n", "line 2: kafka.stride: unknown key; known in [video]"),
         ("stride = 1\n", "line 1: stride: unknown key; known in [video]"),
         ("strid = 1\n", "line 1: strid: unknown key; did you mean 'stride'?; known in [video]"),
         ("[log]\nin_flihgt = 1\n", "log.in_flihgt: unknown key; did you mean 'in_flight'?; known in [inference]"),
-        ("[runner]\nca_file = 1\n", "unknown key; known in [inference], [database], [kafka]"),
+        ("[runner]\nca_file = 1\n", "unknown key; known in [storage], [inference], [database], [kafka]"),
         ("[runner.video]\npath = 1\n", "line 1: runner.video: unknown key; [video] is a section of its own"),
         ("runner = 1\n", "line 1: runner: bad value, found 1; allowed: the table [runner]"),
         ("[[runner]]\nid = 'a'\n", "line 1: runner: bad value, found an array; allowed: the table [runner]"),
@@ -470,8 +474,10 @@ def test_a_file_may_lie_where_systemd_puts_credentials(section: str, key: str, v
         "inference": "url = 'https://h'\n",
         "database": "url = 'postgresql://u@h/d'\n",
         "kafka": "brokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\n",
+        "storage": "",
     }[section]
     others = {"kafka": {"password_file"}}.get(section, set()) | ({"certificate_file"} if key == "key_file" else set())
+    others |= {"s3_key_id_file", "s3_secret_key_file"} if key.startswith("s3_") else set()
     rest += "".join(f"{other} = 'x'\n" for other in others - {key})
     text = f"[{section}]\n{rest}{key} = '{variable}/name'\n"
     config = parse_config(text, base_dir=BASE, environ={"CREDENTIALS_DIRECTORY": "/run/credentials/x"})
@@ -673,3 +679,40 @@ def test_replace_names_all_mistakes_and_checks_rules() -> None:
     with pytest.raises(ConfigError) as caught:
         Config().replace(scenario={"id": 0}, database={"url": "postgresql://u@h/d?sslmode=disable"}, log={"level": 1})
     assert {problem.key for problem in caught.value.problems} == {"scenario.id", "database.url", "log.level"}
+
+
+# from where a video may be fetched
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('url_prefixes = ["https://h/a"]', "url_prefixes: number 1 does not end with /"),
+        ('url_prefixes = ["https://h/", "s3://bucket"]', "url_prefixes: number 2 is not usable"),
+        ('url_prefixes = ["https://u:c4n4ry@h/"]', "url_prefixes: number 1 is not usable: it has a user name"),
+        ('url_prefixes = ["https://h/a/?c4n4ry=/"]', "url_prefixes: number 1 does not end with /"),
+        ('url_prefixes = ["ftp://h/"]', "url_prefixes: number 1 is not usable: only https://"),
+        ('url_prefixes = ["https://h/../"]', "url_prefixes: number 1 is not usable: its path"),
+        ('url_prefixes = ["/srv/"]', "url_prefixes: number 1 is not usable"),
+        ('url_prefixes = "https://h/"', "url_prefixes: bad value"),
+        ("url_prefixes = [1]", "url_prefixes: bad value"),
+        ('s3_endpoint = "https://h/path"', "s3_endpoint: not a usable address"),
+        ('s3_endpoint = "s3://bucket/"', "s3_endpoint: not a usable address"),
+        ('s3_key_id_file = "a"', "s3_secret_key_file: missing"),
+        ('s3_secret_key_file = "a"', "s3_key_id_file: missing"),
+        ('s3_session_token_file = "a"', "s3_session_token_file: of no use"),
+        ('key_file = "a"', "key_file: a key without its certificate"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_named(text: str, problem: str) -> None:
+    found = the_problem(f"[storage]\n{text}\n")
+    assert f"storage.{problem}" in str(found)
+    assert "c4n4ry" not in str(found)
+
+
+def test_a_url_is_no_relative_path(tmp_path: Path) -> None:
+    text = '[video]\npath = "s3://bucket/a b.mp4"\n[storage]\nurl_prefixes = ["s3://bucket/"]\ncache_dir = "cache"\n'
+    config = parse_config(text, base_dir=tmp_path)
+    assert config.video.path == "s3://bucket/a b.mp4"
+    assert config.storage.cache_dir == str(tmp_path / "cache")
+    assert config.replace(video={"stride": 2}).storage.url_prefixes == ("s3://bucket/",)

@@ -16,10 +16,13 @@ MIN_SECRET_CHARACTERS: Final = len(MASK) + 1
 """Shorter secrets are not masked: they occur in every other word, and a text without them would be unreadable."""
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY: Final = re.compile(r"((?:https?|s3)://[^\s?\"\\]*\?)(?:[^\s\"\\]|\\u[0-9A-Fa-f]{4})+")
+"""The query of a URL: whoever knows that of a presigned URL may read the object. A quote or a backslash ends it,
+because a log line in JSON must stay JSON."""
 
 
 def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
-    """`text` without the given secret values and without the user part of any URL.
+    """`text` without the given secret values, without the user part of any URL and without the query of a web address.
 
     A value is also found as JSON, Python's `repr`, a URL or base64 would write it, or one of them inside another.
     """
@@ -28,7 +31,7 @@ def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
     pattern = re.compile("|".join(forms) if forms else r"(?!)", re.DOTALL)
     # Repeated after every change: the text before a mask and the text behind it may form another secret. The loop ends,
     # because a mask is shorter than the secret that it replaces, and a masked address is not changed again.
-    while (clean := _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text))) != text:
+    while (clean := _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text)))) != text:
         text = clean
     return clean
 

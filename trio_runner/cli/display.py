@@ -175,7 +175,7 @@ class Display:
                 update()
 
     def _line(self, runner: Runner) -> str:
-        return (
+        return runner.progress.activity or (
             f"frame {runner.progress.position} · {self._rate(runner):.1f} fps · {runner.progress.detections} detections"
         )
 

@@ -176,7 +176,9 @@ def make_parser() -> argparse.ArgumentParser:
         ignores_hangup=True,
     )
     run.add_argument("--scenario", type=int, metavar="ID", help="this scenario in place of [scenario] id")
-    run.add_argument("--video", type=_absolute, metavar="PATH", help="this video in place of [video] path")
+    run.add_argument(
+        "--video", type=_video, metavar="PATH_OR_URL", help="this video in place of [video] path; -: see submit"
+    )
     run.add_argument("--inference-url", metavar="URL", help="this service in place of [inference] url")
     _add_set(run, "this value in place of the config's; may be given several times")
     add_with_config(
@@ -232,7 +234,11 @@ def make_parser() -> argparse.ArgumentParser:
         "submit", "cli.work:submit", "ask for a video to be processed, and print its scenario's id"
     )
     submit.add_argument(
-        "--video", type=_absolute, metavar="PATH", required=True, help="the path on the runner's machine"
+        "--video",
+        type=_video,
+        metavar="PATH_OR_URL",
+        required=True,
+        help="the path on the runner's machine, or a URL; -: standard input has it, which no list of processes shows",
     )
     submit.add_argument(
         "--id", dest="scenario", type=int, default=0, metavar="ID", help="this scenario; without it a new one"
@@ -252,10 +258,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _absolute(path: str) -> str:
+def _video(path: str) -> str:
     from pathlib import Path
 
-    return str(Path(path).absolute())
+    from trio_runner.config.location import absolute_path
+
+    return absolute_path(sys.stdin.readline().rstrip("\n") if path == "-" else path, Path.cwd())
 
 
 def _add_set(parser: argparse.ArgumentParser, text: str) -> None:

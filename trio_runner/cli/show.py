@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from trio_runner.base import aio
+from trio_runner.base.redact import redact
 from trio_runner.base.stopping import until_signal
 from trio_runner.cli.output import print_json, say
 from trio_runner.cli.table import Console, FittedTable, error_line, print_table, state_of
@@ -36,6 +37,7 @@ async def show(config: Config, *, scenario: int | None, as_json: bool) -> ExitCo
     async with _open_ledger(config) as store:
         row = next(iter(await reading.scenarios(store, scenario)), None)
         if row is not None:
+            row["video_path"] = redact(row["video_path"])
             row["attempts"] = await reading.attempts(store, scenario)
             row["found"] = await reading.label_counts(store, scenario)
             row["first_stored_at"] = await reading.first_stored_at(store, scenario)
@@ -53,9 +55,9 @@ async def status(config: Config, *, watch: bool, as_json: bool) -> ExitCode:
     async with until_signal(), _open_ledger(config) as store:
         backlog = Backlog(store)
         if as_json:
-            print_json(await backlog.overview())
+            print_json(await _overview(backlog))
         elif not watch:
-            print_table(overview_table(await backlog.overview()))
+            print_table(overview_table(await _overview(backlog)))
         else:
             await _watch(backlog)
     return ExitCode.OK
@@ -67,8 +69,13 @@ async def _watch(backlog: Backlog) -> None:
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
-            live.update(overview_table(await backlog.overview()), refresh=True)
+            live.update(overview_table(await _overview(backlog)), refresh=True)
             await trio.sleep(WATCH_SECONDS)
+
+
+async def _overview(backlog: Backlog) -> list[dict[str, Any]]:
+    """The ledger's rows, where the query of a presigned URL is masked: it would let any reader read the video."""
+    return [{**row, "video_path": redact(row["video_path"])} for row in await backlog.overview()]
 
 
 def overview_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from trio_runner.base import aio
+from trio_runner.base.redact import redact
 from trio_runner.cli.output import say
 from trio_runner.cli.suggest import with_commands
 from trio_runner.config.settings import check_scenario_settings, parse_settings
@@ -13,7 +14,8 @@ from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import open_store
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.embedded.hosting import Service
-from trio_runner.errors import ClaimRefusedError, ExitCode
+from trio_runner.errors import ClaimRefusedError, ExitCode, RunnerError
+from trio_runner.video.source import location_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -28,7 +30,7 @@ async def submit(config: Config, *, config_path: str, scenario: int, video: str,
         config: where the database is, and what a scenario's settings must fit.
         config_path: the config's path, for the commands that a message suggests.
         scenario: the id; 0 for a new one.
-        video: an absolute path on the runner's machine.
+        video: an absolute path on the runner's machine, or a URL.
         settings: `section.key=value`, for this scenario alone.
     """
     sections = parse_settings(settings)
@@ -39,6 +41,11 @@ async def submit(config: Config, *, config_path: str, scenario: int, video: str,
     if scenario:
         named.setdefault("scenario", {}).update(id=scenario)
     changed = config.replace(**named)
+    try:
+        # So is a URL that no runner with this config would fetch.
+        location_of(video, config.storage.url_prefixes)
+    except RunnerError as error:
+        return _refused(error, config_path)
     async with _open_backlog(config, create_schema=config.database.create_schema) as backlog:
         try:
             given = await backlog.submit(
@@ -76,8 +83,9 @@ async def retry(config: Config, *, config_path: str, scenario: int) -> ExitCode:
     return ExitCode.OK
 
 
-def _refused(error: ClaimRefusedError, config_path: str) -> ExitCode:
-    say(with_commands(error.message.replace("\n", " "), config_path))
+def _refused(error: RunnerError, config_path: str) -> ExitCode:
+    # The message may quote the video of a scenario, a presigned URL perhaps.
+    say(with_commands(redact(error.message).replace("\n", " "), config_path))
     return ExitCode.NOTHING
 
 

@@ -14,6 +14,7 @@ from trio_runner.base.files import read_small_file
 from trio_runner.base.logs import conceal
 from trio_runner.base.redact import MIN_SECRET_CHARACTERS
 from trio_runner.base.threads import bounded
+from trio_runner.config.location import is_url
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
@@ -75,16 +76,19 @@ async def tls_context(section: PeerSection, name: str) -> ssl.SSLContext:
 
 
 async def secrets_of(config: Config) -> frozenset[str]:
-    """The secrets that no message may show. A secret that cannot be read is left out: it cannot leak.
+    """The secrets that no message may show, the query of a video's URL among them.
 
+    A secret that cannot be read is left out: it cannot leak.
     Private keys are not among them: OpenSSL reads them from their paths, and no text ever holds one. Files that others
     can read, and secrets too short to be masked, are logged as warnings, because they may be right all the same.
     """
-    found = set()
+    found = {query} if is_url(config.video.path) and (query := config.video.path.partition("?")[2]) else set()
     for key, path in (
         ("inference.token_file", config.inference.token_file),
         ("database.password_file", config.database.password_file),
         ("kafka.password_file", config.kafka.password_file),
+        ("storage.s3_secret_key_file", config.storage.s3_secret_key_file),
+        ("storage.s3_session_token_file", config.storage.s3_session_token_file),
     ):
         with suppress(RunnerError):
             if path:
@@ -94,7 +98,8 @@ async def secrets_of(config: Config) -> frozenset[str]:
                 if len(secret) < MIN_SECRET_CHARACTERS:
                     problem = "%s holds fewer than %d characters, which is too short to be masked"
                     logger.warning(problem, key, MIN_SECRET_CHARACTERS)
-    for name, section in (("inference", config.inference), ("database", config.database), ("kafka", config.kafka)):
+    peers = {name: getattr(config, name) for name in ("inference", "database", "kafka", "storage")}
+    for name, section in peers.items():
         with suppress(RunnerError):
             if path := section.key_file:
                 _, state = await _read(_pem_in, path, key=f"{name}.key_file", path=path)

@@ -14,12 +14,14 @@ from trio_runner.base.files import read_small_file
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.keys import check_tables, is_credential
 from trio_runner.config.lines import broken_line, key_lines, written_twice
+from trio_runner.config.location import absolute_path
 from trio_runner.config.rules import (
     database_rules,
     inference_rules,
     kafka_rules,
     kubernetes_rules,
     orchestrator_rules,
+    storage_rules,
     topic_rules,
     video_rules,
 )
@@ -37,6 +39,7 @@ from trio_runner.config.sections import (
     RunnerSection,
     ScenarioSection,
     Section,
+    StorageSection,
     SystemdSection,
     VideoSection,
 )
@@ -59,6 +62,7 @@ __all__ = [
     "PipelineSection",
     "RunnerSection",
     "ScenarioSection",
+    "StorageSection",
     "SystemdSection",
     "VideoSection",
     "load_config",
@@ -76,6 +80,7 @@ class Config(Section, frozen=True, kw_only=True):
     log: LogSection = LogSection()
     scenario: ScenarioSection = ScenarioSection()
     video: VideoSection = VideoSection()
+    storage: StorageSection = StorageSection()
     inference: InferenceSection = InferenceSection()
     pipeline: PipelineSection = PipelineSection()
     database: DatabaseSection = DatabaseSection()
@@ -95,7 +100,7 @@ class Config(Section, frozen=True, kw_only=True):
         """A copy whose relative paths start from `base_dir`; `$CREDENTIALS_DIRECTORY/name` stays."""
         changed: dict[str, dict[str, Any]] = {
             "runner": {"data_dir": str(base_dir / self.runner.data_dir)},
-            "video": {"path": str(base_dir / self.video.path)},
+            "video": {"path": absolute_path(self.video.path, base_dir)},
         }
         for name, keys in OPTIONAL_PATHS.items():
             section = getattr(self, name)
@@ -191,6 +196,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -
     doubtful = {path for problem in problems for path in (problem.path, *problem.others)}
     rules = chain(
         video_rules(config.video),
+        storage_rules(config.storage),
         inference_rules(config.inference),
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),

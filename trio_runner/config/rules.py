@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from trio_runner.config.address import DATABASE_PARAMETERS, is_host_and_port, parse_database_url, split_url
 from trio_runner.config.errors import Problem, shown
+from trio_runner.config.location import parse_location
 from trio_runner.config.sections import EMBEDDED
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         OrchestratorSection,
         PeerSection,
         PipelineSection,
+        StorageSection,
         VideoSection,
     )
 
@@ -53,6 +55,37 @@ def video_rules(video: VideoSection) -> Iterator[Problem]:
     """There is one way of sampling at a time."""
     if video.stride > 1 and video.max_fps > 0:
         yield _broken("video.max_fps", "stride and max_fps are both set", "choose one way of sampling", "video.stride")
+
+
+def storage_rules(storage: StorageSection) -> Iterator[Problem]:
+    """The prefixes and the endpoint can be compared with a URL part by part; credentials of S3 come in pairs."""
+    key = "storage.url_prefixes"
+    for number, prefix in enumerate(storage.url_prefixes, start=1):
+        try:
+            location = parse_location(prefix)
+        except ValueError as error:
+            yield _broken(key, f"number {number} is not usable: {error}")
+            continue
+        if location.query or not location.path.endswith("/"):
+            yield _broken(
+                key, f"number {number} does not end with /", "name a directory; what begins with it is allowed"
+            )
+    yield from _lonely_key_file(storage, "storage")
+    key_id, secret, session = "storage.s3_key_id_file", "storage.s3_secret_key_file", "storage.s3_session_token_file"
+    if bool(storage.s3_key_id_file) != bool(storage.s3_secret_key_file):
+        missing, other = (secret, key_id) if storage.s3_key_id_file else (key_id, secret)
+        yield _broken(missing, f"missing, for {other} is set", "set both, or neither", other)
+    if storage.s3_session_token_file and not storage.s3_key_id_file:
+        yield _broken(session, f"of no use without {key_id}", f"set {key_id} too", key_id)
+    if storage.s3_endpoint:
+        try:
+            endpoint = parse_location(storage.s3_endpoint)
+            usable = endpoint.scheme != "s3" and endpoint.path == "/" and not endpoint.query
+        except ValueError:
+            usable = False
+        if not usable:
+            found = shown(("storage", "s3_endpoint"), storage.s3_endpoint)
+            yield _broken("storage.s3_endpoint", "not a usable address", found=found, allowed="https://host:port")
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:

@@ -12,12 +12,24 @@ from msgspec import Meta
 EMBEDDED = "embedded"
 """In place of an address: the runner starts a real server of its own."""
 
+CACHE_NAME: Final = "videos"
+"""Where in `runner.data_dir` fetched videos lie, unless `storage.cache_dir` says otherwise."""
+
 OPTIONAL_PATHS: Final = MappingProxyType(
     {
         "video": ("root",),
         "inference": ("ca_file", "certificate_file", "key_file", "token_file"),
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
+        "storage": (
+            "ca_file",
+            "cache_dir",
+            "certificate_file",
+            "key_file",
+            "s3_key_id_file",
+            "s3_secret_key_file",
+            "s3_session_token_file",
+        ),
         "orchestrator": ("runner_config",),
         "systemd": ("config_dir",),
         "kubernetes": ("kubeconfig",),
@@ -124,6 +136,27 @@ class VideoSection(Section, frozen=True, kw_only=True):
     limit_height: Annotated[int, Meta(ge=1, le=16_384)] = 4096
     limit_fps: Annotated[float, Meta(gt=0, le=1000)] = 240.0
     limit_memory_mib: Annotated[int, Meta(ge=256, le=2**20)] = 2048
+
+
+class StorageSection(PeerSection, frozen=True, kw_only=True):
+    """From where a `video.path` that is a URL may be fetched, and the cache that holds the copies."""
+
+    url_prefixes: Annotated[
+        tuple[Annotated[str, Meta(max_length=4096)], ...],
+        Meta(max_length=1000, description='a list of texts, as ["https://media.example/videos/", "s3://bucket/"]'),
+    ] = ()
+    cache_dir: FilePath = ""
+    cache_max_mib: Annotated[int, Meta(ge=1, le=2**30)] = 20_480
+    connect_timeout_seconds: Seconds = 5.0
+    stall_timeout_seconds: Seconds = 20.0
+    fetch_timeout_seconds: Seconds = 3600.0
+    s3_endpoint: Annotated[str, Meta(max_length=4096)] = ""
+    s3_region: Annotated[
+        str, Meta(max_length=100, pattern=r"^[a-z0-9-]+\Z", description="a region's name, as us-east-1")
+    ] = "us-east-1"
+    s3_key_id_file: FilePath = ""
+    s3_secret_key_file: FilePath = ""
+    s3_session_token_file: FilePath = ""
 
 
 class InferenceSection(PeerSection, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli
 
 from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.location import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,7 +79,7 @@ def check_scenario_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 def is_canonical(path: str) -> bool:
     """Whether the path stays the same when a runner makes it absolute; a scenario is compared by its path."""
-    return path.startswith("/") and str(PurePosixPath(path)) == path
+    return is_url(path) or (path.startswith("/") and str(PurePosixPath(path)) == path)
 
 
 def _value(text: str) -> Any:

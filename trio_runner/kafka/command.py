@@ -24,10 +24,13 @@ Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class StartCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Process this video, by its absolute path, as that scenario; `settings` as in a config: section, key, value."""
+    """Process this video, by its absolute path or its URL, as that scenario.
+
+    `settings` are as in a config: section, key, value.
+    """
 
     scenario_id: Id
-    video_path: Annotated[str, Meta(max_length=4096, pattern=r"^/[^\x00-\x1f\x7f-\x9f]*\Z")]
+    video_path: Annotated[str, Meta(max_length=4096, pattern=r"^(/|[a-z0-9]+://)[^\x00-\x1f\x7f-\x9f]*\Z")]
     settings: dict[str, dict[str, Any]] = {}
 
 

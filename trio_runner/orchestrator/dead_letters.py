@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from trio_runner.base.redact import redact
 from trio_runner.kafka.connection import send
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ async def publish_given_up(config: Config, given_up: GivenUp) -> None:
     Raises:
         RunnerError: One of `kafka_*`. The message may still arrive.
     """
-    body = msgspec.json.encode(given_up)
+    # The query of a presigned URL lets whoever reads the topic read the video.
+    body = msgspec.json.encode(dataclasses.replace(given_up, video_path=redact(given_up.video_path)))
     key = str(given_up.scenario_id)
     name = f"{key}:{given_up.epoch}"
     await _send(config, GIVEN_UP, name, key.encode(), body, {"ce_epoch": str(given_up.epoch)})

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from trio_runner.base.logs import about
+from trio_runner.base.redact import redact
 from trio_runner.database.backlog import Backlog
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ClaimRefusedError, RunnerError
@@ -15,6 +16,7 @@ from trio_runner.kafka.inbox import open_inbox
 from trio_runner.kafka.record import BadEventError
 from trio_runner.kafka.retry_event import event_of
 from trio_runner.orchestrator.dead_letters import publish_refused
+from trio_runner.video.source import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +69,7 @@ class Listener:
                     except (BadEventError, ClaimRefusedError) as error:
                         # A dead letter that Kafka refuses costs a timeout, and the group waits for no member that long
                         # a second time. So the rest of the batch is not published either.
-                        publish = await self._put_aside(record, str(error), publish=publish)
+                        publish = await self._put_aside(record, redact(str(error)), publish=publish)
                 if records:
                     await self._reconcile(store, events)
                     await inbox.commit()
@@ -104,6 +106,8 @@ class Listener:
             ClaimRefusedError: The ledger refuses the command.
         """
         command_id, command = decode_command(record, self._template)
+        if isinstance(command, StartCommand):
+            _refuse_url(command.video_path, self._template)
         start = isinstance(command, StartCommand)
         settings = command.settings if isinstance(command, StartCommand) else {}
         first = await Backlog(store).apply(
@@ -120,3 +124,11 @@ class Listener:
                 "the command %s is applied" if first else "the command %s was applied before and changes nothing",
                 "start" if start else "stop",
             )
+
+
+def _refuse_url(video_path: str, template: Config) -> None:
+    """Raise BadEventError for a URL that no runner of this fleet would fetch."""
+    try:
+        location_of(video_path, template.storage.url_prefixes)
+    except RunnerError as error:
+        raise BadEventError(error.message) from error

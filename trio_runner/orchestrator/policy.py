@@ -19,7 +19,7 @@ BREAKER_WINDOW: Final = 20
 BREAKER_SHARE: Final = 0.5
 """The share of them that opens it."""
 
-SHARED: Final = frozenset({Stage.INFERENCE, Stage.STORE, Stage.KAFKA})
+SHARED: Final = frozenset({Stage.INFERENCE, Stage.STORE, Stage.KAFKA, Stage.STORAGE})
 """The stages that depend on a peer of all runners. A broken video or a lost host says nothing about other scenarios."""
 
 MAX_DELAY_SECONDS: Final = 300.0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
 
 import trio
 
+from trio_runner.config.location import is_url
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import Frame, FrameResult
 from trio_runner.pipeline.reader import FrameSource, read_frames
@@ -75,7 +76,7 @@ async def run_pipeline(
     async with trio.open_nursery() as helpers:
         async with trio.open_nursery() as tasks:
             reading = trio.CancelScope()
-            helpers.start_soon(watched, _keep_lease, ledger, claim, config.database.lease_seconds / 3)
+            helpers.start_soon(watched, keep_lease, ledger, claim, config.database.lease_seconds / 3)
             helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
             helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds, on_failure)  # noqa: ASYNC111 - helpers end with the tasks
             tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
@@ -92,8 +93,11 @@ async def run_pipeline(
     return ending
 
 
-async def _keep_lease(ledger: LeasedLedger, claim: Claim, seconds: float) -> None:
-    """Renew the lease. Each stored batch does so too, but a slow service may let none be stored for a long time."""
+async def keep_lease(ledger: LeasedLedger, claim: Claim, seconds: float) -> None:
+    """Renew the lease every so many seconds, until cancelled; raises RunnerError.
+
+    Each stored batch does so too, but a slow service may let none be stored for a long time.
+    """
     while True:
         await trio.sleep(seconds)
         await ledger.heartbeat(claim)
@@ -117,7 +121,10 @@ def stalled_seconds(config: Config) -> float:
     storing = (
         2 * config.inference.timeout_seconds + config.database.batch_seconds + config.database.command_timeout_seconds
     )
-    return max(STALLED_SECONDS, 1.5 * reading, 1.25 * storing)
+    # Before it gives up, the daemon waits for the fetcher's start as well.
+    silent = config.storage.connect_timeout_seconds + config.storage.stall_timeout_seconds
+    fetching = STALLED_SECONDS + 1.5 * silent if is_url(config.video.path) else 0.0
+    return max(STALLED_SECONDS, 1.5 * reading, 1.25 * storing, fetching)
 
 
 async def _drain_when(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,13 +16,14 @@ from trio_runner.failure.failure import flatten
 from trio_runner.failure.publication import Publication
 from trio_runner.failure.record import claim_scenario
 from trio_runner.failure.report import report_death
-from trio_runner.pipeline.run import run_pipeline
+from trio_runner.pipeline.run import keep_lease, run_pipeline
 from trio_runner.runner.outcome import Ending, Outcome
 from trio_runner.runner.preflight import open_clients
 from trio_runner.runner.sampling import differences, sampling_of
+from trio_runner.video.fetcher import open_fetched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from trio_runner.config.load import Config
     from trio_runner.database.store import Store
@@ -73,20 +75,15 @@ async def run_attempt(
         retry_topic=config.kafka.retry_topic,
     )
     claim: Claim | None = None
-
-    def on_passed() -> None:
-        """Frames that are passed over, because they are stored already, are progress too."""
-        progress.last_advance = trio.current_time()
-
     try:
         with controls.work:
-            async with open_clients(config, spool, on_passed=on_passed) as (store, inference, video):
-                attempt = replace(attempt, video_identity=video.info.identity, sampling=sampling_of(config.video))
+            async with open_clients(config, spool, on_passed=partial(_advance, progress)) as (store, inference, video):
+                identity = video.info.identity if video else None
+                attempt = replace(attempt, video_identity=identity, sampling=sampling_of(config.video))
                 try:
                     claim = await claim_scenario(store, attempt)
-                    _check_same(claim, attempt)
-                    controls.on_claimed(claim)
-                    await _process(config, claim, store, inference, video, progress, controls)
+                    async with _ready(config, store, attempt, claim, video, progress, controls) as ready:
+                        await _process(config, claim, store, inference, ready, progress, controls)
                 except BaseException:
                     # Called here, before the clients are closed, because closing may be what hangs.
                     controls.on_failure()
@@ -123,6 +120,53 @@ async def run_attempt(
     else:
         ending = Ending.FAILED
     return Outcome(ending=ending, claim=report.claim, failure=failure, event=report.event)
+
+
+def _advance(progress: Progress, activity: str = "") -> None:
+    """Frames that are passed over, because they are stored already, are progress too, and so is a video that grows."""
+    progress.activity = activity
+    progress.last_advance = trio.current_time()
+
+
+@asynccontextmanager
+async def _ready(
+    config: Config,
+    store: Store,
+    attempt: Attempt,
+    claim: Claim,
+    video: Video | None,
+    progress: Progress,
+    controls: Controls,
+) -> AsyncIterator[Video]:
+    """The claimed scenario's video: the open one or, where that is None, one that is fetched while the lease is kept.
+
+    Raises:
+        RunnerError: The video is not the one that the stored frames come from; or, perhaps in an exception group, it
+            cannot be fetched or opened; `interrupted` after a drain.
+    """
+    if video is not None:
+        _check_same(claim, attempt)
+        controls.on_claimed(claim)
+        yield video
+        return
+    controls.on_claimed(claim)
+
+    async def end_when_drained() -> None:
+        await controls.drain.wait()
+        raise RunnerError(ErrorCode.INTERRUPTED, "asked to stop while the video was being fetched")
+
+    async with AsyncExitStack() as stack:
+        async with trio.open_nursery() as helpers:
+            helpers.start_soon(keep_lease, store, claim, config.database.lease_seconds / 3)
+            helpers.start_soon(end_when_drained)
+            advance = partial(_advance, progress)
+            fetched = await open_fetched(stack, config, on_progress=advance, on_passed=advance)
+            helpers.cancel_scope.cancel()
+        attempt = replace(attempt, video_identity=fetched.info.identity)
+        # The same claim once more: now that the video is here, the ledger learns which one it is.
+        _check_same(await store.claim(attempt), attempt)
+        advance()
+        yield fetched
 
 
 async def _process(

@@ -136,6 +136,6 @@ async def _notify_manager(runner: Runner, notifier: Notifier, last_resort: LastR
         identify_process(epoch=runner.claim.epoch)
     notifier.ready()
     await notifier.keep_notified(
-        status=lambda: f"frame {runner.progress.position}",
+        status=lambda: runner.progress.activity or f"frame {runner.progress.position}",
         is_alive=lambda: last_resort.armed or trio.current_time() - runner.progress.last_advance < stalled_after,
     )

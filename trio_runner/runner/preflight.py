@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from trio_runner.failure.outbox import flush
 from trio_runner.inference.client import InferenceClient, open_client
 from trio_runner.kafka.connection import check_broker
 from trio_runner.video.child import Video, spawn_decoder
+from trio_runner.video.fetcher import look
+from trio_runner.video.source import location_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,8 +35,11 @@ logger = logging.getLogger(__name__)
 @asynccontextmanager
 async def open_clients(
     config: Config, spool: Spool, *, prepare: bool = True, on_passed: Callable[[], None] = lambda: None
-) -> AsyncIterator[tuple[Store, InferenceClient, Video]]:
+) -> AsyncIterator[tuple[Store, InferenceClient, Video | None]]:
     """The database, the inference service and the video, open and checked.
+
+    The video is None where it has to be fetched: that may take longer than anybody waits for a claim, so it follows
+    the claim.
 
     A runner that could not work, or could not report a failure, does not get as far as a claim.
 
@@ -47,15 +52,20 @@ async def open_clients(
     Raises:
         RunnerError: The first of them that cannot be used.
     """
+    location = location_of(config.video.path, config.storage.url_prefixes)
     # The decoder starts while the peers are asked, because Python and OpenCV take longer than all of them.
-    async with spawn_decoder(config.video, on_passed=on_passed) as video:
+    decoder = nullcontext() if location else spawn_decoder(config.video, on_passed=on_passed)
+    async with decoder as video:
         await spool.reserve()
         async with _open_ledger(config, prepare=prepare) as store:
             reachable = await _check_kafka(config)
             if prepare and reachable:
                 await flush(config, spool, store)
             async with _open_inference(config) as inference:
-                await video.open()
+                if video is not None:
+                    await video.open()
+                elif location is not None and not prepare:
+                    await look(config, location)
                 yield store, inference, video
 
 
@@ -153,5 +163,8 @@ async def _check_inference(config: Config) -> None:
 
 
 async def _check_video(config: Config) -> None:
+    if location := location_of(config.video.path, config.storage.url_prefixes):
+        await look(config, location)
+        return
     async with spawn_decoder(config.video) as video:
         await video.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from trio_runner.base import aio
 from trio_runner.base.logs import about
 from trio_runner.config.credentials import secrets_of
 from trio_runner.config.load import Config
+from trio_runner.config.location import absolute_path
 from trio_runner.embedded.addresses import open_addresses
 from trio_runner.errors import ClaimRefusedError, RunnerError, ScenarioCompletedError
 from trio_runner.failure.failure import flatten
@@ -23,7 +25,6 @@ from trio_runner.runner.outcome import Ending, Outcome
 from trio_runner.runner.preflight import open_clients
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from types import TracebackType
 
@@ -62,7 +63,7 @@ class Runner:
 
         Args:
             runner_id: In the place of `runner.id`.
-            video_path: In the place of `video.path`.
+            video_path: In the place of `video.path`: a path or a URL.
             inference_url: In the place of `inference.url`.
             database_url: In the place of `database.url`.
             kafka_brokers: In the place of `kafka.brokers`.
@@ -75,7 +76,7 @@ class Runner:
         """
         named = {
             "runner": {"id": runner_id},
-            "video": {"path": None if video_path is None else str(Path.cwd() / video_path)},
+            "video": {"path": None if video_path is None else absolute_path(os.fspath(video_path), Path.cwd())},
             "inference": {"url": inference_url},
             "database": {"url": database_url},
             "kafka": {"brokers": kafka_brokers},

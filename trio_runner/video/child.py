@@ -52,8 +52,8 @@ class Video:
 
     info: VideoInfo
 
-    def __init__(self, options: VideoSection, child: _Child, on_passed: Callable[[], None]) -> None:
-        self._options, self._child, self._on_passed = options, child, on_passed
+    def __init__(self, options: VideoSection, child: _Child, on_passed: Callable[[], None], name: str) -> None:
+        self._options, self._child, self._on_passed, self._name = options, child, on_passed, name
 
     async def open(self) -> None:
         """Wait until the child has opened the file, and set `info`; raises RunnerError."""
@@ -62,7 +62,7 @@ class Video:
         while isinstance(opened, messages.Passed):
             opened = await self._next(timeout_seconds)
         if not isinstance(opened, messages.Opened):
-            raise _malformed(self._options.path, f"it began with {type(opened).__name__}")
+            raise _malformed(self._name, f"it began with {type(opened).__name__}")
         self.info = opened.info
 
     def start(self, first_frame: int, *, frames_stored: int = 0, last_pts_seconds: float | None = None) -> None:
@@ -93,10 +93,10 @@ class Video:
                 case messages.Passed():
                     self._on_passed()
                 case _:
-                    raise _malformed(self._options.path, "it opened the file twice")
+                    raise _malformed(self._name, "it opened the file twice")
 
     async def _next(self, timeout_seconds: float) -> messages.Record:
-        path = self._options.path
+        path = self._name
         record = None
         try:
             with trio.move_on_after(timeout_seconds) as patience:
@@ -113,7 +113,8 @@ class Video:
         if record is None:
             raise await self._explain_death()
         if isinstance(record, messages.Fault):
-            raise RunnerError(record.code, record.message)
+            # The child knows the file that it reads, and nothing of a URL that the file is a copy of.
+            raise RunnerError(record.code, record.message.replace(self._options.path, self._name))
         return record
 
     async def _explain_death(self) -> RunnerError:
@@ -122,15 +123,17 @@ class Video:
         output = f": {tail}" if tail else ""
         if status is not None and status < 0:
             hint = ", as the kernel does when memory runs out" if status == -signal.SIGKILL else ""
-            message = f"{self._options.path}: the decoder was killed by signal {signal_name(-status)}{hint}{output}"
+            message = f"{self._name}: the decoder was killed by signal {signal_name(-status)}{hint}{output}"
             return RunnerError(ErrorCode.DECODER_KILLED, message)
         how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
         remedy = f"If every video ends like this, reinstall trio_runner into {sys.executable}"
-        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._options.path}: the decoder {how}{output}. {remedy}")
+        return RunnerError(ErrorCode.DECODER_FAILED, f"{self._name}: the decoder {how}{output}. {remedy}")
 
 
 @asynccontextmanager
-async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] = lambda: None) -> AsyncIterator[Video]:
+async def spawn_decoder(
+    options: VideoSection, *, on_passed: Callable[[], None] = lambda: None, name: str = ""
+) -> AsyncIterator[Video]:
     """Start a child that opens the video, and end it when the block ends.
 
     The child takes a while to start: open other clients first and await `Video.open` afterwards. Enter this on the main
@@ -140,6 +143,7 @@ async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] 
         options: The video's path, the frames to select, and the limits.
         on_passed: Called now and then while `receive` waits and no decoded frame is selected: an attempt that resumes
             passes over all frames that an earlier attempt has stored.
+        name: What messages call the video, if not by the path that is opened.
 
     Raises:
         RunnerError: The child cannot be started.
@@ -153,7 +157,7 @@ async def spawn_decoder(options: VideoSection, *, on_passed: Callable[[], None] 
         )
         raise RunnerError(ErrorCode.DECODER_FAILED, message) from error
     try:
-        yield Video(options, child, on_passed)
+        yield Video(options, child, on_passed, name or options.path)
     finally:
         with trio.move_on_after(2 * END_SECONDS, shield=True):
             await child.aclose()
@@ -169,8 +173,8 @@ class _Child:
     def __init__(self, options: VideoSection) -> None:
         with ExitStack() as ours:
             with ExitStack() as theirs:
-                stdin, self._commands = _pipe(theirs, ours)
-                frames, stdout = _pipe(ours, theirs)
+                stdin, self._commands = pipe(theirs, ours)
+                frames, stdout = pipe(ours, theirs)
                 # Standard error is a file in memory. Nobody has to drain it, the child can read FFmpeg's messages in
                 # it, and this process can still read it after the child's death.
                 self._stderr = os.memfd_create("decoder-stderr")
@@ -253,7 +257,7 @@ class _Child:
             await trio.aclose_forcefully(self._records)
 
 
-def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+def pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     """Both ends of a pipe, each closed with its stack."""
     read_end, write_end = os.pipe()
     reader.callback(os.close, read_end)

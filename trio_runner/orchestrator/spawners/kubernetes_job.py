@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.load import Config
+from trio_runner.config.location import is_url
 from trio_runner.errors import ExitCode
 from trio_runner.orchestrator.spawners.runner_config import own_keys
 
@@ -191,6 +193,10 @@ def _settings(node: str, work: Work) -> Iterator[str]:
     sections = own_keys(work, data_dir=DATA_DIR, node=node)
     # Raises ConfigError for a value that the runner could not use: the settings came from a row.
     Config().replace(**sections)
+    if is_url(work.video_path) and "?" in work.video_path:
+        # The command of a container is read by whoever may read Jobs, and in the node's list of processes.
+        problem, remedy = "a URL with a query, which would stand in the Job's command", "submit it as s3://bucket/key"
+        raise ConfigError([Problem(problem=problem, path=("video", "path"), remedy=remedy)])
     for section, keys in sections.items():
         for key, value in keys.items():
             written = tomli_w.dumps({key: value}).strip().partition(" = ")[2]

@@ -12,7 +12,7 @@ import tomli_w
 from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.load import load_config
-from trio_runner.config.sections import EMBEDDED
+from trio_runner.config.sections import CACHE_NAME, EMBEDDED
 from trio_runner.config.settings import check_scenario_settings, is_canonical
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def runner_config(template: Config, work: Work, *, data_dir: Path, node: str) ->
     if not template.kafka.spool_dir:
         # All runners of this node share one spool, so that the next one that starts publishes the events in it.
         sections["kafka"]["spool_dir"] = str(Path(template.runner.data_dir) / "spool")
+    if not template.storage.cache_dir:
+        # For the same reason they share one cache of videos.
+        sections["storage"] = {"cache_dir": str(Path(template.runner.data_dir) / CACHE_NAME)}
     return template.replace(**sections)
 
 

@@ -21,7 +21,11 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'scenario % does not exist', p_id USING ERRCODE = 'RN006';
     ELSIF s.instance_id = p_instance THEN
-        -- The caller holds this claim already: the reply to its first call was lost.
+        -- The caller holds this claim already: the reply to its first call was lost, or its video, which was fetched under
+        -- this claim, has an identity by now.
+        IF s.frames_stored = 0 THEN
+            UPDATE scenarios SET video_identity = coalesce(p_identity, s.video_identity) WHERE id = p_id RETURNING * INTO s;
+        END IF;
         RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts;
         RETURN;
     ELSIF s.outcome = 'completed' THEN
