@@ -39,6 +39,22 @@ def test_the_user_part_of_an_address_is_masked(text: str, clean: str) -> None:
     assert redact(text) == clean
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("https://h/a.mp4?X-Amz-Signature=c4n4ry: gone", "https://h/a.mp4?*** gone"),
+        ("(https://h/a?c4n4ry and s3://b/k?versionId=c4n4ry", "(https://h/a?*** and s3://b/k?***"),
+        ('{"url": "http://h/?c4n4ry", "next": 1}', '{"url": "http://h/?***", "next": 1}'),
+        ("https://h/a?x=1\\u0026sig=c4n4ry", "https://h/a?***"),
+        ("https://h/a? is no query", "https://h/a? is no query"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql:///db?host=/run/postgresql"),
+    ],
+)
+def test_the_query_of_a_web_address_is_masked(text: str, clean: str) -> None:
+    assert redact(text) == clean
+    assert redact(clean) == clean
+
+
 def test_given_secrets_are_masked_wherever_they_stand() -> None:
     assert redact("key=c4n4ry;c4n4ryc4n4ry", frozenset({CANARY})) == f"key={MASK};{MASK}{MASK}"
 

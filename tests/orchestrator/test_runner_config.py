@@ -12,6 +12,8 @@ from tests.support.hanging_disk import hanging_disk
 from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import Config, load_config, parse_config
 from trio_runner.database.backlog import Work
+from trio_runner.kafka.record import BadEventError
+from trio_runner.orchestrator.listener import refuse_url
 from trio_runner.orchestrator.spawners import runner_config as runner_config_module
 from trio_runner.orchestrator.spawners.kubernetes_job import job
 from trio_runner.orchestrator.spawners.runner_config import as_toml, load_template, runner_config
@@ -50,6 +52,33 @@ def test_a_key_that_no_scenario_may_set_is_refused_by_its_name(changes: dict[str
         runner_config(Config(), work(**changes), data_dir=Path("/run/7"), node="node_1")
     with pytest.raises(ConfigError, match=named):
         job(Config().kubernetes, "node_1", work(**changes))
+
+
+PRESIGNED = "https://media.example/7.mp4?X-Amz-Signature=c4n4ry"
+
+
+def test_a_runner_is_given_the_url_as_it_was_submitted_and_shares_one_cache_with_the_others() -> None:
+    template = Config().replace(runner={"data_dir": "/var/lib/fleet"}, storage={"url_prefixes": ["https://h/"]})
+    made = runner_config(template, work(video_path=PRESIGNED), data_dir=Path("/run/7"), node="node_1")
+    assert (made.video.path, made.storage.cache_dir) == (PRESIGNED, "/var/lib/fleet/videos")
+    assert made.storage.url_prefixes == ("https://h/",)
+    assert parse_config(as_toml(made), base_dir=Path("/")) == made
+
+
+def test_a_presigned_url_never_stands_in_the_command_of_a_job() -> None:
+    with pytest.raises(ConfigError, match=r"video\.path: a URL with a query") as refused:
+        job(Config().kubernetes, "node_1", work(video_path=PRESIGNED))
+    assert "c4n4ry" not in str(refused.value)
+    assert "s3://bucket/7.mp4" in str(job(Config().kubernetes, "node_1", work(video_path="s3://bucket/7.mp4")))
+
+
+def test_a_command_with_a_url_that_no_runner_would_fetch_is_refused_without_its_query() -> None:
+    template = Config().replace(storage={"url_prefixes": ["https://media.example/"]})
+    refuse_url(PRESIGNED, template)
+    refuse_url("/srv/videos/7.mp4", template)
+    with pytest.raises(BadEventError, match=r"storage\.url_prefixes") as refused:
+        refuse_url("https://elsewhere.example/7.mp4?c4n4ry=1", template)
+    assert "c4n4ry" not in str(refused.value)
 
 
 def test_a_long_nodes_name_leaves_room_for_the_scenarios_id() -> None:

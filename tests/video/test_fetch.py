@@ -257,7 +257,7 @@ def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(monkeypat
     monkeypatch.setattr(socket, "socket", Socket)
     location = parse_location("https://media.example/videos/a.mp4")
     with pytest.raises(RunnerError) as refused:
-        connecting.connect(location, location, StorageSection())
+        connecting.connect(location, location, StorageSection(), key="url_prefixes")
     assert refused.value.code == "storage_unreachable"
     assert connected == [("192.0.2.1", 443)]
 
@@ -269,7 +269,7 @@ def test_a_name_with_one_forbidden_address_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_keys: found)
     location = parse_location("https://media.example/videos/a.mp4")
     with pytest.raises(RunnerError, match="metadata"):
-        connecting.connect(location, location, StorageSection())
+        connecting.connect(location, location, StorageSection(), key="url_prefixes")
 
 
 def test_a_storage_that_is_not_there(tmp_path: Path) -> None:

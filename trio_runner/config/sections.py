@@ -142,8 +142,8 @@ class StorageSection(PeerSection, frozen=True, kw_only=True):
     """From where a `video.path` that is a URL may be fetched, and the cache that holds the copies."""
 
     url_prefixes: Annotated[
-        tuple[Annotated[str, Meta(max_length=4096)], ...],
-        Meta(max_length=1000, description='a list of texts, as ["https://media.example/videos/", "s3://bucket/"]'),
+        tuple[Annotated[str, Meta(max_length=500)], ...],
+        Meta(max_length=40, description='a list of at most 40, as ["https://media.example/videos/", "s3://bucket/"]'),
     ] = ()
     cache_dir: FilePath = ""
     cache_max_mib: Annotated[int, Meta(ge=1, le=2**30)] = 20_480

@@ -107,7 +107,7 @@ class Listener:
         """
         command_id, command = decode_command(record, self._template)
         if isinstance(command, StartCommand):
-            _refuse_url(command.video_path, self._template)
+            refuse_url(command.video_path, self._template)
         start = isinstance(command, StartCommand)
         settings = command.settings if isinstance(command, StartCommand) else {}
         first = await Backlog(store).apply(
@@ -126,7 +126,7 @@ class Listener:
             )
 
 
-def _refuse_url(video_path: str, template: Config) -> None:
+def refuse_url(video_path: str, template: Config) -> None:
     """Raise BadEventError for a URL that no runner of this fleet would fetch."""
     try:
         location_of(video_path, template.storage.url_prefixes)

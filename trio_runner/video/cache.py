@@ -1,8 +1,9 @@
 """The directory that holds copies of fetched objects: bounded, shared by processes, no half a file in sight.
 
-Of each object it holds `KEY.part`, what has come of it so far, with `KEY.part.json`; then `KEY-VERSION.mp4`, the whole
-file, with `KEY.json`. A process that works on an object has `KEY.lock` exclusively; whoever reads a whole file has that
-file's lock shared; and whoever makes room has `.lock`. All are locks of flock(2), which end with their process.
+For each object the directory holds `KEY.part`, the bytes received so far, with `KEY.part.json`; later
+`KEY-VERSION.mp4`, the whole file, with `KEY.json`. A process that fetches an object has `KEY.lock` exclusively. A
+process that reads a whole file has a shared lock on that file. A process that makes room has `.lock`. The locks are
+those of flock(2), which end with their process.
 """
 
 from __future__ import annotations

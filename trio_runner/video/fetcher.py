@@ -110,7 +110,8 @@ async def _fetch(
 ) -> tuple[messages.Ready, int]:
     """The child's last record, and a descriptor that keeps the file from being evicted."""
     order = await _order(config, location, environ, only_look=False)
-    if "http" in (location.scheme, config.storage.s3_endpoint.partition(":")[0]) and location.scheme != "https":
+    reached_by = config.storage.s3_endpoint if location.scheme == "s3" else str(location)
+    if reached_by.startswith("http:"):
         logger.warning("%s is fetched over a connection that is not encrypted", location)
     async with _spawned(order, location) as child:
         ready = await child.result(config.storage, on_progress)

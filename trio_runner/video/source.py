@@ -62,8 +62,8 @@ def allowing_prefix(location: Location, prefixes: Iterable[str]) -> Location | N
 def object_key(location: Location) -> str:
     """The name under which the cache keeps this object: a hash of its URL without the parameters of a signature.
 
-    So every presigned URL of an object finds the copy that an earlier one has fetched. The storage is asked with the
-    new URL whether that copy is still the object, so a URL that has expired gives nobody the copy.
+    So every presigned URL of an object finds the copy that was fetched by an earlier one. The fetcher asks the storage
+    by the new URL whether that copy is still the object, so an expired URL gives no access to the copy.
     """
     parameters = [(each.partition("=")[0], each) for each in location.query.split("&")]
     azure = _AZURE if "sig" in dict(parameters) else frozenset()

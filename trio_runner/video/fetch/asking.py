@@ -110,7 +110,8 @@ class _Request:
 
     def connected(self, storage: StorageSection) -> http.client.HTTPConnection:
         try:
-            return connect(self.target, self.listed, storage)
+            key = "s3_endpoint" if self.shown.scheme == "s3" else "url_prefixes"
+            return connect(self.target, self.listed, storage, key=key)
         except RunnerError as error:
             if self.target is self.shown:
                 raise

@@ -23,7 +23,7 @@ _Place: TypeAlias = tuple[socket.AddressFamily, Any]
 """An address family, and an address as the socket module has it."""
 
 _METADATA: Final = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))
-"""Where clouds hand out credentials to whoever asks. The first is link-local as well."""
+"""Addresses at which clouds give credentials to every client. The first one is link-local as well."""
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE: Final = ipaddress.ip_network("::/96")
@@ -31,7 +31,7 @@ _PROTOCOL_ASSIGNMENTS: Final = ipaddress.ip_network("192.0.0.0/24")
 _THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")
 
 
-def connect(location: Location, listed: Location, storage: StorageSection) -> http.client.HTTPConnection:
+def connect(location: Location, listed: Location, storage: StorageSection, *, key: str) -> http.client.HTTPConnection:
     """A connection to the host of `location`, with TLS for https; its socket waits `stall_timeout_seconds` at most.
 
     Args:
@@ -39,18 +39,19 @@ def connect(location: Location, listed: Location, storage: StorageSection) -> ht
         listed: The prefix or the endpoint of the config that allows this location. A host that is written there as an
             address, or as localhost, may be one that is refused otherwise.
         storage: Time limits and TLS files.
+        key: The key of `[storage]` that `listed` comes from, for messages.
 
     Raises:
         RunnerError: `video_refused` for a forbidden address; `storage_unreachable`, `storage_tls`.
     """
-    plain = _connect_to_one(_addresses(location, listed), location, storage)
+    plain = _connect_to_one(_addresses(location, listed, key), location, storage)
     try:
         if location.scheme == "https":
             plain = tls_context(storage).wrap_socket(plain, server_hostname=location.host)
         plain.settimeout(storage.stall_timeout_seconds)
     except (OSError, ValueError) as error:
         plain.close()
-        problem = tls_problem(error, "storage", address="url_prefixes") if isinstance(error, OSError) else None
+        problem = tls_problem(error, "storage", address=key)
         if problem:
             raise RunnerError(ErrorCode.STORAGE_TLS, f"{location}: {problem}") from error
         why = "no TLS handshake in time" if isinstance(error, TimeoutError) else "it hung up in the TLS handshake"
@@ -85,7 +86,7 @@ def tls_context(storage: StorageSection) -> ssl.SSLContext:
     return context
 
 
-def _addresses(location: Location, listed: Location) -> list[_Place]:
+def _addresses(location: Location, listed: Location, key: str) -> list[_Place]:
     """Every address of the host, all of them allowed: a name that has one forbidden address is refused."""
     try:
         found = socket.getaddrinfo(location.host, location.port, type=socket.SOCK_STREAM)
@@ -96,7 +97,7 @@ def _addresses(location: Location, listed: Location) -> list[_Place]:
         address = ipaddress.ip_address(str(place[0]).partition("%")[0])
         if kind := why_forbidden(address, listed.host):
             what = f"{location.host} is the address {address}, which is {kind}"
-            remedy = "If that is meant, list the address itself in storage.url_prefixes"
+            remedy = f"If that is meant, write the address itself into storage.{key}"
             raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{location}: {what}. {remedy}")
     return [(family, place) for family, _, _, _, place in found]
 
