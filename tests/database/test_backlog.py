@@ -89,7 +89,7 @@ async def begin(backlog: Backlog, store: Store, scenario_id: int, node: str = NO
     await store.fetch_all(
         "UPDATE scenarios SET not_before = not_before - interval '100 years' WHERE id <> $1", scenario_id
     )
-    return await store.claim(attempt(scenario_id, epoch=work.epoch))
+    return await store.claim(attempt(scenario_id, epoch=work.epoch, video=work.video_path))
 
 
 async def fail(store: Store, claim: Claim, error_class: str = "retriable", code: str = "x", **error: Any) -> bool:
@@ -148,6 +148,22 @@ async def test_another_video_or_other_settings_are_refused(backlog: Backlog, cha
     await submit(backlog, 7)
     with pytest.raises(ClaimRefusedError, match=rf"scenario 7 exists with another video or other settings: {VIDEO}"):
         await submit(backlog, 7, **changes)
+
+
+async def test_a_url_that_was_signed_anew_takes_the_place_of_the_old_one(backlog: Backlog, store: Store) -> None:
+    old, new = (f"https://media.example/7.mp4?X-Amz-Signature={number}" for number in (1, 2))
+    await submit(backlog, 7, video=old)
+    await give_up(backlog, store, 7)
+    assert await submit(backlog, 7, video=new) == 7
+    (work,) = await due(backlog)
+    assert (work.scenario_id, work.video_path) == (7, new)
+    for other in ("https://media.example/8.mp4?X-Amz-Signature=2", "/srv/7.mp4"):
+        with pytest.raises(ClaimRefusedError, match="another video"):
+            await submit(backlog, 7, video=other)
+    await begin(backlog, store, 7)
+    with pytest.raises(ClaimRefusedError, match="another video"):
+        await submit(backlog, 7, video=old)
+    assert (await state(store, 7))["video_path"] == new
 
 
 async def test_a_completed_scenario_is_not_done_again(backlog: Backlog, store: Store) -> None:

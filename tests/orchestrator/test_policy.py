@@ -19,7 +19,7 @@ from trio_runner.orchestrator.policy import (
     delay_seconds,
 )
 
-SHARED = [code for code in ErrorCode if code.stage in {Stage.INFERENCE, Stage.STORE, Stage.KAFKA}]
+SHARED = [code for code in ErrorCode if code.stage in {Stage.INFERENCE, Stage.STORE, Stage.KAFKA, Stage.STORAGE}]
 OTHERS = [code for code in ErrorCode if code not in SHARED]
 
 attempts = st.builds(
