@@ -53,6 +53,8 @@ class Storage:
         self.etag: str | None = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
         self.plan: Callable[[int], Fault | int | None] = lambda _number: None
         """From the number of a request to its fault, or to the status that it is answered with."""
+        self.checksums: dict[str, str] = {}
+        """Headers that name checksums of the object."""
         self.cut_at = len(content) // 2
         """How many bytes of a body come before it is cut or stalls."""
         self.elsewhere = "http://169.254.169.254/latest/meta-data/"
@@ -155,7 +157,7 @@ class _Exchange:
     def _send_object(self, headers: dict[str, str]) -> None:
         storage, fault = self._storage, self._fault
         size, begin = len(storage.content), 0
-        more = {"ETag": storage.etag} if storage.etag else {}
+        more = {**storage.checksums, **({"ETag": storage.etag} if storage.etag else {})}
         if fault is Fault.WRONG_CHECKSUM:
             more["x-amz-checksum-sha256"] = "AAAA"
         wanted = headers.get("range", "")

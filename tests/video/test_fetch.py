@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -186,6 +188,29 @@ def test_what_came_before_a_cut_is_not_fetched_again(storage: Storage, tmp_path:
     assert whole_file(url_of(storage), tmp_path) == CONTENT
     assert storage.asked[1]["range"] == f"bytes={MIB // 2}-"
     assert storage.sent == len(CONTENT)
+
+
+def test_a_part_that_is_complete_is_not_fetched_again(storage: Storage, tmp_path: Path) -> None:
+    """A fetcher that was killed between the last byte and the file's name leaves one."""
+    storage.cut_at = MIB // 2
+    storage.plan = lambda number: Fault.CUT if number == 0 else None
+    assert isinstance(fetched(url_of(storage), tmp_path), messages.Fault)
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(CONTENT)
+    assert whole_file(url_of(storage), tmp_path) == CONTENT
+    assert storage.sent == MIB // 2 + 1
+
+
+@pytest.mark.parametrize(("kind", "right"), [("sha256", True), ("crc32", True), ("crc32", False)])
+def test_the_storages_checksum_of_the_whole_object_is_compared(
+    storage: Storage, tmp_path: Path, kind: str, *, right: bool
+) -> None:
+    digest = hashlib.sha256(CONTENT).digest() if kind == "sha256" else zlib.crc32(CONTENT).to_bytes(4)
+    storage.checksums = {f"x-amz-checksum-{kind}": base64.b64encode(digest if right else digest[::-1]).decode()}
+    storage.cut_at = MIB
+    storage.plan = lambda number: Fault.CUT if number == 0 else None
+    assert isinstance(fetched(url_of(storage), tmp_path), messages.Ready if right else messages.Fault)
+    assert len(list(tmp_path.glob("*-*"))) == right
 
 
 def test_a_connection_that_brought_much_is_followed_by_another_in_the_same_attempt(

@@ -81,13 +81,14 @@ class Cache:
         return self._directory / f"{key}-{digest}{suffix}"
 
     def part(self, key: str) -> tuple[Version, int] | None:
-        """The version of which a part is there that can be gone on with, and the number of its bytes."""
+        """The version of which a part can be resumed, and the byte at which, which is one that the version has."""
         version = self._version(self._path(key, "part.json"))
         if version is None or not version.is_strong:
             return None
         with suppress(OSError):
             size = self._path(key, "part").stat().st_size
-            return (version, size) if 0 < size <= version.size else None
+            # Of a part that is complete the last byte is asked for again: no server has a range behind it.
+            return (version, min(size, version.size - 1)) if 0 < size <= version.size else None
         return None
 
     def begin(self, key: str, version: Version) -> int:
@@ -105,10 +106,10 @@ class Cache:
             write_private(self._path(key, "part.json"), msgspec.json.encode(version))
         return self._open_part(key, os.O_CREAT | os.O_TRUNC)
 
-    def resume(self, key: str) -> int:
-        """The part that is there, open for writing behind its last byte."""
+    def resume(self, key: str, begin: int) -> int:
+        """The part that is there, open for writing from byte `begin` on."""
         descriptor = self._open_part(key, 0)
-        os.lseek(descriptor, 0, os.SEEK_END)
+        os.lseek(descriptor, begin, os.SEEK_SET)
         return descriptor
 
     def drop_part(self, key: str) -> None:

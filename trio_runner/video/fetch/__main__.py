@@ -29,7 +29,7 @@ from trio_runner.video.fetch.asking import Answer, asked, broken
 from trio_runner.video.source import location_of, object_key, suffix_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from trio_runner.config.location import Location
 
@@ -37,6 +37,9 @@ READ_BYTES: Final = 256 * 1024
 REPORT_SECONDS: Final = 1.0
 MIN_GAIN_BYTES: Final = 2**20
 """A connection that has brought so much before it broke is followed by another one in the same attempt."""
+
+SYNC_BYTES: Final = 256 * 2**20
+"""After so many bytes they are written to the disk, so that the last sync of a large file does not take minutes."""
 
 MAX_RESTARTS: Final = 3
 """How often the object may turn out to be another version than the part that is there."""
@@ -102,17 +105,20 @@ class Fetcher:
             RunnerError: The connection broke or stalled before it had brought much, or the content is not right.
         """
         if answer.begin:
-            descriptor = cache.resume(self._key)
+            descriptor = cache.resume(self._key, answer.begin)
         else:
             try:
                 descriptor = cache.begin(self._key, version)
             except RunnerError as error:
                 raise RunnerError(error.code, f"{self._location}: {error.message}") from None
-        received = answer.begin
+        received = synced = answer.begin
         try:
             while chunk := self._next(answer):
                 _write(descriptor, chunk)
                 received += len(chunk)
+                if received - synced >= SYNC_BYTES:
+                    os.fdatasync(descriptor)
+                    synced = received
                 self._check_time()
                 self._report(messages.Received(received, version.size))
             if received < version.size:
@@ -120,8 +126,12 @@ class Fetcher:
                     return False
                 cut = f"{self._location}: it broke off after {received} of {version.size} bytes"
                 raise self._problem or RunnerError(ErrorCode.STORAGE_UNAVAILABLE, cut)
-            self._check(descriptor, answer.checksums or {}, cache)
+            self._check(descriptor, version, answer.checksums or {}, cache)
             os.fsync(descriptor)
+        except OSError:
+            # A full disk needs the room.
+            cache.drop_part(self._key)
+            raise
         finally:
             os.close(descriptor)
         return True
@@ -135,9 +145,19 @@ class Fetcher:
             self._problem = broken(self._location, error)
             return b""
 
-    def _check(self, descriptor: int, checksums: Mapping[str, str], cache: Cache) -> None:
+    def _check(self, descriptor: int, version: Version, checksums: Mapping[str, str], cache: Cache) -> None:
         """Compare the part with the checksums that the storage has named; raises `storage_bad_answer`."""
-        found = _checksums(descriptor, checksums)
+        sha256, crc32, offset = hashlib.sha256(), 0, 0
+        while checksums and (chunk := os.pread(descriptor, 4 * READ_BYTES, offset)):
+            offset += len(chunk)
+            if "sha256" in checksums:
+                sha256.update(chunk)
+            if "crc32" in checksums:
+                crc32 = zlib.crc32(chunk, crc32)
+            # A sign of life: a large file takes minutes.
+            self._report(messages.Received(version.size, version.size))
+        digests = {"sha256": sha256.digest(), "crc32": crc32.to_bytes(4)}
+        found = {name: base64.b64encode(digest).decode() for name, digest in digests.items()}
         if wrong := [name for name, value in checksums.items() if found[name] != value]:
             cache.drop_part(self._key)
             message = f"{self._location}: what came is not what its {wrong[0]} says. It is fetched anew next time"
@@ -169,19 +189,6 @@ def _write(descriptor: int, chunk: bytes) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def _checksums(descriptor: int, names: Collection[str]) -> dict[str, str]:
-    """The checksums of a file's whole content, in base64 as S3 writes them."""
-    sha256, crc32, offset = hashlib.sha256(), 0, 0
-    while names and (chunk := os.pread(descriptor, 4 * READ_BYTES, offset)):
-        offset += len(chunk)
-        if "sha256" in names:
-            sha256.update(chunk)
-        if "crc32" in names:
-            crc32 = zlib.crc32(chunk, crc32)
-    found = {"sha256": sha256.digest(), "crc32": crc32.to_bytes(4)}
-    return {name: base64.b64encode(found[name]).decode() for name in names}
 
 
 def main() -> int:
