@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import av.logging
+
 _MESSAGE_ONLY: Final = frozenset(
     {"hevc", "mjpeg", "ffv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "dvvideo"}
 )
@@ -16,12 +18,15 @@ The message is logged while the damaged packet is decoded, before the call retur
 _HARMLESS: Final = re.compile(r"SEI type|unable to decode APP fields|VPS 0 does not exist|skipped|not implemented")
 """Errors about parts of a packet that are not its picture."""
 
+_DROPPED: Final = "Skipping invalid undecodable NALU"
+"""A warning of the decoder of HEVC, which then leaves out a part of the picture, or all of it."""
+
 
 def reported_by(codec: str, messages: list[tuple[int, str, str]]) -> str:
     """The first message that reports damage of the packet just decoded; empty where none does."""
     if codec in _MESSAGE_ONLY:
-        for _, name, text in messages:
-            if not _HARMLESS.search(text):
+        for level, name, text in messages:
+            if text.startswith(_DROPPED) or (level <= av.logging.ERROR and not _HARMLESS.search(text)):
                 return f"FFmpeg: {name}: " + text.strip(" .\n")
     return ""
 

@@ -83,6 +83,7 @@ class Footage:
             OSError: The file cannot be read.
             MemoryError: A picture does not fit into the memory limit.
         """
+        av.logging.set_level(av.logging.WARNING)
         av.logging.set_skip_repeated(False)
         with av.logging.Capture(local=False) as self._log:
             for frame, number in self._settled():

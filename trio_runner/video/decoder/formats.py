@@ -27,7 +27,7 @@ FORMATS: Final = (
 CODECS: Final = (
     "h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3",
     "h263", "h263p", "flv1", "mjpeg", "theora", "vc1", "wmv1", "wmv2", "wmv3", "prores", "dnxhd", "dvvideo", "ffv1",
-    "huffyuv", "ffvhuff", "cinepak", "gif", "apng",
+    "huffyuv", "ffvhuff", "cinepak", "gif", "apng", "rawvideo",
 )  # fmt: skip
 """The codecs that are decoded, by FFmpeg's names."""
 
@@ -55,6 +55,8 @@ def open_container(fd: int, options: VideoSection) -> InputContainer:
         container.flags &= ~_GENERATE_PTS
         return container
     check_length(fd, options)
+    if any("m3u8/hls" in message for message in messages):
+        raise RunnerError(ErrorCode.VIDEO_UNREADABLE, f"{options.path}: {_refusal(options, 'hls')}")
     if not any(_NOT_LISTED in message for message in messages):
         found = messages[-1] if messages else "FFmpeg recognises no container in it"
         raise RunnerError(ErrorCode.VIDEO_UNREADABLE, f"{options.path}: is no video: {found}. Give another file")

@@ -67,7 +67,7 @@ def look(fd: int, options: VideoSection) -> dict[int, Look]:
             if packet.stream.type == "video" and packet.size:
                 seen.packets += 1
                 seen.encrypted |= packet.has_sidedata("encryption_info")
-                time = packet.dts if packet.dts is not None else packet.pts
+                time = packet.pts if packet.pts is not None else packet.dts
                 if time is not None and packet.time_base:
                     seen.times.append(float(time * packet.time_base))
             times = seen.times
@@ -134,6 +134,11 @@ def describe(container: InputContainer, stream: VideoStream, seen: Look, options
         message = f"{options.path}: the codec {codec} in the container {name} is not one that is decoded"
         raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{message}. Convert it: {conversion(options, stream)}")
     width, height = _size(stream)
+    if not (width and height):
+        check_length(fd, options)
+        within = f"pictures within {options.limit_width} x {options.limit_height} are found ({codec} in {name})"
+        remedy = "Give another file, or raise video.limit_width and video.limit_height"
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{options.path}: no {within}. {remedy}")
     check_size(width, height, options)
     if seen.rate > options.limit_fps * RATE_TOLERANCE:
         rates = f"{seen.rate:g} frames a second, over the limit of {options.limit_fps:g}"

@@ -6,9 +6,9 @@
    which these come out.
 3. A stream without a container, and a picture without any time: the time before plus one frame.
 4. Times count from the start of the container, which is the earliest of its streams, as in a player.
-5. Time does not go back. A time that does becomes the one before plus one frame. If it goes back by more than ten
-   seconds, as where two recordings were joined, all later times move with it; in a transport or program stream a leap
-   forward by as much counts as such a join, too.
+5. Time does not go back. A time that does becomes the one before plus half a frame, and so do the next ones until the
+   container's times have caught up. If time goes back by more than ten seconds, as where two recordings were joined,
+   all later times move with it; in a transport or program stream a leap forward by as much is such a join, too.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ class Clock:
         leap = float(time - self._last)
         if leap < -JOIN_SECONDS or (self._joins and leap > JOIN_SECONDS):
             self._shift += self._last + self._interval - time
-        elif leap >= 0:
-            return time
-        return self._last + self._interval
+            return self._last + self._interval
+        return time if leap >= 0 else self._last + self._interval / 2
 
 
 def _start(container: InputContainer, stream: VideoStream) -> Fraction | None:

@@ -1,0 +1,90 @@
+"""Which pictures count as damaged: the rule itself, and files of many codecs with flipped bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av.logging
+import pytest
+
+from tests.support import clips
+from tests.support.watching import watch
+from trio_runner.video.decoder.damage import Damage, reported_by
+
+FAIL, SKIP = "fail", "skip"
+
+
+def whole(damage: Damage, *pictures: tuple[int, bool]) -> list[bool]:
+    return [damage.is_whole(number, key_frame=key) for number, key in pictures]
+
+
+def test_without_damage_every_picture_is_whole() -> None:
+    assert whole(Damage(), (0, True), (2, False), (1, False)) == [True] * 3
+
+
+def test_what_is_decoded_after_a_damaged_picture_is_damaged_up_to_the_next_key_frame() -> None:
+    damage = Damage()
+    damage.note(2, None)
+    # Picture 3 is presented before picture 2, and refers to it.
+    order = [(0, True), (1, False), (3, False), (2, False), (4, False), (5, True), (6, False)]
+    assert whole(damage, *order) == [True, True, False, False, False, True, True]
+
+
+def test_pictures_between_a_damaged_group_and_the_next_key_frame_may_refer_to_either() -> None:
+    damage = Damage()
+    damage.note(1, None)
+    # Pictures 3 and 4 were decoded after the key frame 2 and are presented before it.
+    assert whole(damage, (0, True), (1, False), (3, False), (4, False), (2, True), (5, False)) == [
+        True, False, False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_a_damaged_key_frame_ends_nothing() -> None:
+    damage = Damage()
+    for number in (1, 4):
+        damage.note(number, None)
+    assert whole(damage, (0, True), (1, False), (4, True), (5, False), (6, True)) == [True, False, False, False, True]
+
+
+def test_nothing_is_past_the_damage_before_there_is_any() -> None:
+    damage = Damage()
+    assert not damage.is_past(0, 0)
+    damage.note(5, 200)
+    assert not damage.is_past(4, 160)
+    assert damage.is_past(6, 160)
+    # This one was decoded before the damaged packet, whose picture may be missing, but it is presented after it.
+    assert damage.is_past(4, 240)
+
+
+ERROR, WARNING = av.logging.ERROR, av.logging.WARNING
+
+
+@pytest.mark.parametrize(("codec", "message", "complaint"), [
+    ("ffv1", (ERROR, "ffv1", "slice CRC mismatch 7AC52C5E!\n"), "FFmpeg: ffv1: slice CRC mismatch 7AC52C5E!"),
+    ("hevc", (WARNING, "hevc", "Skipping invalid undecodable NALU: 21\n"),
+     "FFmpeg: hevc: Skipping invalid undecodable NALU: 21"),
+    ("hevc", (WARNING, "hevc", "Something else\n"), ""),
+    ("mjpeg", (ERROR, "mjpeg", "unable to decode APP fields: Invalid data\n"), ""),
+    # The decoder of H.264 marks the damaged picture itself, and reports as errors what is none.
+    ("h264", (ERROR, "h264", "mmco: unref short failure\n"), ""),
+])  # fmt: skip
+def test_a_message_reports_damage_where_the_decoder_has_no_other_way(
+    codec: str, message: tuple[int, str, str], complaint: str
+) -> None:
+    assert reported_by(codec, [message]) == complaint
+
+
+async def test_each_attempt_passes_over_the_same_frames_however_many_threads_decode(tmp_path: Path) -> None:
+    path = clips.corrupt(tmp_path / "corrupt.mp4")
+    first = await watch(path, on_corrupt=SKIP)
+    assert first.end is not None
+    assert first.end.skipped_corrupt > 0
+    for _ in range(15):
+        again = await watch(path, on_corrupt=SKIP, decoder_threads=4)
+        assert (again.frames, again.end, again.error) == (first.frames, first.end, first.error)
+
+
+async def test_what_is_given_before_damage_is_whole_with_several_threads_too(tmp_path: Path) -> None:
+    shown = await watch(clips.corrupt(tmp_path / "corrupt.mp4"), on_corrupt=FAIL, decoder_threads=4)
+    assert shown.error is not None
+    assert shown.numbers == shown.indices == list(range(len(shown.frames)))
