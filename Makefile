@@ -12,6 +12,8 @@ PYTEST_ARGS = -n 6 --dist worksteal
 RUNS = 100
 SEED =
 CAMPAIGN_ARGS =
+DIR =
+CORPUS_ARGS =
 SYSTEM_ARGS =
 LOCK_ARGS =
 
@@ -19,13 +21,14 @@ LOCK_ARGS =
 # anew: half of the CPU time of a start.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help run system test campaign model lock
+.PHONY: help run system test campaign corpus model lock
 
 help:
 	@echo 'make run    process the scenario of runner.toml; whatever its addresses call "embedded" is started too'
 	@echo 'make system  the whole system on this machine: runners are killed for a minute, and nothing is lost'
 	@echo 'make test   run the tests (PYTEST_ARGS="-k writer" for some of them)'
 	@echo 'make campaign RUNS=1000 SEED=1  seeded faults of every kind; says how to replay a run that goes wrong'
+	@echo 'make corpus DIR=folder  hold the reader against FFmpeg over a folder of your videos (CORPUS_ARGS="--jobs 4")'
 	@echo 'make model  check the protocol exhaustively (needs spin and a C compiler)'
 	@echo 'make lock   write the locks anew after a change of pyproject.toml (LOCK_ARGS=--upgrade: newest versions)'
 
@@ -47,6 +50,9 @@ lock: $(VENV)/.uv
 
 campaign: $(VENV)/.dev
 	$(VENV)/bin/python -m tests.campaign --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(CAMPAIGN_ARGS)
+
+corpus: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.cases.corpus $(CORPUS_ARGS) -- "$(DIR)"
 
 model:
 	bash tests/campaign/check_model.sh

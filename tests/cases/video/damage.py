@@ -64,7 +64,7 @@ CASES = [
         frames=FRAMES,
         code=ErrorCode.VIDEO_TRUNCATED,
     ),
-    Case(name="cut_index_lost.mp4", make=_cut(0.5), code=ErrorCode.VIDEO_UNREADABLE),
+    Case(name="cut_index_lost.mp4", make=_cut(0.5), code=ErrorCode.VIDEO_TRUNCATED),
     # A key frame, a frame to which others refer, one to which none refers, and one near the end.
     *(
         Case(
