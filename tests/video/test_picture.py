@@ -26,7 +26,7 @@ NO_TIME = Fraction(1, 1000)
 FORMATS = [
     "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuv410p", "yuv411p", "yuv440p", "nv12", "nv21", "yuyv422",
     "uyvy422", "gray", "gray10le", "gray12le", "rgb24", "bgr24", "bgr0", "bgra", "rgba", "gbrp", "gbrp10le", "gbrap",
-    "pal8", "yuva420p", "yuva444p", "yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le", "yuv422p12le", 
+    "pal8", "yuva420p", "yuva444p", "yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le", "yuv422p12le",
     "yuv444p12le", "rgb48le", "rgb555le", "p010le", "monob", "ya8",
 ]  # fmt: skip
 
