@@ -159,7 +159,8 @@ def map_codes(y: Floats, u: Floats, v: Floats, transfer: int, primaries: int) ->
     # little. Its pictures are the reference, so that the same video gives the same detections as before.
     shift = _from_luma(LUMA_2020) @ np.linalg.inv(_from_luma(LUMA_601))
     encoded[plausible] = np.clip(to_display(light, primaries) ** (1 / 2.4) @ shift.T, 0.0, 1.0)
-    return encoded @ np.linalg.inv(_from_luma(LUMA_709)).T * np.array([219, 224, 224]) + np.array([16, 128, 128])
+    codes: Floats = encoded @ np.linalg.inv(_from_luma(LUMA_709)).T * np.array([219, 224, 224])
+    return np.asarray(codes + np.array([16, 128, 128]))
 
 
 class ToneMap:
@@ -179,7 +180,7 @@ class ToneMap:
     def apply(self, y: NDArray[np.uint16], u: NDArray[np.uint16], v: NDArray[np.uint16]) -> list[NDArray[np.uint8]]:
         """The three planes, mapped; width and height of `y` are even."""
         height, width = u.shape
-        index = cv2.LUT(cv2.resize(y, (width, height), interpolation=cv2.INTER_AREA), self._y_index)
+        index: Any = cv2.LUT(cv2.resize(y, (width, height), interpolation=cv2.INTER_AREA), self._y_index)
         cv2.add(index, cv2.LUT(u, self._u_index), dst=index)
         cv2.add(index, cv2.LUT(v, self._v_index), dst=index)
         found = np.take(self._table, index, mode="clip").view(np.uint8).reshape(height, width, 4)
@@ -203,11 +204,13 @@ def _table(transfer: int, primaries: int, curve: Floats) -> NDArray[np.uint32]:
     """For each (luma, chroma, chroma): two bytes of chroma, and how far luma is above and below `curve`."""
     luma = (np.arange(2**Y_BITS) + 0.5) * 256 / 2**Y_BITS - 0.5
     nodes = np.linspace(0, 255, C_NODES)
-    mapped = map_codes(*np.meshgrid(luma, nodes, nodes, indexing="ij"), transfer, primaries).astype(np.float32)
+    y, u, v = np.meshgrid(luma, nodes, nodes, indexing="ij")
+    mapped = map_codes(y, u, v, transfer, primaries).astype(np.float32)
     mapped[..., 0] -= np.interp(luma, np.arange(1024) / 4, curve)[:, None, None]
     # Linear interpolation between the nodes is a matrix that has two entries other than 0 in each row.
     chroma = (np.arange(2**C_BITS) + 0.5) * 256 / 2**C_BITS - 0.5
     weights = np.maximum(1 - np.abs(chroma[:, None] - nodes) * (C_NODES - 1) / 255, 0).astype(np.float32)
-    above, u, v = (weights @ mapped[..., part] @ weights.T for part in range(3))
-    parts = np.stack([u, v, above, -above], -1)
-    return np.rint(np.clip(parts, 0, 255)).astype(np.uint8).view(np.uint32).reshape(-1)
+    above, blue, red = (weights @ mapped[..., part] @ weights.T for part in range(3))
+    parts = np.stack([blue, red, above, -above], -1)
+    table: NDArray[np.uint32] = np.rint(np.clip(parts, 0, 255)).astype(np.uint8).view(np.uint32).reshape(-1)
+    return table
