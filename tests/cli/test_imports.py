@@ -81,6 +81,7 @@ def test_validate_loads_the_config_and_no_client(tmp_path: Path) -> None:
 FOREIGN = {
     "run": {"rich", "structlog", "kr8s", "onnxruntime", "cv2"},
     "check": {"structlog", "kr8s", "onnxruntime", "cv2"},
+    "inspect": {"structlog", "aiokafka", "asyncpg", "httpx", "kr8s", "cv2", "av"},
     "show": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "status": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "events": {"rich", "structlog", "httpx", "kr8s", "cv2"},

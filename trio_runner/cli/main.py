@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from trio_runner.config.errors import ConfigError
     from trio_runner.config.load import Config
 
+_MAX_DIGITS = 15
+"""Of the number of a frame: a longer one is no frame of any video."""
+
 EPILOG = """\
 exit codes:
   0   completed, completed before, or stopped on request
@@ -87,9 +90,10 @@ def _load(path: str, *, with_logging: bool) -> Config:
     from pathlib import Path
 
     from trio_runner.base.logs import set_up_logging
-    from trio_runner.config.load import load_config
+    from trio_runner.config import load
 
-    config = load_config(Path(path))
+    # A verb that can do without a config is given the defaults.
+    config = load.load_config(Path(path)) if path else load.Config()
     if with_logging:
         set_up_logging(level=config.log.level, form=config.log.format)
     return config
@@ -186,6 +190,7 @@ def make_parser() -> argparse.ArgumentParser:
         "cli.main:validate",
         "check the config without connecting to anything; 78 with key, line and remedy if it cannot be used",
     )
+    _add_inspect(add)
     add_with_config(
         "check",
         "cli.check:check",
@@ -258,12 +263,41 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_inspect(add: Callable[..., argparse.ArgumentParser]) -> None:
+    inspect = add(
+        "inspect",
+        "cli.inspection:inspect",
+        "show what a reader finds in a video: codec, size, rate, damage, frames selected; 65 if a run would fail by it",
+    )
+    inspect.add_argument("video", type=_video, metavar="VIDEO", help="a file, a directory or zip of images, a URL")
+    inspect.add_argument(
+        "--config", dest="config_path", default="", metavar="CONFIG", help="read it as this config's [video] says"
+    )
+    _add_set(inspect, "this value in place of the config's; may be given several times")
+    inspect.add_argument(
+        "--frames", type=_numbers, default=(), metavar="N,N,…", help="draw these frames on a contact sheet"
+    )
+    inspect.add_argument("-o", "--output", dest="sheet", default="", metavar="PATH", help="the sheet, .png or .jpg")
+    inspect.add_argument(
+        "--quick", action="store_true", help="read no further than to the last of --frames, or to the first frame"
+    )
+    _add_json(inspect, "one JSON document on stdout")
+
+
 def _video(path: str) -> str:
     from pathlib import Path
 
     from trio_runner.config.location import absolute_path
 
     return absolute_path(sys.stdin.readline().rstrip("\n") if path == "-" else path, Path.cwd())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers of frames, separated by commas."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,100,250")
+    return tuple(map(int, parts))
 
 
 def _add_set(parser: argparse.ArgumentParser, text: str) -> None:

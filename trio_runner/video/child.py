@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from trio_runner.base.text import signal_name
+from trio_runner.base.text import printable, signal_name
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End, Frame, VideoInfo
 from trio_runner.video import messages
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from trio_runner.config.sections import VideoSection
+    from trio_runner.video.report import Report
 
 START_ALLOWANCE_SECONDS = 20.0
 """Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and OpenCV slowly."""
@@ -94,6 +95,34 @@ class Video:
                     self._on_passed()
                 case _:
                     raise _malformed(self._name, "it opened the file twice")
+
+    async def inspect(
+        self, command: messages.Inspect, on_decoded: Callable[[int], None] = lambda _: None
+    ) -> tuple[Report, bytes]:
+        """In place of `start` and `receive`: the description of the video, and its contact sheet as an image file.
+
+        Args:
+            command: The frames on the sheet, and how far to read.
+            on_decoded: Called now and then with the number of frames read so far.
+
+        Raises:
+            RunnerError: As `receive` does. What is wrong with the video's frames is in the description.
+        """
+        self._child.send(msgspec.json.encode(command) + b"\n")
+        while True:
+            record = await self._next(self._options.frame_timeout_seconds)
+            match record:
+                case messages.Inspected():
+                    return self._named(record.report), self._child.body
+                case messages.Passed():
+                    on_decoded(record.decoded)
+                case _:
+                    raise _malformed(self._name, "it was asked for a description and sent something else")
+
+    def _named(self, report: Report) -> Report:
+        """The description with the video's name in place of the path of a copy."""
+        problem = report.problem.replace(self._options.path, self._name)
+        return msgspec.structs.replace(report, path=printable(self._name), problem=problem)
 
     async def _next(self, timeout_seconds: float) -> messages.Record:
         path = self._name

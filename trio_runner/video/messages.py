@@ -9,6 +9,7 @@ import msgspec
 
 from trio_runner.errors import ErrorCode
 from trio_runner.model import End, VideoInfo
+from trio_runner.video.report import Report
 
 PREFIX = struct.Struct(">II")
 """Length of the header, length of the body, in bytes."""
@@ -48,10 +49,16 @@ class Fault(msgspec.Struct, tag="fault", frozen=True):
     message: str
 
 
-Record: TypeAlias = Opened | FrameHeader | Passed | End | Fault
+class Inspected(msgspec.Struct, tag="inspected", frozen=True):
+    """The answer to `Inspect`; the body is the contact sheet, if one was asked for."""
+
+    report: Report
 
 
-class Start(msgspec.Struct, frozen=True):
+Record: TypeAlias = Opened | FrameHeader | Passed | End | Fault | Inspected
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
     """One line of JSON on the child's stdin: emit the selected frames from source frame `first_frame` on.
 
     The other two describe what is stored already: how many frames were selected before, and when the last of them,
@@ -61,6 +68,21 @@ class Start(msgspec.Struct, frozen=True):
     first_frame: int = 0
     frames_stored: int = 0
     last_pts_seconds: float | None = None
+
+
+class Inspect(msgspec.Struct, tag="inspect", frozen=True):
+    """In place of `Start`, one line of JSON on the child's stdin: read the video, and describe it.
+
+    The frames with the numbers `frames` are drawn on a contact sheet, an image file with this suffix. With `quick` the
+    video is read no further than to the last of them, or to its first frame.
+    """
+
+    frames: tuple[int, ...] = ()
+    suffix: str = ".png"
+    quick: bool = False
+
+
+Command: TypeAlias = Start | Inspect
 
 
 class BadRecordError(ValueError):

@@ -4,7 +4,8 @@
 
 OPTIONS is the `[video]` section as JSON. The child writes records (module `messages`) to standard output: `Passed` as
 soon as it has started, then `Opened` or `Fault`. After a `Start` line on standard input it writes the frames, and then
-`End` or `Fault`. Any other error is a traceback on standard error and exit code 1.
+`End` or `Fault`; after an `Inspect` line, `Inspected` or `Fault`. Any other error is a traceback on standard error and
+exit code 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import cv2
@@ -33,6 +35,10 @@ from trio_runner.video.decoder.opening import open_video
 from trio_runner.video.decoder.sampling import Sampler
 from trio_runner.video.decoder.stores import open_store
 from trio_runner.video.decoder.streams import choose_stream, describe, look
+
+if TYPE_CHECKING:
+    from trio_runner.model import VideoInfo
+    from trio_runner.video.decoder.inspection import Inspection
 
 STDERR_LIMIT_BYTES = 2**20
 
@@ -90,22 +96,38 @@ def _run(options: VideoSection, out: int) -> None:
     stream = choose_stream(container, looks, options, fd)
     info = describe(container, stream, looks[stream.index], options, fd)
     identity = identify(fd, codec=info.codec, width=info.width, height=info.height)
-    write(out, messages.Opened(msgspec.structs.replace(info, identity=identity)))
-    if (start := _read_start()) is None:
-        return
-    footage = Footage(container, stream, options, info, fd, on_packet=emitter.pass_over)
-    write(out, decode(footage, options, emitter, start.first_frame))
+    info = msgspec.structs.replace(info, identity=identity)
+    write(out, messages.Opened(info))
+    match _read_command():
+        case messages.Start(first_frame=first_frame):
+            footage = Footage(container, stream, options, info, fd, on_packet=emitter.pass_over)
+            write(out, decode(footage, options, emitter, first_frame))
+        case messages.Inspect() as command:
+            tolerant = msgspec.structs.replace(options, on_corrupt="skip")
+            footage = Footage(container, stream, tolerant, info, fd, on_packet=emitter.pass_over)
+            write(out, *_inspection(options, info, command).of_file(footage, container, stream, fd))
 
 
 def _run_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter, out: int) -> None:
-    write(out, messages.Opened(sequence.describe()))
-    if (start := _read_start()) is not None:
-        write(out, emit_images(sequence, options, emitter, start))
+    info = sequence.describe()
+    write(out, messages.Opened(info))
+    match _read_command():
+        case messages.Start() as start:
+            write(out, emit_images(sequence, options, emitter, start))
+        case messages.Inspect() as command:
+            write(out, *_inspection(options, info, command).of_images(sequence, emitter.pass_over))
 
 
-def _read_start() -> messages.Start | None:
+def _read_command() -> messages.Command | None:
+    """What the daemon asks for; None if it has closed the pipe."""
     line = sys.stdin.buffer.readline(4096)
-    return msgspec.json.decode(line, type=messages.Start) if line else None
+    return msgspec.json.decode(line, type=messages.Command) if line else None
+
+
+def _inspection(options: VideoSection, info: VideoInfo, command: messages.Inspect) -> Inspection:
+    from trio_runner.video.decoder.inspection import Inspection  # noqa: PLC0415 - a run has no use for it
+
+    return Inspection(options, info, Sampler.of(options), command)
 
 
 def limit_resources(memory_mib: int) -> None:

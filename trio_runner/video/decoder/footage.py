@@ -48,8 +48,8 @@ class Picture:
 class Footage:
     """The presented pictures of one stream.
 
-    `decoded` counts the pictures, `damaged` those among them that are not whole, and `lost` the packets that gave none
-    because the decoder refused them.
+    `decoded` counts the pictures, `damaged` those among them that are not whole, `lost` the packets that gave none
+    because the decoder refused them, and `hidden` those whose pictures an edit list hides.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Footage:
         fd: int,
         on_packet: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.decoded = self.damaged = self.lost = 0
+        self.decoded = self.damaged = self.lost = self.hidden = 0
         self._container, self._stream, self._options, self._info, self._fd = container, stream, options, info, fd
         self._on_packet = on_packet
         self._codec = codec_name(stream)
@@ -138,6 +138,7 @@ class Footage:
             if not packet.is_discard:
                 self._under_way[number] = packet.pts
                 self._clock.sent(packet)
+            self.hidden += packet.is_discard
             yield from self._decode(packet, number)
         # In a video that breaks off, a picture that still waits in the decoder may have lost those that come before it.
         if not (self._breaks_off() and self._decoder.reorder_depth):

@@ -1,0 +1,291 @@
+"""The verb `inspect`: what it says about a video, its contact sheet, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support import clips, stills
+from tests.support.clips import read_frame_number
+from trio_runner.cli import inspection
+from trio_runner.cli.main import main
+from trio_runner.config.load import Config
+from trio_runner.errors import ErrorCode, ExitCode
+from trio_runner.video import messages
+from trio_runner.video.decoder.sheet import GAP_PIXELS, LABEL_PIXELS, SHEET_PIXELS, Sheet
+from trio_runner.video.report import MAX_LISTED, MAX_PICTURES, Declared, Measured, Place, Report, Size, Stream
+
+
+async def inspected(
+    capsys: pytest.CaptureFixture[str], video: Path, *settings: str, **arguments: Any
+) -> tuple[ExitCode, dict[str, Any], str]:
+    """The exit code, the report, and what stands on standard error."""
+    given: dict[str, Any] = {"frames": (), "sheet": "", "quick": False, "as_json": True} | arguments
+    code = await inspection.inspect(Config(), video=str(video), settings=settings, **given)
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+async def test_a_video_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clips.pixel_coded(tmp_path / "a.mp4")
+    code, report, err = await inspected(capsys, video)
+    assert (code, err) == (ExitCode.OK, "")
+    assert report["path"] == str(video)
+    assert report["container"] == "QuickTime / MOV (mov,mp4,m4a,3gp,3g2,mj2)"
+    assert report["size_bytes"] == video.stat().st_size
+    assert (report["codec"], report["problem"], report["whole"]) == ("h264", "", True)
+    (stream,) = report["streams"]
+    assert (stream["index"], stream["kind"], stream["codec"], stream["chosen"]) == (0, "video", "h264", True)
+    assert stream["detail"] == "320 x 240, 25 frames/s"
+    assert report["declared"] == {"frames": 60, "fps": 25.0, "duration_seconds": 2.4}
+    measured = report["measured"]
+    assert (measured["frames"], measured["fps"], measured["damaged_frames"]) == (60, 25.0, 0)
+    assert (measured["first_seconds"], measured["last_seconds"]) == (0.0, 2.36)
+    assert (measured["key_frames"], measured["key_frame_seconds"]) == (5, 0.48)
+    assert measured["sizes"] == [{"index": 0, "width": 320, "height": 240}]
+    assert (report["picture"]["pixel_format"], report["picture"]["rotation"]) == ("yuv420p", 0)
+    assert report["selected"] == 60
+
+
+async def test_a_variable_rate_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clips.pixel_coded(tmp_path / "a.mkv", pts_ms=clips.IRREGULAR_MS)
+    _, report, _ = await inspected(capsys, video)
+    measured = report["measured"]
+    assert (measured["shortest_seconds"], measured["longest_seconds"]) == (0.007, 0.5)
+    assert measured["fps"] == pytest.approx(30 / 2.55, abs=0.001)
+
+
+@pytest.mark.parametrize(("setting", "selected"), [
+    ("video.stride=7", 9),
+    ("video.max_fps=5", 12),
+    ("video.start_seconds=1.0", 35),
+    ("video.max_frames=4", 4),
+])  # fmt: skip
+async def test_the_frames_that_the_config_selects_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, selected: int
+) -> None:
+    _, report, _ = await inspected(capsys, clips.pixel_coded(tmp_path / "a.mp4"), setting)
+    assert (report["selected"], report["measured"]["frames"]) == (selected, 60)
+
+
+async def test_a_start_beyond_the_end_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clips.pixel_coded(tmp_path / "a.mp4")
+    code, report, err = await inspected(capsys, video, "video.start_seconds=100")
+    assert (code, report["selected"]) == (ExitCode.VIDEO, 0)
+    assert err.startswith("video_no_frames: ")
+    assert "video.start_seconds = 100" in err
+
+
+async def test_all_damage_is_listed_with_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clips.corrupt(tmp_path / "a.mp4")
+    code, report, err = await inspected(capsys, video)
+    assert code is ExitCode.VIDEO
+    assert err == report["problem"] + "\n"
+    assert err.startswith("video_truncated: ")
+    measured = report["measured"]
+    assert measured["damaged_frames"] + measured["lost_packets"] > 0
+    assert len(measured["damaged"]) == measured["damaged_frames"]
+    assert report["selected"] == measured["frames"] - measured["damaged_frames"]
+    assert report["whole"]
+    code, tolerant, err = await inspected(capsys, video, "video.on_corrupt=skip")
+    assert (code, err, tolerant["problem"]) == (ExitCode.OK, "", "")
+    assert tolerant["measured"] == measured
+
+
+async def test_a_video_that_breaks_off_is_described_up_to_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report, err = await inspected(capsys, clips.truncated(tmp_path / "a.mp4"), "video.on_corrupt=skip")
+    assert (code, report["whole"]) == (ExitCode.VIDEO, False)
+    assert 10 < report["measured"]["frames"] < 40
+    assert err.startswith("video_truncated: ")
+    assert "cut short" in err
+
+
+@pytest.mark.parametrize(("make", "code"), [
+    (lambda path: path, ErrorCode.VIDEO_MISSING),
+    (lambda path: path.write_bytes(b"no video" * 99) and path, ErrorCode.VIDEO_UNREADABLE),
+    (clips.audio_only, ErrorCode.VIDEO_UNREADABLE),
+])  # fmt: skip
+async def test_what_is_no_video_is_65_with_its_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, code: ErrorCode
+) -> None:
+    exit_code, report, err = await inspected(capsys, make(tmp_path / "a.mp4"))
+    assert (exit_code, report) == (ExitCode.VIDEO, {})
+    assert err.startswith(f"{code}: {tmp_path}")
+
+
+@pytest.mark.parametrize("make", [stills.directory_of, stills.zip_of])
+async def test_images_are_described(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any) -> None:
+    files = {f"img{number}.png": stills.numbered(number, size=(320 + number // 5, 240)) for number in range(10)}
+    video = make(tmp_path / "images", files | {"notes.txt": b"x"})
+    code, report, _ = await inspected(capsys, video, "video.fps=5")
+    assert (code, report["codec"], report["other_files"]) == (ExitCode.OK, "images", 1)
+    assert report["container"] in {"directory of images", "zip archive of images"}
+    assert report["size_bytes"] == sum(map(len, files.values()))
+    assert (report["declared"]["fps"], report["measured"]["last_seconds"], report["selected"]) == (5.0, 1.8, 10)
+    assert report["measured"]["sizes"] == [
+        {"index": 0, "width": 320, "height": 240},
+        {"index": 5, "width": 321, "height": 240},
+    ]
+
+
+async def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"img{number}.png": stills.numbered(number) for number in range(10)} | {"img7.png": b"x", "img8.png": b"x"}
+    code, report, err = await inspected(capsys, stills.directory_of(tmp_path / "images", files))
+    assert code is ExitCode.VIDEO
+    assert "img7.png: image 7 of 10 is no JPEG" in err
+    assert [place["index"] for place in report["measured"]["damaged"]] == [7, 8]
+
+
+# The contact sheet.
+
+
+def cells(sheet: Any, count: int, size: tuple[int, int]) -> list[Any]:
+    """The pictures of a sheet, all of one size and not scaled down, in order."""
+    columns = next(columns for columns in range(1, 99) if columns * columns >= count)
+    width, height = size
+    places = [divmod(number, columns) for number in range(count)]
+    return [
+        sheet[
+            (top := GAP_PIXELS + row * (height + LABEL_PIXELS + GAP_PIXELS)) : top + height,
+            (left := GAP_PIXELS + column * (width + GAP_PIXELS)) : left + width,
+        ]
+        for row, column in places
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+async def test_the_sheet_shows_the_frames_upright_and_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    video = clips.pixel_coded(tmp_path / "a.mp4", rotation=90)
+    sheet = tmp_path / f"sheet{suffix}"
+    code, report, _ = await inspected(capsys, video, frames=(59, 0, 7, 7), sheet=str(sheet))
+    assert code is ExitCode.OK
+    assert report["picture"]["rotation"] in {90, 270}
+    drawn = cv2.imread(str(sheet))
+    assert drawn is not None
+    assert [read_frame_number(np.asarray(cell, np.uint8)) for cell in cells(drawn, 3, (320, 240))] == [0, 7, 59]
+
+
+async def test_frames_beyond_the_end_are_1_and_the_others_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, sheet = clips.pixel_coded(tmp_path / "a.mp4"), tmp_path / "sheet.png"
+    code, _, err = await inspected(capsys, video, frames=(5, 60, 1000), sheet=str(sheet))
+    assert (code, err) == (ExitCode.NOTHING, "not in the video, which has 60 frames: 60, 1000\n")
+    assert sheet.exists()
+    sheet.unlink()
+    code, _, _ = await inspected(capsys, video, frames=(60,), sheet=str(sheet))
+    assert (code, sheet.exists()) == (ExitCode.NOTHING, False)
+
+
+async def test_quick_reads_no_further_than_the_last_frame_that_is_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = clips.truncated(tmp_path / "a.mp4")
+    code, report, _ = await inspected(capsys, video, quick=True)
+    assert (code, report["measured"]["frames"], report["whole"]) == (ExitCode.OK, 1, False)
+    sheet = tmp_path / "sheet.png"
+    code, report, _ = await inspected(capsys, video, quick=True, frames=(3, 9), sheet=str(sheet))
+    assert (code, report["measured"]["frames"], sheet.exists()) == (ExitCode.OK, 10, True)
+
+
+@pytest.mark.parametrize("size", [(320, 240), (3840, 2160), (1080, 1920), (16, 16), (4096, 2), (2, 4096)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5, MAX_PICTURES])
+def test_a_sheet_of_any_pictures_has_a_bounded_size(size: tuple[int, int], count: int) -> None:
+    sheet, picture = Sheet(count), np.zeros((size[1], size[0], 3), np.uint8)
+    for number in range(count):
+        sheet.add(number, number * 3600.0, picture, whole=number != 1)
+    height, width = sheet.draw().shape[:2]
+    assert width <= SHEET_PIXELS + GAP_PIXELS
+    assert height <= SHEET_PIXELS + 12 * (LABEL_PIXELS + GAP_PIXELS)
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    ({"frames": (1,)}, "need each other"),
+    ({"sheet": "sheet.png"}, "need each other"),
+    ({"frames": (1,), "sheet": "sheet.gif"}, "does not end with .png or .jpg"),
+    ({"frames": (1,), "sheet": "/nowhere/sheet.png"}, "there is no directory /nowhere"),
+    ({"frames": tuple(range(MAX_PICTURES + 1)), "sheet": "sheet.png"}, f"room for {MAX_PICTURES} frames"),
+], ids=["no sheet", "no frames", "suffix", "directory", "too many"])  # fmt: skip
+async def test_wrong_usage_is_64_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], arguments: dict[str, Any], problem: str
+) -> None:
+    code, report, err = await inspected(capsys, Path("/nowhere/a.mp4"), **arguments)
+    assert (code, report) == (ExitCode.USAGE, {})
+    assert problem in err
+
+
+@pytest.mark.parametrize("frames", ["", "a", "1,,2", "-1", "1.5", "9" * 16, "\N{ARABIC-INDIC DIGIT ONE}"])
+def test_frames_that_are_no_numbers_are_64(frames: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "a.mp4", f"--frames={frames}", "-o", "sheet.png"])
+    assert caught.value.code == ExitCode.USAGE
+    assert "is not a list of numbers such as 0,100,250" in capsys.readouterr().err
+
+
+# What it prints.
+
+
+async def test_for_people_there_is_a_line_for_each_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clips.pixel_coded(tmp_path / "a\x1b[31m\nb.mp4", rotation=180)
+    arguments: dict[str, Any] = {"frames": (), "sheet": "", "quick": False, "as_json": False}
+    code = await inspection.inspect(Config(), video=str(video), settings=(), **arguments)
+    out = capsys.readouterr().out
+    assert code is ExitCode.OK
+    assert "\x1b" not in out
+    assert out.splitlines()[0].endswith("a\N{REPLACEMENT CHARACTER}[31m b.mp4")
+    for line in (
+        "  codec:       h264, profile Main",
+        "  size:        320 x 240, turned by 180 degrees",
+        "  frames/s:    25 declared, 25 measured, 0.040 to 0.040 s apart",
+        "  duration:    2.400 s declared, frames from 0.000 s to 2.360 s",
+        "  frames:      60 declared, 60 read",
+        "  key frames:  5, at most 0.480 s apart",
+        "  interlaced:  no",
+        "  damage:      none",
+        "  selected:    60 frames",
+    ):
+        assert line in out.splitlines()
+
+
+def test_the_longest_report_fits_into_its_message() -> None:
+    places = tuple(Place(10**9 + number, 1e7 + number / 7) for number in range(MAX_LISTED))
+    sizes = tuple(Size(10**9 + number, 16_384, 16_384) for number in range(MAX_LISTED))
+    measured = Measured(
+        frames=10**9, fps=1000 / 7, shortest_seconds=1 / 7, longest_seconds=1e7 / 7, first_seconds=0.0,
+        last_seconds=1e7 / 7, key_frames=10**9, key_frame_seconds=1e7 / 7, interlaced=10**9, damaged=places,
+        damaged_frames=10**9, lost_packets=10**9, sizes=sizes,
+    )  # fmt: skip
+    stream = Stream(
+        index=99, kind="attachment", codec="x" * 40, detail="x" * 60, language="\N{REPLACEMENT CHARACTER}" * 40,
+        marks=", ".join(["hearing_impaired"] * 8), chosen=False,
+    )  # fmt: skip
+    report = Report(
+        path="\N{REPLACEMENT CHARACTER}" * 4096,
+        container="x" * 200,
+        size_bytes=2**63,
+        identity="f" * 64,
+        streams=(stream,) * MAX_LISTED,
+        codec="x" * 40,
+        profile="x" * 40,
+        other_files=10**6,
+        edit_list_packets=10**9,
+        declared=Declared(frames=10**9, fps=1 / 7, duration_seconds=1e7 / 7),
+        measured=measured,
+        picture=None,
+        selected=10**9,
+        whole=True,
+        problem="\N{REPLACEMENT CHARACTER}" * 6000,
+    )
+    packed = messages.pack(messages.Inspected(report))
+    header_bytes, _ = messages.unpack_prefix(packed[: messages.PREFIX.size])
+    assert messages.unpack_header(packed[messages.PREFIX.size :]) == messages.Inspected(report)
+    assert header_bytes < messages.MAX_HEADER_BYTES

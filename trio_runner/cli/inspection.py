@@ -1,0 +1,218 @@
+"""The verb that shows what a reader finds in a video."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from trio_runner.base.text import harmless, printable
+from trio_runner.cli.output import print_json, say
+from trio_runner.cli.table import FittedTable, print_table
+from trio_runner.config.location import is_url
+from trio_runner.config.settings import parse_settings
+from trio_runner.errors import ErrorClass, ExitCode, RunnerError, Stage
+from trio_runner.video import messages
+from trio_runner.video.child import spawn_decoder
+from trio_runner.video.fetcher import open_fetched
+from trio_runner.video.report import MAX_PICTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from trio_runner.config.load import Config
+    from trio_runner.video.child import Video
+    from trio_runner.video.report import Measured, Picture, Report
+
+SHEET_SUFFIXES: Final = (".png", ".jpg")
+
+
+async def inspect(
+    config: Config,
+    *,
+    video: str,
+    settings: Sequence[str],
+    frames: Sequence[int],
+    sheet: str,
+    quick: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Show what is in a video; 65 where a run would end because of it, 1 where a frame of `frames` is not in it.
+
+    Args:
+        config: Its `[video]` section says how the video is read.
+        video: The path, or a URL that `storage.url_prefixes` allows.
+        settings: `section.key=value` in place of what the config says.
+        frames: Numbers of frames for the contact sheet.
+        sheet: Where the contact sheet is written; "" for none.
+        quick: Read no further than to the last of `frames`.
+        as_json: Print a JSON document.
+    """
+    if problem := _usage_problem(frames, sheet):
+        print(f"trio-runner inspect: {problem}", file=sys.stderr)
+        return ExitCode.USAGE
+    changed = parse_settings(settings)
+    changed.setdefault("video", {}).update(path=video)
+    config = config.replace(**changed)
+    command = messages.Inspect(frames=tuple(sorted(set(frames))), suffix=Path(sheet).suffix.lower(), quick=quick)
+    progress = _Progress()
+    try:
+        async with AsyncExitStack() as stack:
+            child = await _open(stack, config, progress)
+            report, drawn = await child.inspect(command, progress.frames)
+    except RunnerError as error:
+        if error.code.stage is not Stage.VIDEO or error.code.error_class is not ErrorClass.PERMANENT:
+            raise
+        progress.end()
+        print(f"{error.code}: {error.message}", file=sys.stderr)
+        return ExitCode.VIDEO
+    finally:
+        progress.end()
+    missing = [number for number in command.frames if number >= report.measured.frames]
+    if drawn:
+        # The child does not write it: a process that reads hostile files may write none.
+        Path(sheet).write_bytes(drawn)  # noqa: ASYNC240 - nothing else is under way any more
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+    else:
+        _print_report(report)
+    if report.problem:
+        print(report.problem, file=sys.stderr)
+        return ExitCode.VIDEO
+    if missing:
+        listed = ", ".join(map(str, missing))
+        print(f"not in the video, which has {report.measured.frames} frames: {listed}", file=sys.stderr)
+        return ExitCode.NOTHING
+    return ExitCode.OK
+
+
+async def _open(stack: AsyncExitStack, config: Config, progress: _Progress) -> Video:
+    """The video, open in its decoder child; fetched before, where the path is a URL."""
+    if is_url(config.video.path):
+        return await open_fetched(stack, config, on_progress=progress.show, on_passed=lambda: None)
+    child = await stack.enter_async_context(spawn_decoder(config.video))
+    await child.open()
+    return child
+
+
+def _usage_problem(frames: Sequence[int], sheet: str) -> str:
+    if bool(frames) != bool(sheet):
+        return "--frames and --output need each other"
+    if len(set(frames)) > MAX_PICTURES:
+        return f"--frames: a sheet has room for {MAX_PICTURES} frames"
+    if sheet and Path(sheet).suffix.lower() not in SHEET_SUFFIXES:
+        return f"--output: {sheet} does not end with {' or '.join(SHEET_SUFFIXES)}"
+    if sheet and not Path(sheet).absolute().parent.is_dir():
+        return f"--output: there is no directory {Path(sheet).parent}"
+    return ""
+
+
+class _Progress:
+    """One line on a terminal, which is written anew."""
+
+    def __init__(self) -> None:
+        self._is_shown = False
+
+    def frames(self, number: int) -> None:
+        """Show how many frames are read."""
+        self.show(f"{number} frames read")
+
+    def show(self, text: str) -> None:
+        """Show this text in place of the last one."""
+        if sys.stderr.isatty():
+            print(f"\r{harmless(text)}\x1b[K", end="", file=sys.stderr, flush=True)
+            self._is_shown = True
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._is_shown = False
+
+
+def _print_report(report: Report) -> None:
+    say(printable(report.path).replace("\n", " "))
+    for name, value in _lines(report):
+        say(f"  {name + ':':<13}{value}".replace("\n", " "))
+    if report.streams:
+        rows = [
+            (
+                str(stream.index),
+                stream.kind,
+                stream.codec,
+                stream.detail,
+                stream.language,
+                stream.marks,
+                "read" if stream.chosen else "",
+            )
+            for stream in report.streams
+        ]
+        print_table(FittedTable(("stream", "kind", "codec", "detail", "language", "marks", ""), rows, cut=("marks",)))
+    sizes = report.measured.sizes
+    if len(sizes) > 1:
+        changes = [(str(size.index), f"{size.width} x {size.height}") for size in sizes]
+        print_table(FittedTable(("from frame", "size"), changes, cut=()))
+    if report.measured.damaged:
+        places = [(str(place.index), f"{place.seconds:.3f} s") for place in report.measured.damaged]
+        print_table(FittedTable(("damaged", "at"), places, cut=()))
+
+
+def _lines(report: Report) -> Iterator[tuple[str, str]]:
+    declared, measured = report.declared, report.measured
+    size = f"{report.size_bytes} bytes"
+    others = f", {report.other_files} other files" if report.other_files else ""
+    yield "container", f"{report.container}, {size}{others}"
+    yield "codec", report.codec + (f", profile {report.profile}" if report.profile else "")
+    yield "size", _size(measured, report.picture)
+    if report.picture:
+        yield "stored as", _stored(report.picture)
+        yield "colour", _colour(report.picture)
+    rate = f"{declared.fps:g} declared" if declared.fps else "none declared"
+    spread = f", {measured.shortest_seconds:.3f} to {measured.longest_seconds:.3f} s apart"
+    yield "frames/s", rate + (f", {measured.fps:g} measured{spread}" if measured.fps else "")
+    length = "none declared" if declared.duration_seconds is None else f"{declared.duration_seconds:.3f} s declared"
+    times = f", frames from {measured.first_seconds:.3f} s to {measured.last_seconds:.3f} s" if measured.frames else ""
+    yield "duration", length + times
+    number = "none declared" if declared.frames is None else f"{declared.frames} declared"
+    yield "frames", f"{number}, {measured.frames} read{'' if report.whole else ', not to the end'}"
+    gap = f", at most {measured.key_frame_seconds:.3f} s apart" if measured.key_frames > 1 else ""
+    if report.picture:
+        yield "key frames", f"{measured.key_frames}{gap}"
+        yield "interlaced", f"{measured.interlaced} frames" if measured.interlaced else "no"
+    if report.edit_list_packets:
+        yield "edit list", f"hides {report.edit_list_packets} pictures"
+    lost = f", {measured.lost_packets} packets without a picture" if measured.lost_packets else ""
+    yield "damage", f"{measured.damaged_frames} frames{lost}" if measured.damaged_frames or lost else "none"
+    yield "selected", f"{report.selected} frames"
+    yield "identity", report.identity
+
+
+def _size(measured: Measured, picture: Picture | None) -> str:
+    if not measured.sizes:
+        return "no picture"
+    first, *others = measured.sizes
+    turns = []
+    if picture and picture.rotation:
+        turns.append(f"turned by {picture.rotation} degrees")
+    if picture and picture.mirrored:
+        turns.append("mirrored")
+    changes = f", {len(others)} changes" if others else ""
+    return f"{first.width} x {first.height}{changes}{''.join(f', {turn}' for turn in turns)}"
+
+
+def _stored(picture: Picture) -> str:
+    aspect = f", pixels {picture.pixel_aspect}" if picture.pixel_aspect not in {"", "1:1"} else ""
+    return f"{picture.width} x {picture.height}, {picture.pixel_format}{aspect}"
+
+
+def _colour(picture: Picture) -> str:
+    parts = {
+        "matrix": picture.matrix,
+        "range": picture.range,
+        "transfer": picture.transfer,
+        "primaries": picture.primaries,
+    }
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value) or "not stated"
