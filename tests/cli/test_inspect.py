@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.cases.video import CASES
 from tests.support import clips, stills
 from tests.support.clips import read_frame_number
 from trio_runner.cli import inspection
@@ -71,6 +72,44 @@ async def test_the_frames_that_the_config_selects_are_counted(
 ) -> None:
     _, report, _ = await inspected(capsys, clips.pixel_coded(tmp_path / "a.mp4"), setting)
     assert (report["selected"], report["measured"]["frames"]) == (selected, 60)
+
+
+TURNED = {
+    "rotated_0_mirrored.mp4": (0, True),
+    "rotated_90.mp4": (270, False),
+    "rotated_180.mp4": (180, False),
+    "rotated_270_mirrored.mp4": (90, True),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+async def test_the_display_matrix_is_described(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    case.make(tmp_path / name)
+    _, report, _ = await inspected(capsys, tmp_path / name)
+    assert (report["picture"]["rotation"], report["picture"]["mirrored"]) == TURNED[name]
+    assert [report["measured"]["sizes"][0][side] for side in ("width", "height")] == list(case.size or ())
+
+
+@pytest.mark.parametrize(("name", "field", "value"), [
+    ("edit_5_of_12.mov", "edit_list_packets", 2),
+    ("h264_interlaced.mp4", "interlaced", 12),
+    ("two_sizes.mp4", "sizes", [(0, 96, 64), (6, 192, 128)]),
+    ("hlg.mp4", "transfer", "arib_std_b67"),
+    ("second_is_default.mp4", "chosen", [False, True]),
+    ("h264_full_range.mp4", "range", "full"),
+])  # fmt: skip
+async def test_the_peculiarities_of_a_file_are_described(
+    name: str, field: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    case.make(tmp_path / name)
+    code, report, _ = await inspected(capsys, tmp_path / name)
+    assert (code, report["measured"]["frames"], report["selected"]) == (ExitCode.OK, len(case.frames), len(case.frames))
+    found = report | report["measured"] | report["picture"]
+    found["sizes"] = [tuple(size.values()) for size in found["sizes"]]
+    found["chosen"] = [stream["chosen"] for stream in report["streams"] if stream["kind"] == "video"]
+    assert found[field] == value
 
 
 async def test_a_start_beyond_the_end_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

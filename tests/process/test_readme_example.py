@@ -47,3 +47,11 @@ async def test_the_readme_example_word_for_word(cli: Cli, tmp_path: Path) -> Non
     shown = await cli("show", "runner.toml", "1", "--json")
     scenario = json.loads(shown.out)
     assert (scenario["status"], scenario["outcome"], scenario["frames_stored"]) == ("active", "completed", 30)
+
+
+async def test_the_readme_shows_what_inspect_prints(cli: Cli) -> None:
+    done = await cli("inspect", REPOSITORY / "test_videos" / "test_video.mp4")
+    assert done.code == 0, done.err
+    printed = done.out.replace(str(REPOSITORY), "/home/you/trio_runner")
+    expected = "\n".join(f"    {line}".rstrip() for line in printed.splitlines())
+    assert expected in (REPOSITORY / "README.md").read_text()
