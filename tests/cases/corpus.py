@@ -3,10 +3,13 @@
     make corpus DIR=folder          or: python -m tests.cases.corpus folder [--jobs 2] [--json results.json]
 
 For each file: are all frames given, at the same times to 1 ms, and do some of the pictures agree to 35 dB? Pictures are
-compared before their pixels are made square. Where sound begins before the picture, versions of FFmpeg disagree about
-the start by as much as the encoder of the sound needs. A shift of all frames by up to 50 ms is only named.
-Nothing is fetched. Exit code 1 if any file is refused or differs: one that FFmpeg decodes without a complaint
-and the reader does not take, or takes otherwise, or one that the reader takes as whole although FFmpeg finds no frame.
+compared before their pixels are made square, and not in high dynamic range. Where sound begins before the picture,
+versions of FFmpeg disagree about the start by as much as the encoder of the sound needs. A shift of all frames by up to
+50 ms is only named. FFmpeg's times of reordered frames in AVI, and of MPEG-1 and 2 without a container, are not even,
+while the reader's are.
+
+Nothing is fetched. Exit code 1 if any file is refused or differs: one that FFmpeg decodes without a complaint and the
+reader does not take, or takes otherwise, or one that the reader takes as whole although FFmpeg finds no frame in it.
 """
 
 from __future__ import annotations

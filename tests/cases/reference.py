@@ -24,6 +24,9 @@ from tests.support.clips import Image
 COMPARED = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """The numbers of the frames whose pictures are compared."""
 
+HIGH_DYNAMIC_RANGE = {"smpte2084", "arib-std-b67"}
+"""PQ and HLG. The reader maps such pictures to a screen's range, and FFmpeg does not."""
+
 PATIENCE_SECONDS = 600.0
 _TIME = re.compile(r" n: *\d+ pts: *(-?\d+|NOPTS) ")
 
@@ -57,20 +60,22 @@ def by_program(path: Path, stream: int) -> Reference:
     if not reference.times:
         # The deinterlacer refuses pictures of a few pixels.
         reference = _ffmpeg(path, stream, f"{times},select={chosen}")
-    delay = _delay(path, stream)
-    reference.times = [time + delay for time in reference.times]
+    whole, own = _probe(path, stream)
+    if whole.get("format_name") in {"mpegts", "mpeg"} and "start_time" in whole.keys() & own.keys():
+        # In these containers `ffmpeg` counts from the start of the streams that it is asked for.
+        delay = float(own["start_time"]) - float(whole["start_time"])
+        reference.times = [time + delay for time in reference.times]
+    if own.get("color_transfer") in HIGH_DYNAMIC_RANGE:
+        reference.pictures.clear()
     return reference
 
 
-def _delay(path: Path, stream: int) -> float:
-    """How much later than the container the stream starts, where `ffmpeg` counts from the start of the stream alone."""
+def _probe(path: Path, stream: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `ffprobe` says of the file and of one of its streams."""
     command = ["ffprobe", "-v", "quiet", "-of", "json", "-show_format", "-show_streams", f"file:{path}"]
     found = json.loads(subprocess.run(command, capture_output=True, check=False).stdout or "{}")
-    whole, streams = found.get("format", {}), found.get("streams", [])
-    starts = [part.get("start_time") for part in (whole, *streams[stream : stream + 1])]
-    if whole.get("format_name") not in {"mpegts", "mpeg"} or None in starts or len(starts) == 1:
-        return 0.0
-    return float(starts[1]) - float(starts[0])
+    streams = found.get("streams", [])
+    return found.get("format", {}), streams[stream] if stream < len(streams) else {}
 
 
 def _ffmpeg(path: Path, stream: int, filters: str) -> Reference:
@@ -106,7 +111,7 @@ def _split_ppm(content: bytes) -> list[Image]:
 
 
 def by_library(path: Path, stream: int) -> Reference:
-    """Decode with PyAV; pictures are compared only where they are stored upright and progressive."""
+    """Decode with PyAV; pictures are compared only where they are shown as they are stored."""
     reference = Reference()
     with av.logging.Capture() as log:
         try:
@@ -115,7 +120,8 @@ def by_library(path: Path, stream: int) -> Reference:
                 for number, frame in enumerate(_decoded(container, stream)):
                     if frame.pts is not None:
                         reference.times.append(frame.time - start)
-                    if number in COMPARED and not frame.rotation and not frame.interlaced_frame:
+                    as_stored = not frame.rotation and not frame.interlaced_frame and frame.color_trc not in (16, 18)
+                    if number in COMPARED and as_stored:
                         picture: Any = frame.to_ndarray(format="bgr24")
                         reference.pictures[number] = picture
         except av.error.FFmpegError as error:

@@ -77,7 +77,7 @@ AVI = [
         frames=TWELVE,
     ),
     Case(name="raw.avi", make=written(Track(codec="rawvideo", pix_fmt="bgr24")), frames=TWELVE),
-    Case(name="h263.avi", make=written(Track(codec="h263", size=(128, 96))), frames=TWELVE, size=(128, 96)),
+    Case(name="h263.avi", make=written(Track(codec="h263", size=(128, 96))), frames=TWELVE, size=(140, 96)),
     Case(name="msmpeg4v2.avi", make=written(Track(codec="msmpeg4v2")), frames=TWELVE),
     Case(name="msmpeg4v3.avi", make=written(Track(codec="msmpeg4")), frames=TWELVE),
     Case(name="cinepak.avi", make=written(Track(codec="cinepak", pix_fmt="rgb24")), frames=TWELVE),

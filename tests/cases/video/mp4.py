@@ -98,7 +98,8 @@ CASES = [
     Case(name="av1.mp4", make=written(Track(codec="libsvtav1")), frames=TWELVE),
     Case(name="vp9.mp4", make=written(Track(codec="libvpx-vp9")), frames=TWELVE),
     Case(name="mpeg4.mp4", make=written(Track(codec="mpeg4", options={"bf": "2"})), frames=TWELVE),
-    Case(name="h263.3gp", make=written(Track(codec="h263", size=(128, 96))), frames=TWELVE, size=(128, 96)),
+    # The pixels of H.263 are 12:11.
+    Case(name="h263.3gp", make=written(Track(codec="h263", size=(128, 96))), frames=TWELVE, size=(140, 96)),
     Case(name="mjpeg.mov", make=written(Track(codec="mjpeg", pix_fmt="yuvj420p")), frames=TWELVE),
     Case(name="prores.mov", make=written(Track(codec="prores_ks", pix_fmt="yuv422p10le")), frames=TWELVE),
     Case(name="prores_alpha.mov", make=written(Track(codec="prores_ks", pix_fmt="yuva444p10le")), frames=TWELVE),
