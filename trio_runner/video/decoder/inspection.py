@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
-import struct
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-import cv2
 import msgspec
-from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 from trio_runner.base.text import printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video import messages
 from trio_runner.video.decoder.observer import Observer, Seen
+from trio_runner.video.decoder.picture import Converter, Orientation, UnsupportedPictureError
 from trio_runner.video.decoder.sheet import Sheet, encode
+from trio_runner.video.decoder.streams import check_size
 from trio_runner.video.report import MAX_LISTED, Declared, Measured, Picture, Report, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from enum import IntEnum
 
     from av.container import InputContainer
@@ -38,6 +37,16 @@ if TYPE_CHECKING:
 
 UNSPECIFIED: Final = 2
 """In H.273, of a matrix, a transfer characteristic and primaries."""
+
+TURNS: Final = MappingProxyType(
+    {
+        Orientation(): 0,
+        Orientation(transposed=True, mirrored=True): 90,
+        Orientation(mirrored=True, upside_down=True): 180,
+        Orientation(transposed=True, upside_down=True): 270,
+    }
+)
+"""Degrees, clockwise, of the orientations that are no mirror images."""
 
 MAX_LANGUAGE: Final = 40
 """Characters of the name of a stream's language, which may be any text."""
@@ -86,16 +95,18 @@ class Inspection:
         return messages.Inspected(described), self._drawn()
 
     def _frames(self, footage: Footage, stream: VideoStream) -> Iterator[Seen]:
-        converter = _Converter()
+        converter = Converter(stream, square_pixels=self._options.square_pixels)
         for picture in footage.pictures():
             frame = picture.frame
             if self._picture is None:
-                self._picture = _first_picture(frame, stream)
+                self._picture = _first_picture(frame, stream, converter)
+            size = converter.size(frame)
+            check_size(*size, self._options)
             yield Seen(
                 index=picture.index,
                 seconds=picture.pts_seconds,
                 whole=picture.whole,
-                size=converter.size(frame),
+                size=size,
                 key_frame=frame.key_frame,
                 interlaced=frame.interlaced_frame,
                 image=partial(converter.convert, frame),
@@ -126,6 +137,8 @@ class Inspection:
                     return ""
         except RunnerError as error:
             return str(error)
+        except UnsupportedPictureError as error:
+            return f"{ErrorCode.VIDEO_REFUSED}: {self._options.path}: {error}"
         self._whole = True
         return ""
 
@@ -199,41 +212,14 @@ def _detail(stream: Any) -> str:
     return ""
 
 
-class _Converter:
-    """Makes the pictures of the contact sheet."""
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-
-    def size(self, frame: VideoFrame) -> tuple[int, int]:
-        """Width and height as the picture is shown."""
-        return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
-
-    def convert(self, frame: VideoFrame) -> Any:
-        """The picture as a BGR array, turned as it is shown."""
-        image = self._reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
-        turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-        rotation = turn.get(frame.rotation % 360)
-        return image if rotation is None else cv2.rotate(image, rotation)
-
-
-def _turn(frame: VideoFrame) -> tuple[int, bool]:
+def _turn(how: Orientation) -> tuple[int, bool]:
     """Degrees by which a player turns the picture clockwise, and whether it then exchanges left and right."""
-    try:
-        matrix = cast("Mapping[Type, Any]", frame.side_data).get(Type.DISPLAYMATRIX)
-    except ValueError:
-        # PyAV refuses to list side data among which there is a kind that it does not know.
-        return -frame.rotation % 360, False
-    if matrix is None:
-        return 0, False
-    # The matrix moves the pixel at (x, y) to (ax + cy, bx + dy); y counts downwards.
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
-    mirrored = a * d < b * c
-    return round(math.degrees(math.atan2(b, -a if mirrored else a)) / 90) * 90 % 360, mirrored
+    mirrored = how.transposed ^ how.mirrored ^ how.upside_down
+    return TURNS[how._replace(mirrored=how.mirrored ^ mirrored)], mirrored
 
 
-def _first_picture(frame: VideoFrame, stream: VideoStream) -> Picture:
-    aspect, (rotation, mirrored) = stream.sample_aspect_ratio, _turn(frame)
+def _first_picture(frame: VideoFrame, stream: VideoStream, converter: Converter) -> Picture:
+    aspect, (rotation, mirrored) = stream.sample_aspect_ratio, _turn(converter.orientation(frame))
     return Picture(
         pixel_format=frame.format.name,
         width=frame.width,

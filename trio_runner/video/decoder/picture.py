@@ -86,7 +86,7 @@ class Converter:
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of the array that `convert` would return, to be compared with limits before."""
         width, height = self._square(frame)
-        return (height, width) if self._orientation(frame).transposed else (width, height)
+        return (height, width) if self.orientation(frame).transposed else (width, height)
 
     def convert(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """The picture as an array of shape (height, width, 3) with the bytes blue, green, red.
@@ -97,7 +97,7 @@ class Converter:
             UnsupportedPictureError: FFmpeg's scaler cannot convert pictures of this format.
             MemoryError: There is no room for the picture.
         """
-        how = self._orientation(frame)
+        how = self.orientation(frame)
         width, height = self._square(frame)
         if frame.color_trc in (HLG, PQ):
             frame = self._for_display(frame)
@@ -115,7 +115,8 @@ class Converter:
             return frame.width, frame.height
         return max(1, round(frame.width * aspect)), frame.height
 
-    def _orientation(self, frame: av.VideoFrame) -> Orientation:
+    def orientation(self, frame: av.VideoFrame) -> Orientation:
+        """How the picture is turned before it is shown."""
         try:
             side_data = frame.side_data
         except ValueError:
