@@ -30,6 +30,7 @@ from trio_runner.config.location import parse_location
 from trio_runner.config.sections import StorageSection
 from trio_runner.errors import RunnerError
 from trio_runner.video.fetch import connecting, messages
+from trio_runner.video.fetch.__main__ import Fetcher
 from trio_runner.video.fetch.signing import signed_headers
 
 MIB = 2**20
@@ -55,13 +56,18 @@ class Child:
         return record
 
 
-@contextmanager
-def started(url: str, cache: Path, **options: Any) -> Iterator[Child]:
+def order_of(url: str, cache: Path, **options: Any) -> messages.Order:
     credentials = options.pop("credentials", None)
     only_look = options.pop("only_look", False)
     prefix = url.partition("?")[0].rpartition("/")[0] + "/"
     named = {"url_prefixes": (prefix,), "cache_dir": str(cache), "stall_timeout_seconds": 5.0, **options}
-    order = messages.Order(url=url, storage=StorageSection(**named), credentials=credentials, only_look=only_look)
+    return messages.Order(url=url, storage=StorageSection(**named), credentials=credentials, only_look=only_look)
+
+
+@contextmanager
+def started(url: str, cache: Path, **options: Any) -> Iterator[Child]:
+    """A fetcher as a process."""
+    order = order_of(url, cache, **options)
     process = subprocess.Popen(
         [sys.executable, "-m", "trio_runner.video.fetch"],
         stdin=subprocess.PIPE,
@@ -82,8 +88,12 @@ def started(url: str, cache: Path, **options: Any) -> Iterator[Child]:
 
 
 def fetched(url: str, cache: Path, **options: Any) -> messages.Ready | messages.Fault:
-    with started(url, cache, **options) as child:
-        result = child.result()
+    """The last record of a fetcher that lives in this process, which saves the start of another."""
+    with Path(os.devnull).open("wb") as out:
+        fetcher = Fetcher(order_of(url, cache, **options), out.fileno())
+        result = fetcher.result()
+    if fetcher.reading is not None:
+        os.close(fetcher.reading)
     assert SECRET not in msgspec.json.encode(result).decode()
     return result
 
@@ -92,6 +102,17 @@ def whole_file(url: str, cache: Path, **options: Any) -> bytes:
     result = fetched(url, cache, **options)
     assert isinstance(result, messages.Ready), result
     return Path(result.path).read_bytes()
+
+
+def test_a_process_fetches_like_an_object_of_this_one(tmp_path: Path) -> None:
+    with open_storage(CONTENT) as storage, started(url_of(storage), tmp_path) as child:
+        ready = child.result()
+        assert isinstance(ready, messages.Ready)
+        assert Path(ready.path).read_bytes() == CONTENT
+        with started(f"{storage.url}{PREFIX}", tmp_path) as other:
+            refused = other.result()
+    assert isinstance(refused, messages.Fault)
+    assert refused.code == "video_refused"
 
 
 @pytest.fixture

@@ -49,19 +49,38 @@ class Fetcher:
     """One order, carried out once."""
 
     def __init__(self, order: messages.Order, out: int) -> None:
-        """Refuse a URL that no prefix allows; raises RunnerError."""
-        location = location_of(order.url, order.storage.url_prefixes)
-        if location is None:
-            raise RunnerError(ErrorCode.VIDEO_REFUSED, "not a URL")
-        self._location: Location = location
+        """Touch nothing yet; `out` is where the records before the last one are written."""
         self._order, self._storage, self._out = order, order.storage, out
-        self._key, self._suffix = object_key(location), suffix_of(location)
         self._limit = time.monotonic() + order.storage.fetch_timeout_seconds
         self._reported_at = 0.0
         self._problem: RunnerError | None = None
         """What ended the last body before its end; None where its connection was closed."""
+        self.reading: int | None = None
+        """The descriptor that keeps the whole file from being evicted. It stays open until this process ends."""
 
-    def look(self) -> messages.Ready:
+    def result(self) -> messages.Ready | messages.Fault:
+        """The last record; raises BrokenPipeError when nobody reads the others."""
+        try:
+            self._location = self._allowed()
+            self._key, self._suffix = object_key(self._location), suffix_of(self._location)
+            return self._look() if self._order.only_look else self._fetch()
+        except RunnerError as error:
+            return messages.Fault(error.code, redact(error.message), error.retry_after_seconds)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            is_full = error.errno == errno.ENOSPC
+            remedy = "Free the disk, or lower storage.cache_max_mib" if is_full else "Correct storage.cache_dir"
+            problem = f"the cache in {self._storage.cache_dir} cannot be used: {error.strerror}. {remedy}"
+            return messages.Fault(ErrorCode.CACHE_UNUSABLE, f"{redact(self._order.url)}: {problem}")
+
+    def _allowed(self) -> Location:
+        location = location_of(self._order.url, self._storage.url_prefixes)
+        if location is None:
+            raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{self._order.url}: is not a URL")
+        return location
+
+    def _look(self) -> messages.Ready:
         """Ask for the object, and fetch nothing; raises RunnerError."""
         with asked(self._location, self._storage, self._order.credentials) as answer:
             size = answer.version.size if answer.version else 0
@@ -70,7 +89,7 @@ class Fetcher:
             raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{self._location}: it has {size} bytes, more than {limit}")
         return messages.Ready("", size, fetched=False)
 
-    def fetch(self) -> messages.Ready:
+    def _fetch(self) -> messages.Ready:
         """The whole file, from the cache or from the storage, locked against eviction; raises RunnerError, OSError."""
         cache = Cache(Path(self._storage.cache_dir), self._storage.cache_max_mib * 2**20)
         with cache.held(self._key, self._wait):
@@ -90,8 +109,8 @@ class Fetcher:
                         continue
                 if not answer.is_current:
                     cache.finish(self._key, version, self._suffix)
-                # The descriptor stays open, and with it the lock, until this process ends.
-                if cache.reading(self._key, version, self._suffix) is None:
+                self.reading = cache.reading(self._key, version, self._suffix)
+                if self.reading is None:
                     restarts += 1
                     continue
                 path = str(cache.path_of(self._key, version, self._suffix))
@@ -198,25 +217,13 @@ def main() -> int:
     out = os.dup(1)
     os.dup2(2, 1)
     order = messages.decode_order(sys.stdin.buffer.readline(messages.MAX_LINE_BYTES))
-    name = redact(order.url)
     try:
-        fetcher = Fetcher(order, out)
-        write(out, fetcher.look() if order.only_look else fetcher.fetch())
+        write(out, Fetcher(order, out).result())
         # The daemon locks the file itself before it closes this.
         sys.stdin.buffer.read()
-    except RunnerError as error:
-        write(out, messages.Fault(error.code, redact(error.message), error.retry_after_seconds))
     except BrokenPipeError:
         # The daemon is gone, or wants the object no more.
         return 0
-    except OSError as error:
-        full = (
-            "Free the disk, or lower storage.cache_max_mib"
-            if error.errno == errno.ENOSPC
-            else "Correct storage.cache_dir"
-        )
-        message = f"{name}: the cache in {order.storage.cache_dir} cannot be used: {error.strerror}. {full}"
-        write(out, messages.Fault(ErrorCode.CACHE_UNUSABLE, message))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -72,16 +72,12 @@ def asked(
         conditions["if-none-match"] = known.etag
     request = _Request.to(location, storage, credentials)
     for _ in range(MAX_REDIRECTS + 1):
-        connection = request.connected(storage)
-        try:
-            response = request.send(connection, conditions)
+        with closing(request.connected(storage)) as connection, request.send(connection, conditions) as response:
             if response.status in _REDIRECTS:
                 request = request.redirected(response, storage)
                 continue
             yield _answer(response, location, known=known, part=part)
             return
-        finally:
-            connection.close()
     raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: more than {MAX_REDIRECTS} redirects")
 
 
