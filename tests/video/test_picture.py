@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
 from fractions import Fraction
@@ -219,6 +220,21 @@ def test_side_data_that_pyav_does_not_know_hides_no_display_matrix() -> None:
     with pytest.raises(ValueError, match="not a valid Type"):
         frame.side_data[Type.DISPLAYMATRIX]
     assert psnr(Converter().convert(frame), cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)) >= 20
+
+
+def test_a_converted_frame_is_freed_without_a_collection_of_garbage() -> None:
+    converter, sizes = Converter(), []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(40):
+            frame = av.VideoFrame(1280, 720, "bgr0")
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            converter.convert(frame)
+            sizes.append(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4)
+    finally:
+        gc.enable()
+    assert sizes[-1] - sizes[9] < 20 * 1024, "30 frames of 3.6 MB have left nothing behind"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ SIDE_DATA_KINDS = 64
 """No kind of side data of FFmpeg has a number as high as this."""
 
 
+SMALL = 16
+"""Width and height of the copy from which side data are read."""
+
+
 class UnsupportedPictureError(Exception):
     """FFmpeg cannot convert pictures of a format; the message names it."""
 
@@ -81,7 +85,8 @@ class Converter:
         self._scaler, self._to_ten_bits = VideoReformatter(), VideoReformatter()
         self._tone_map: ToneMap | None = None
         self._tone: tuple[int, int] | None = None
-        self._filter: tuple[tuple[int, int, str], Graph] | None = None
+        self._seen: tuple[int, int, int, str] | None = None
+        self._turn = Orientation()
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of the array that `convert` would return, to be compared with limits before."""
@@ -117,34 +122,22 @@ class Converter:
 
     def orientation(self, frame: av.VideoFrame) -> Orientation:
         """How the picture is turned before it is shown."""
+        seen = (frame.rotation, frame.width, frame.height, frame.format.name)
+        if self._seen != seen:
+            self._seen, self._turn = seen, self._read_orientation(frame)
+        return self._turn
+
+    def _read_orientation(self, frame: av.VideoFrame) -> Orientation:
+        # Reading its side data makes a frame refer to itself, so that it is not freed before the next collection of
+        # garbage. They are read from a small copy instead, and only when something about the frame has changed.
+        frame = self._reformat(VideoReformatter(), frame, width=SMALL, height=SMALL, format="gray")
         try:
             side_data = frame.side_data
         except ValueError:
             # PyAV refuses to list side data among which there is a kind that it does not know.
-            side_data = self._without_unknown(frame).side_data
+            side_data = _without_unknown(frame).side_data
         matrix = cast("Mapping[Type, Any]", side_data).get(Type.DISPLAYMATRIX)
         return Orientation() if matrix is None else orientation(bytes(matrix))
-
-    def _without_unknown(self, frame: av.VideoFrame) -> av.VideoFrame:
-        shape = (frame.width, frame.height, frame.format.name)
-        if self._filter is None or self._filter[0] != shape:
-            graph = Graph()
-            graph.threads = 1
-            nodes = [
-                graph.add_buffer(
-                    width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
-                )
-            ]
-            known: set[Any] = {kind.value for kind in Type}
-            nodes += [
-                graph.add("sidedata", mode="delete", type=str(kind))
-                for kind in range(SIDE_DATA_KINDS)
-                if kind not in known
-            ]
-            graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-            self._filter = shape, graph
-        self._filter[1].vpush(frame)
-        return self._filter[1].vpull()
 
     def _for_display(self, frame: av.VideoFrame) -> av.VideoFrame:
         """A picture for a BT.709 display, of 8 bits and 4:2:0, which is what becomes of it in a JPEG."""
@@ -183,6 +176,19 @@ class Converter:
                 raise
             message = f"pictures of {frame.width} x {frame.height} in {frame.format.name} cannot be converted"
             raise UnsupportedPictureError(message) from error
+
+
+def _without_unknown(frame: av.VideoFrame) -> av.VideoFrame:
+    """The same picture without the kinds of side data that PyAV has no name for."""
+    graph = Graph()
+    graph.threads = 1
+    known: set[Any] = {kind.value for kind in Type}
+    unknown = [str(kind) for kind in range(SIDE_DATA_KINDS) if kind not in known]
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
+    filters = [graph.add("sidedata", mode="delete", type=kind) for kind in unknown]
+    graph.link_nodes(source, *filters, graph.add("buffersink")).configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 def planes(frame: av.VideoFrame, dtype: type[np.uint8 | np.uint16]) -> list[NDArray[Any]]:
