@@ -263,6 +263,7 @@ RULES: Sequence[HostileConfig] = (
         (("database.password_file", 3),),
     ),
     HostileConfig("two ways of sampling", "[video]\nstride = 2\nmax_fps = 1\n", (("video.max_fps", 3),)),
+    HostileConfig("keys by number", "[video]\nkey_frames_only = true\nstride = 2\n", (("video.key_frames_only", 2),)),
     HostileConfig(
         "units without a config", "[orchestrator]\nspawner = 'systemd'\n", (("orchestrator.runner_config", 2),)
     ),

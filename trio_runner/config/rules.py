@@ -55,6 +55,14 @@ def video_rules(video: VideoSection) -> Iterator[Problem]:
     """There is one way of sampling at a time."""
     if video.stride > 1 and video.max_fps > 0:
         yield _broken("video.max_fps", "stride and max_fps are both set", "choose one way of sampling", "video.stride")
+    if video.stride > 1 and video.key_frames_only:
+        # A stride counts all frames, and few of those that it selects would be key frames.
+        yield _broken(
+            "video.key_frames_only",
+            "stride and key_frames_only are both set",
+            "set video.max_fps to select some of the key frames",
+            "video.stride",
+        )
 
 
 def storage_rules(storage: StorageSection) -> Iterator[Problem]:

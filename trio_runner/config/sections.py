@@ -123,6 +123,7 @@ class VideoSection(Section, frozen=True, kw_only=True):
     square_pixels: bool = True
     fps: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     stride: Positive = 1
+    key_frames_only: bool = False
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     start_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0.0
     max_frames: NotNegative = 0

@@ -24,6 +24,7 @@ OF_A_SCENARIO: Final = MappingProxyType(
                 "square_pixels",
                 "fps",
                 "stride",
+                "key_frames_only",
                 "max_fps",
                 "start_seconds",
                 "max_frames",

@@ -11,7 +11,17 @@ from trio_runner.config.sections import VideoSection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEYS: Final = ("stream", "fps", "stride", "max_fps", "start_seconds", "max_frames", "on_corrupt")
+KEYS: Final = (
+    "stream",
+    "square_pixels",
+    "fps",
+    "key_frames_only",
+    "stride",
+    "max_fps",
+    "start_seconds",
+    "max_frames",
+    "on_corrupt",
+)
 """The keys of `[video]` that must not change between the attempts at one scenario."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from trio_runner.config.sections import VideoSection
     from trio_runner.video.report import Report
+
+logger = logging.getLogger(__name__)
 
 START_ALLOWANCE_SECONDS = 20.0
 """Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and OpenCV slowly."""
@@ -93,6 +96,8 @@ class Video:
                     return record
                 case messages.Passed():
                     self._on_passed()
+                case messages.Note():
+                    logger.info("%s: %s", self._name, record.message)
                 case _:
                     raise _malformed(self._name, "it opened the file twice")
 

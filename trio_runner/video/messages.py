@@ -42,6 +42,12 @@ class Passed(msgspec.Struct, tag="passed", frozen=True):
     decoded: int
 
 
+class Note(msgspec.Struct, tag="note", frozen=True):
+    """A sentence for the daemon's log."""
+
+    message: str
+
+
 class Fault(msgspec.Struct, tag="fault", frozen=True):
     """The last record of a video that cannot be read, or cannot be read to its declared end."""
 
@@ -55,7 +61,7 @@ class Inspected(msgspec.Struct, tag="inspected", frozen=True):
     report: Report
 
 
-Record: TypeAlias = Opened | FrameHeader | Passed | End | Fault | Inspected
+Record: TypeAlias = Opened | FrameHeader | Passed | Note | End | Fault | Inspected
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -32,6 +32,7 @@ from trio_runner.video.decoder.formats import open_container
 from trio_runner.video.decoder.identity import identify
 from trio_runner.video.decoder.images import ImageSequence
 from trio_runner.video.decoder.opening import open_video
+from trio_runner.video.decoder.reading import Reading
 from trio_runner.video.decoder.sampling import Sampler
 from trio_runner.video.decoder.stores import open_store
 from trio_runner.video.decoder.streams import choose_stream, describe, look
@@ -99,9 +100,18 @@ def _run(options: VideoSection, out: int) -> None:
     info = msgspec.structs.replace(info, identity=identity)
     write(out, messages.Opened(info))
     match _read_command():
-        case messages.Start(first_frame=first_frame):
-            footage = Footage(container, stream, options, info, fd, on_packet=emitter.pass_over)
-            write(out, decode(footage, options, emitter, first_frame))
+        case messages.Start() as start:
+            number = container.streams.video.index(stream)
+            container.close()
+
+            def open_footage() -> Footage:
+                opened = open_container(fd, options)
+                return Footage(opened, opened.streams.video[number], options, info, fd, on_packet=emitter.pass_over)
+
+            def note(text: str) -> None:
+                write(out, messages.Note(text.encode(errors="backslashreplace").decode()))
+
+            write(out, decode(Reading(open_footage, options, start, note), options, emitter))
         case messages.Inspect() as command:
             tolerant = msgspec.structs.replace(options, on_corrupt="skip")
             footage = Footage(container, stream, tolerant, info, fd, on_packet=emitter.pass_over)
@@ -160,23 +170,24 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
     return End(decoded=sequence.decoded, selected=sampler.selected, skipped_corrupt=sequence.damaged)
 
 
-def decode(footage: Footage, options: VideoSection, emitter: Emitter, first_frame: int) -> End:
-    """Emit the selected frames from source frame `first_frame` on; raises RunnerError for a broken video."""
-    sampler = Sampler.of(options)
+def decode(reading: Reading, options: VideoSection, emitter: Emitter) -> End:
+    """Emit the selected frames; raises RunnerError for a broken video."""
+    sampler = reading.sampler
     reformatter = av.video.reformatter.VideoReformatter()
     try:
-        for picture in footage.pictures():
-            index, seconds = picture.index, picture.pts_seconds
-            # A picture that is not selected is decoded, because later ones refer to it, but it is not converted.
-            if picture.whole and sampler.select(index, seconds) and index >= first_frame:
+        for picture in reading.pictures():
+            # A picture that is not selected is decoded where later ones refer to it, but it is not converted.
+            if reading.selects(picture):
                 image = reformatter.reformat(picture.frame, format="bgr24", threads=1).to_ndarray()
                 turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
                 rotation = turn.get(picture.frame.rotation % 360)
-                emitter.emit(index, seconds, image if rotation is None else cv2.rotate(image, rotation))
+                turned = image if rotation is None else cv2.rotate(image, rotation)
+                emitter.emit(picture.index, picture.pts_seconds, turned)
             if sampler.exhausted:
                 break
     finally:
         emitter.finish()
+    footage = reading.footage
     if sampler.selected == 0:
         start = f"video.start_seconds = {options.start_seconds:g}"
         message = f"{options.path}: none of {footage.decoded} frames is as late as {start}. Lower it"

@@ -45,6 +45,26 @@ class Picture:
     frame: VideoFrame
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where decoding begins: at the first of `packets`, which are the rest of the file."""
+
+    packets: Iterator[Packet[Any]]
+    floor: int | None = None
+    """The time of the key frame that is the first packet, in units of the stream.
+
+    Pictures that are presented before it refer to packets that are not decoded. None at the start of the file.
+    """
+    is_presented: bool = True
+    """Whether that key frame is presented; an edit list may say that it is only referred to."""
+    index: int = 0
+    """The number of the first picture; 0 where it is not known yet."""
+    packets_before: int = 0
+    """How many packets of the file were passed over by a seek."""
+    number: Callable[[VideoFrame], tuple[int, float] | None] | None = None
+    """Gives number and time of a picture, None where it is not wanted; without it pictures are counted and timed."""
+
+
 class Footage:
     """The presented pictures of one stream.
 
@@ -62,50 +82,70 @@ class Footage:
         on_packet: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.decoded = self.damaged = self.lost = self.hidden = 0
-        self._container, self._stream, self._options, self._info, self._fd = container, stream, options, info, fd
+        self.container, self.stream = container, stream
+        self._options, self._info, self._fd = options, info, fd
         self._on_packet = on_packet
-        self._codec = codec_name(stream)
+        self.codec = codec_name(stream)
         self._decoder = _decoder(stream, options)
-        self._clock, self._damage = Clock(container, stream), Damage()
+        self.clock, self._damage = Clock(container, stream), Damage()
         self._extent, self._written_to = inspect(fd), False
         self._log: list[tuple[int, str, str]] = []
         self._packets = self._number = 0
+        self._floor: int | None = None
+        # The damage of packets up to this number is that of pictures which are not presented.
+        self._excused = -1
         # The times of the packets that were sent and whose pictures have not come out, by number.
         self._under_way: dict[int, int | None] = {}
         self._complaint = self._cut = ""
         self._pts = 0.0
 
-    def pictures(self) -> Iterator[Picture]:
-        """Each picture in the order of presentation.
+    def pictures(self, beginning: Beginning | None = None) -> Iterator[Picture]:
+        """Each picture in the order of presentation, from the start of the file or from `beginning` on.
 
         Raises:
             RunnerError: The video is damaged (unless `on_corrupt` is "skip"), breaks off, or has no picture.
             OSError: The file cannot be read.
             MemoryError: A picture does not fit into the memory limit.
         """
+        beginning = beginning or Beginning(self.demuxed())
+        self.decoded, self._floor = beginning.index, beginning.floor
+        self._packets += beginning.packets_before
         av.logging.set_level(av.logging.WARNING)
         av.logging.set_skip_repeated(False)
         with av.logging.Capture(local=False) as self._log:
-            for frame, number in self._settled():
+            for frame, number in self._settled(beginning.packets):
                 whole = self._damage.is_whole(number, key_frame=frame.key_frame)
                 if self._options.on_corrupt == "fail" and (not whole or self._damage.is_past(number, frame.pts)):
                     raise self._broken("is damaged")
                 check_size(frame.width, frame.height, self._options)
-                self._pts = self._clock.time(frame.pts, frame.dts, trusted=whole)
-                self.decoded += 1
+                if beginning.number is None:
+                    index, self._pts = self.decoded, self.clock.time(frame.pts, frame.dts, trusted=whole)
+                elif numbered := beginning.number(frame):
+                    index, self._pts = numbered
+                else:
+                    continue
+                self.decoded = max(self.decoded, index + 1)
                 self.damaged += not whole
-                yield Picture(self.decoded - 1, self._pts, whole, frame)
+                yield Picture(index, self._pts, whole, frame)
         self._judge_end()
 
-    def _settled(self) -> Iterator[tuple[VideoFrame, int]]:
+    def renumber(self, index: int) -> None:
+        """Count the pictures from here on from `index`, and their damage from 0."""
+        self.decoded, self.damaged, self.lost = index, 0, 0
+
+    def _settled(self, packets: Iterator[Packet[Any]]) -> Iterator[tuple[VideoFrame, int]]:
         """The pictures in the order of presentation, each once the damage of all to which it may refer is known.
 
         A picture may refer to one that is presented after it. So it is held back while a packet that was decoded before
         it may still give a picture that is presented later.
         """
         held: deque[tuple[VideoFrame, int]] = deque()
-        for frame in self._frames():
+        for frame in self._frames(packets):
             number = frame.opaque if isinstance(frame.opaque, int) else self._number - 1
+            if self._floor is not None and frame.pts is not None:
+                if frame.pts < self._floor:
+                    continue
+                self._floor = None
             if frame.is_corrupt:
                 self._note(number, "FFmpeg reports a damaged picture", frame.pts)
             self._forget(number, frame.pts)
@@ -128,16 +168,19 @@ class Footage:
         for other in gone:
             del self._under_way[other]
 
-    def _frames(self) -> Iterator[VideoFrame]:
+    def _frames(self, packets: Iterator[Packet[Any]]) -> Iterator[VideoFrame]:
         """The pictures as the decoder gives them."""
-        for packet in self._demuxed():
+        for packet in packets:
             number, self._number = self._number, self._number + 1
+            if self._floor is not None and packet.pts is not None and packet.pts < self._floor:
+                # With several threads an error is raised for a later packet.
+                self._excused = number + self._options.decoder_threads - 1
             if packet.is_corrupt:
                 self._note(number, "a part of the video's data is missing", packet.pts)
             packet.opaque = number
             if not packet.is_discard:
                 self._under_way[number] = packet.pts
-                self._clock.sent(packet)
+                self.clock.sent(packet)
             self.hidden += packet.is_discard
             yield from self._decode(packet, number)
         # In a video that breaks off, a picture that still waits in the decoder may have lost those that come before it.
@@ -151,25 +194,27 @@ class Footage:
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError as error:
-            message = self._log[0] if self._log else (0, self._codec, error.strerror or str(error))
+            message = self._log[0] if self._log else (0, self.codec, error.strerror or str(error))
             self._note(number, f"FFmpeg: {message[1]}: {message[2].strip()}", None if packet is None else packet.pts)
-            self.lost += 1
+            self.lost += number > self._excused
             self._under_way.pop(number, None)
             if packet is not None:
-                self._clock.lost(packet)
+                self.clock.lost(packet)
         else:
-            if complaint := reported_by(self._codec, self._log):
+            if complaint := reported_by(self.codec, self._log):
                 self._note(number, complaint, None if packet is None else packet.pts)
         self._log.clear()
         return frames
 
     def _note(self, number: int, complaint: str, pts: int | None) -> None:
+        if number <= self._excused:
+            return
         self._damage.note(number, pts)
         self._complaint = self._complaint or complaint
 
-    def _demuxed(self) -> Iterator[Packet[Any]]:
-        """The packets of the stream that hold data, up to the end of the file or to where it cannot be read on."""
-        packets = self._container.demux(self._stream)
+    def demuxed(self) -> Iterator[Packet[Any]]:
+        """The packets of the stream that hold data, from here to the end or to where the file cannot be read on."""
+        packets = self.container.demux(self.stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -206,7 +251,7 @@ class Footage:
 
     def _breaks_off(self) -> bool:
         """Whether the file ends before the video does, as far as its container counts packets or bytes."""
-        if 0 < self._stream.frames <= self._packets:
+        if 0 < self.stream.frames <= self._packets:
             return False
         # The file may have been cut short since it was opened, or written to its end only now.
         now = inspect(self._fd)

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,6 +71,15 @@ class Clock:
             time = Fraction(0) if self._last is None else self._last + self._interval
         self._last = time
         return round(float(time), 6)
+
+    def plain(self, raw: int) -> float:
+        """The time in seconds of a picture in a file whose times are all sound."""
+        return round(float(raw * self._unit - (self._start or 0)), 6)
+
+    def raw(self, seconds: float) -> int:
+        """The last time in units of the stream, as the container has it, that is not after `seconds`."""
+        # Times in seconds are rounded to microseconds.
+        return math.floor((Fraction(seconds) + Fraction(1, 2_000_000) + (self._start or 0)) / self._unit)
 
     def _own(self, pts: int | None, dts: int | None, *, trusted: bool) -> int | None:
         if self._counts_only:

@@ -1,0 +1,277 @@
+"""Reading from the middle of a file gives the frames that reading from its start gives: number, time and picture."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.cases.video.writing import Track, write
+from trio_runner.config.sections import VideoSection
+from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.video.decoder.footage import Footage, Picture
+from trio_runner.video.decoder.formats import open_container
+from trio_runner.video.decoder.needed import is_idr
+from trio_runner.video.decoder.reading import Reading
+from trio_runner.video.decoder.sampling import Sampler
+from trio_runner.video.decoder.seeking import is_picture
+from trio_runner.video.decoder.streams import choose_stream, describe, look
+from trio_runner.video.messages import Start
+
+FRAMES = 90
+NUMBERS = range(FRAMES)
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0", "bf": "3"}
+OPEN_GOP_HEVC = {"x265-params": "log-level=none:bframes=3:keyint=12:min-keyint=12:open-gop=1:pools=1"}
+IRREGULAR_MS = tuple(int(33.3 * number + (number * 7919) % 14) for number in NUMBERS)
+
+H264 = Track(numbers=NUMBERS, options={"g": "12"})
+OPEN = Track(numbers=NUMBERS, options=OPEN_GOP)
+HEVC = Track(numbers=NUMBERS, codec="libx265", options=OPEN_GOP_HEVC)
+MPEG2 = Track(numbers=NUMBERS, codec="mpeg2video", options={"g": "12"})
+IRREGULAR = Track(numbers=NUMBERS, times=IRREGULAR_MS, time_base=Fraction(1, 1000), rate=1000, options={"g": "12"})
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+REFRESHED = Track(numbers=NUMBERS, options={"x264-params": "intra-refresh=1:keyint=12", "bf": "0"})
+
+Maker = Callable[[Path], object]
+
+
+def written(track: Track, muxer: str | None = None, mux: dict[str, str] | None = None) -> Maker:
+    return lambda path: write(path, track, muxer=muxer, mux=mux)
+
+
+def cut_between_key_frames(track: Track) -> Maker:
+    """As a phone trims a clip: the packets from a key frame on, and an edit list that hides the first of them."""
+
+    def make(path: Path) -> None:
+        whole = path.with_name(f"whole_{path.name}")
+        write(whole, track)
+        with av.open(str(whole)) as given, av.open(str(path), "w") as container:
+            source = given.streams.video[0]
+            stream = container.add_stream_from_template(source)
+            assert source.time_base
+            start = round(Fraction(31, 25) / source.time_base)
+            given.seek(start, stream=source)
+            for packet in given.demux(source):
+                if packet.pts is not None and packet.dts is not None:
+                    packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+                    container.mux(packet)
+
+    return make
+
+
+def joined(suffix: str) -> Maker:
+    """Two recordings, one after the other: the times of the second begin again."""
+
+    def make(path: Path) -> None:
+        part = path.with_name(f"part{suffix}")
+        write(part, H264)
+        path.write_bytes(part.read_bytes() * 2)
+
+    return make
+
+
+def tuned_in(path: Path) -> None:
+    """A transport stream from its middle on: it begins with pictures that refer to missing ones."""
+    whole = path.with_name("whole.ts")
+    write(whole, OPEN)
+    path.write_bytes(whole.read_bytes()[188 * 60 :])
+
+
+NO_NOTE = None
+FROM_THE_START = "every frame is decoded from the video's start on, because "
+"""A file that cannot be sought in."""
+NOT_BY_THEMSELVES = "is not one that stands by itself"
+"""A file of H.264 with key frames before which later ones are presented: `key_frames_only` decodes all of it."""
+
+CLIPS: dict[str, tuple[Maker, str | None]] = {
+    "h264.mp4": (written(H264), NO_NOTE),
+    "h264.mov": (written(H264), NO_NOTE),
+    "open_gop.mp4": (written(OPEN), NOT_BY_THEMSELVES),
+    "hevc.mp4": (written(HEVC), NO_NOTE),
+    "fragmented.mp4": (written(H264, mux=FRAGMENTED), NO_NOTE),
+    "fragmented_open_gop.mp4": (written(OPEN, mux=FRAGMENTED), NOT_BY_THEMSELVES),
+    "irregular.mp4": (written(IRREGULAR), NO_NOTE),
+    "one_key_frame.mp4": (written(Track(numbers=NUMBERS, options={"g": "1000"})), NO_NOTE),
+    "edit_list.mp4": (cut_between_key_frames(H264), NO_NOTE),
+    "edit_list_open_gop.mp4": (cut_between_key_frames(OPEN), NOT_BY_THEMSELVES),
+    "refreshed.mp4": (written(REFRESHED), FROM_THE_START),
+    "h264.mkv": (written(H264), NO_NOTE),
+    "open_gop.mkv": (written(OPEN), NOT_BY_THEMSELVES),
+    "hevc.mkv": (written(HEVC), NO_NOTE),
+    "irregular.mkv": (written(IRREGULAR), NO_NOTE),
+    "vp8.webm": (written(Track(numbers=NUMBERS, codec="libvpx", options={"g": "12"})), NO_NOTE),
+    "vp9.webm": (written(Track(numbers=NUMBERS, codec="libvpx-vp9", options={"g": "12"})), NO_NOTE),
+    "av1.webm": (written(Track(numbers=NUMBERS, codec="libsvtav1")), NO_NOTE),
+    "live.webm": (
+        written(Track(numbers=NUMBERS, codec="libvpx", options={"g": "12"}), mux={"live": "1"}), NO_NOTE
+    ),
+    "mpeg4.avi": (written(Track(numbers=NUMBERS, codec="mpeg4", options={"g": "12"}, size=(384, 256))), NO_NOTE),
+    "h264.avi": (written(Track(numbers=NUMBERS, options={"g": "12", "bf": "0"})), NO_NOTE),
+    "reordered.avi": (written(H264), FROM_THE_START),
+    "h264.ts": (written(H264), NO_NOTE),
+    "open_gop.ts": (written(OPEN), NOT_BY_THEMSELVES),
+    "hevc.ts": (written(HEVC), NO_NOTE),
+    "mpeg2.ts": (written(MPEG2), NO_NOTE),
+    "refreshed.ts": (written(REFRESHED), FROM_THE_START),
+    "tuned_in.ts": (tuned_in, NOT_BY_THEMSELVES),
+    "joined.ts": (joined(".ts"), FROM_THE_START),
+    "joined.mkv": (joined(".mkv"), FROM_THE_START),
+    "mpeg2.mpg": (written(MPEG2), FROM_THE_START),
+    "h264.flv": (written(H264), NO_NOTE),
+    "wmv2.wmv": (written(Track(numbers=NUMBERS, codec="wmv2", options={"g": "12"}), muxer="asf"), NO_NOTE),
+    "vp8.ogv": (written(Track(numbers=NUMBERS, codec="libvpx", options={"g": "12"}), muxer="ogg"), NO_NOTE),
+    "mpeg2.mxf": (written(MPEG2), NO_NOTE),
+    "raw.h264": (written(H264, muxer="h264"), FROM_THE_START),
+    "raw.hevc": (written(HEVC, muxer="hevc"), FROM_THE_START),
+    "motion.gif": (written(Track(numbers=NUMBERS, codec="gif", pix_fmt="gray")), FROM_THE_START),
+    "motion.apng": (written(Track(numbers=NUMBERS, codec="apng", pix_fmt="gray")), FROM_THE_START),
+}  # fmt: skip
+"""Each file's maker, and a part of the notes that reading it makes."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture, without its frame."""
+
+    index: int
+    pts_seconds: float
+    checksum: int
+
+
+class Reel:
+    """A file that is opened as often as it is read."""
+
+    def __init__(self, path: Path, **options: object) -> None:
+        self.options = VideoSection(path=str(path), **options)  # type: ignore[arg-type]
+        self.notes: list[str] = []
+        self.decoded = 0
+        self._path = path
+        self._fds: list[int] = []
+
+    def open(self) -> Footage:
+        fd = os.open(self._path, os.O_RDONLY)
+        self._fds.append(fd)
+        looks = look(fd, self.options)
+        container = open_container(fd, self.options)
+        stream = choose_stream(container, looks, self.options, fd)
+        info = describe(container, stream, looks[stream.index], self.options, fd)
+        return Footage(container, stream, self.options, info, fd)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+    def read(self, start: Start) -> list[Seen | ErrorCode]:
+        """The selected frames from `start` on, as the child emits them."""
+        reading = Reading(self.open, self.options, start, self.notes.append)
+        return selected(reading.pictures(), reading.selects, reading.sampler)
+
+
+def selected(
+    pictures: Iterator[Picture], selects: Callable[[Picture], bool], sampler: Sampler
+) -> list[Seen | ErrorCode]:
+    """The selected frames, and the error with which the video ends."""
+    chosen: list[Seen | ErrorCode] = []
+    try:
+        for picture in pictures:
+            if selects(picture):
+                checksum = zlib.crc32(picture.frame.to_ndarray().tobytes())
+                chosen.append(Seen(picture.index, picture.pts_seconds, checksum))
+            if sampler.exhausted:
+                break
+    except RunnerError as error:
+        chosen.append(error.code)
+    return chosen
+
+
+def decoded_whole(pictures: Iterator[Picture], sampler: Sampler) -> list[Seen | ErrorCode]:
+    """As every frame is decoded from the start on, and selected one by one."""
+    return selected(
+        pictures, lambda picture: picture.whole and sampler.select(picture.index, picture.pts_seconds), sampler
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def clip(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("clip") / name
+            CLIPS[name][0](made[name])
+        return made[name]
+
+    return clip
+
+
+def any_options(rng: random.Random) -> dict[str, object]:
+    ways: list[dict[str, object]] = [
+        {},
+        {"stride": rng.randint(2, 9)},
+        {"max_fps": rng.uniform(0.5, 30)},
+        {"key_frames_only": True},
+        {"key_frames_only": True, "max_fps": rng.uniform(0.5, 3)},
+    ]
+    options = rng.choice(ways)
+    if rng.random() < 0.5:
+        options["start_seconds"] = rng.uniform(0, 3.5)
+    if rng.random() < 0.3:
+        options["max_frames"] = rng.randint(1, 60)
+    if rng.random() < 0.3:
+        options["on_corrupt"] = "skip"
+    elif rng.random() < 0.5:
+        options["decoder_threads"] = 3
+    return options
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_frames_from_the_middle_are_those_of_the_whole(name: str, clips: Callable[[str], Path]) -> None:
+    path, rng = clips(name), random.Random(name)
+    notes: list[str] = []
+    for _ in range(8):
+        options = any_options(rng)
+        reel = Reel(path, **options)
+        pictures = reel.open().pictures()
+        if reel.options.key_frames_only:
+            pictures = (picture for picture in pictures if picture.frame.key_frame)
+        whole = decoded_whole(pictures, Sampler.of(reel.options))
+        assert reel.read(Start()) == whole, options
+        frames = [frame for frame in whole if isinstance(frame, Seen)]
+        if frames:
+            stored = rng.randint(1, len(frames))
+            last = frames[stored - 1]
+            assert reel.read(Start(last.index + 1, stored, last.pts_seconds)) == whole[stored:], (options, last)
+        reel.close()
+        notes += reel.notes
+    expected = CLIPS[name][1]
+    assert bool(notes) == (expected is not None)
+    assert all(expected in note for note in notes if expected)
+
+
+def test_a_packet_of_vp8_that_is_not_shown_is_no_picture() -> None:
+    shown, hidden = av.Packet(b"\x10\x00\x00"), av.Packet(b"\x00\x00\x00")
+    assert (is_picture(shown, "vp8"), is_picture(hidden, "vp8")) == (True, False)
+
+
+def test_a_tiny_packet_of_mpeg4_may_be_no_picture() -> None:
+    assert (is_picture(av.Packet(19), "mpeg4"), is_picture(av.Packet(20), "mpeg4")) == (False, True)
+    assert is_picture(av.Packet(19), "h264")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"], ids=["lengths", "start_codes"])
+def test_an_idr_picture_is_known_by_its_bytes(suffix: str, tmp_path: Path) -> None:
+    for track, known in ((H264, {True}), (OPEN, {True, False})):
+        path = write(tmp_path / f"clip{suffix}", track)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            extradata = stream.codec_context.extradata or b""
+            assert {is_idr(packet, extradata) for packet in packets if packet.is_keyframe} == known
+            assert not any(is_idr(packet, extradata) for packet in packets if not packet.is_keyframe)
