@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 from collections.abc import Iterator
@@ -245,6 +246,20 @@ async def test_another_object_at_the_same_url_is_another_video(
     assert row["last_error"]["code"] == "video_changed"
 
 
+async def test_two_runners_at_once_fetch_a_video_once(scene: Scene, storage: Storage, authority: Authority) -> None:
+    storage.pause = 1.0
+    async with open_fake() as fake:
+        config = scene.write_config(inference={"url": fake.url}, **remote(storage, authority))
+        async with (
+            scene.cli.started("run", config) as one,
+            scene.cli.started("run", config, "--scenario", str(scene.scenario_id + 500_000)) as other,
+        ):
+            ended = [await one.wait(), await other.wait()]
+    assert [done.code for done in ended] == [0, 0], [done.err for done in ended]
+    assert ["if-none-match" in each for each in storage.asked] == [False, True]
+    assert storage.sent == len(storage.content)
+
+
 async def test_a_copy_and_the_local_file_are_the_same_video(
     scene: Scene, storage: Storage, authority: Authority, big_clip: Path
 ) -> None:
@@ -252,6 +267,10 @@ async def test_a_copy_and_the_local_file_are_the_same_video(
     storage.serve(big_clip, '"first"')
     sections = remote(storage, authority)
     async with held_run(scene, big_clip, **sections) as held:
+        (copy,) = (scene.directory / "data" / "videos").glob("*-*")
+        with copy.open("rb") as file, pytest.raises(BlockingIOError):
+            # An eviction would need this lock.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         decoder = held.running.decoder()
         assert decoder is not None
         decoder.kill()
