@@ -46,13 +46,15 @@ def picture(frame: Frame) -> Image:
     return np.asarray(image, np.uint8)
 
 
-async def watch(path: Path, first_frame: int = 0, **options: Any) -> Showing:
+async def watch(
+    path: Path, first_frame: int = 0, *, frames_stored: int = 0, last_pts_seconds: float | None = None, **options: Any
+) -> Showing:
     """Read the video from `first_frame` on, until it ends or breaks off."""
     showing = Showing()
     try:
         async with open_video(VideoSection(path=str(path), **options)) as video:
             showing.info = video.info
-            video.start(first_frame)
+            video.start(first_frame, frames_stored=frames_stored, last_pts_seconds=last_pts_seconds)
             while isinstance(item := await video.receive(), Frame):
                 showing.frames.append(item)
             showing.end = item

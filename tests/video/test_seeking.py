@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 
 from tests.cases.video.writing import Track, write
+from tests.support.watching import watch
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.decoder.footage import Footage, Picture
@@ -93,6 +95,7 @@ NOT_BY_THEMSELVES = "is not one that stands by itself"
 CLIPS: dict[str, tuple[Maker, str | None]] = {
     "h264.mp4": (written(H264), NO_NOTE),
     "h264.mov": (written(H264), NO_NOTE),
+    "long.mp4": (written(Track(numbers=range(300), options={"g": "12"})), NO_NOTE),
     "open_gop.mp4": (written(OPEN), NOT_BY_THEMSELVES),
     "hevc.mp4": (written(HEVC), NO_NOTE),
     "fragmented.mp4": (written(H264, mux=FRAGMENTED), NO_NOTE),
@@ -275,3 +278,83 @@ def test_an_idr_picture_is_known_by_its_bytes(suffix: str, tmp_path: Path) -> No
             extradata = stream.codec_context.extradata or b""
             assert {is_idr(packet, extradata) for packet in packets if packet.is_keyframe} == known
             assert not any(is_idr(packet, extradata) for packet in packets if not packet.is_keyframe)
+
+
+@dataclass
+class Counted:
+    """How many packets were decoded."""
+
+    packets: int = 0
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    count, decode = Counted(), Footage._decode
+
+    def counting(footage: Footage, packet: Any, number: int) -> Any:
+        count.packets += packet is not None and footage.stream.codec_context.skip_frame != "NONREF"
+        return decode(footage, packet, number)
+
+    monkeypatch.setattr(Footage, "_decode", counting)
+    return count
+
+
+@pytest.mark.parametrize(("name", "most"), [("h264.mp4", 24), ("h264.mkv", 24), ("h264.ts", 90)])
+def test_a_resumed_attempt_decodes_little_of_what_is_stored(
+    name: str, most: int, clips: Callable[[str], Path], counted: Counted
+) -> None:
+    # In a transport stream these are 32 packets to prove how the file begins, and 32 to 44 before the stored frame.
+    reel = Reel(clips(name))
+    frames = reel.read(Start(80, 80, 79 / 25))
+    assert [frame.index for frame in frames if isinstance(frame, Seen)] == list(range(80, FRAMES))
+    assert counted.packets <= most
+    reel.close()
+
+
+def test_a_late_start_decodes_little_of_what_comes_before(clips: Callable[[str], Path], counted: Counted) -> None:
+    reel = Reel(clips("long.mp4"), start_seconds=11.4)
+    frames = reel.read(Start())
+    assert [frame.index for frame in frames if isinstance(frame, Seen)] == list(range(285, 300))
+    assert counted.packets <= 100
+    reel.close()
+
+
+@pytest.mark.parametrize(("options", "selected_frames", "most"), [
+    ({"key_frames_only": True}, range(0, 300, 12), 65),
+    ({"max_fps": 0.5}, range(0, 300, 50), 80),
+    ({"stride": 100}, range(0, 300, 100), 60),
+], ids=str)  # fmt: skip
+def test_sampling_decodes_little_of_what_it_does_not_take(
+    options: dict[str, object],
+    selected_frames: range,
+    most: int,
+    clips: Callable[[str], Path],
+    counted: Counted,
+) -> None:
+    reel = Reel(clips("long.mp4"), **options)
+    frames = reel.read(Start())
+    assert [frame.index for frame in frames if isinstance(frame, Seen)] == list(selected_frames)
+    assert counted.packets <= most
+    reel.close()
+
+
+def test_an_attempt_with_nothing_left_ends_at_once(clips: Callable[[str], Path], counted: Counted) -> None:
+    for options in ({"max_frames": 5}, {"max_frames": 5, "max_fps": 25.0}):
+        reel = Reel(clips("h264.mp4"), **options)
+        assert reel.read(Start(5, 5, 4 / 25)) == []
+        assert counted.packets == 0
+        reel.close()
+
+
+async def test_the_child_says_why_it_decodes_everything(
+    clips: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, note in (("h264.mp4", False), ("raw.h264", True)):
+        whole = await watch(clips(name))
+        caplog.clear()
+        with caplog.at_level("INFO", logger="trio_runner.video.child"):
+            rest = await watch(clips(name), 70, frames_stored=70, last_pts_seconds=whole.frames[69].pts_seconds)
+        assert rest.numbers == whole.numbers[70:]
+        assert rest.end is not None
+        assert rest.end.selected == FRAMES
+        assert ("every frame is decoded from the video's start on, because" in caplog.text) == note
