@@ -182,6 +182,25 @@ async def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert [place["index"] for place in report["measured"]["damaged"]] == [7, 8]
 
 
+@pytest.mark.parametrize("content", [b"x", None], ids=["broken", "of no kind that is read"])
+async def test_a_name_in_an_archive_does_nothing_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    name = "a\x1b[2J\nb" + (".png" if content else ".heic")
+    code, _, err = await inspected(capsys, stills.zip_of(tmp_path / "images.zip", {name: content or b"x"}))
+    assert code is ExitCode.VIDEO
+    assert "a\N{REPLACEMENT CHARACTER}[2J b." in err
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+async def test_a_url_that_is_not_allowed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: dict[str, Any] = {"frames": (), "sheet": "", "quick": False, "as_json": True}
+    code = await inspection.inspect(Config(), video="https://127.0.0.1:1/a.mp4", settings=(), **arguments)
+    assert code is ExitCode.VIDEO
+    assert "storage.url_prefixes" in capsys.readouterr().err
+
+
 # The contact sheet.
 
 

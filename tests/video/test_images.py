@@ -25,7 +25,7 @@ from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
 from trio_runner.video import messages
 from trio_runner.video.decoder import __main__ as decoder
-from trio_runner.video.decoder import stores
+from trio_runner.video.decoder import archive, listing, stores
 from trio_runner.video.decoder.images import ImageSequence
 from trio_runner.video.decoder.opening import open_video
 
@@ -170,14 +170,14 @@ def test_directories_within_are_sorted_by_the_whole_path(make: Any) -> None:
 
 @given(st.lists(st.text("a1029/Bß .", max_size=8), unique=True))
 def test_every_order_of_the_same_names_is_sorted_alike(names: list[str]) -> None:
-    ordered = sorted(names, key=stores.natural_key)
+    ordered = sorted(names, key=listing.natural_key)
     backwards = names[::-1]
-    assert sorted(backwards, key=stores.natural_key) == ordered
+    assert sorted(backwards, key=listing.natural_key) == ordered
 
 
 def test_a_number_of_any_length_is_sorted() -> None:
     names = [f"a{'9' * length}.png" for length in (6000, 5, 5000)]
-    assert [len(name) for name in sorted(names, key=stores.natural_key)] == [10, 5005, 6005]
+    assert [len(name) for name in sorted(names, key=listing.natural_key)] == [10, 5005, 6005]
 
 
 def test_files_that_are_no_images_are_passed_over_and_counted(make: Any) -> None:
@@ -429,21 +429,21 @@ def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("img1.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     path = tmp_path / "images.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(link, "/etc/passwd")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(link, "/etc/passwd")
     assert "is a link" in refusal(path).message
 
 
 def test_a_name_that_is_in_the_archive_twice_is_refused(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "images.zip", {"img1.png": TEN["img1.png"]})
-    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("img1.png", TEN["img2.png"])
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("img1.png", TEN["img2.png"])
     assert "is in the archive twice" in refusal(path).message
 
 
 def test_an_archive_of_the_64_bit_kind_is_read(tmp_path: Path) -> None:
     path = tmp_path / "images.zip"
-    with zipfile.ZipFile(path, "w") as archive, archive.open("img1.png", "w", force_zip64=True) as file:
+    with zipfile.ZipFile(path, "w") as packed, packed.open("img1.png", "w", force_zip64=True) as file:
         file.write(TEN["img1.png"])
     with opened(path) as sequence:
         assert [(still.index, still.whole) for still in sequence.pictures()] == [(0, True)]
@@ -468,7 +468,7 @@ def test_an_archive_with_any_bytes_changed_gives_right_pictures_or_an_error(
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    assume(bytes(content[:4]) in stores.ZIP_SIGNATURES)
+    assume(bytes(content[:4]) in archive.SIGNATURES)
     try:
         with opened(path, on_corrupt="skip") as sequence:
             sequence.describe()
@@ -529,9 +529,26 @@ def test_a_fifo_among_the_images_is_refused_without_waiting_for_its_writer(tmp_p
 
 
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "MAX_FILES", 9)
+    monkeypatch.setattr(listing, "MAX_FILES", 9)
     for maker in MAKERS.values():
         assert "holds more than 9 files" in refusal(maker(tmp_path / maker.__name__, TEN)).message
+
+
+@pytest.mark.parametrize("limit", [zipfile.ZIP_FILECOUNT_LIMIT, 3])
+def test_a_table_of_contents_that_takes_long_to_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    # With the second limit the archive ends with the record of 64 bits. That holds what the other one has no room for.
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", limit)
+    path = zip_of(tmp_path / "images.zip", TEN)
+    if limit == 3:
+        content = bytearray(path.read_bytes())
+        end = content.rfind(archive.END)
+        content[end + 12 : end + 16] = b"\xff" * 4
+        path.write_bytes(content)
+    assert len(names_of(path)) == 10
+    monkeypatch.setattr(archive, "CONTENTS_BYTES", 300)
+    assert "lists too many files" in refusal(path).message
 
 
 # Whether it is the same video.

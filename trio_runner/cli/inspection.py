@@ -52,7 +52,7 @@ async def inspect(
         as_json: Print a JSON document.
     """
     if problem := _usage_problem(frames, sheet):
-        print(f"trio-runner inspect: {problem}", file=sys.stderr)
+        _complain(f"trio-runner inspect: {problem}")
         return ExitCode.USAGE
     changed = parse_settings(settings)
     changed.setdefault("video", {}).update(path=video)
@@ -67,7 +67,7 @@ async def inspect(
         if error.code.stage is not Stage.VIDEO or error.code.error_class is not ErrorClass.PERMANENT:
             raise
         progress.end()
-        print(f"{error.code}: {error.message}", file=sys.stderr)
+        _complain(str(error))
         return ExitCode.VIDEO
     finally:
         progress.end()
@@ -80,11 +80,11 @@ async def inspect(
     else:
         _print_report(report)
     if report.problem:
-        print(report.problem, file=sys.stderr)
+        _complain(report.problem)
         return ExitCode.VIDEO
     if missing:
         listed = ", ".join(map(str, missing))
-        print(f"not in the video, which has {report.measured.frames} frames: {listed}", file=sys.stderr)
+        _complain(f"not in the video, which has {report.measured.frames} frames: {listed}")
         return ExitCode.NOTHING
     return ExitCode.OK
 
@@ -108,6 +108,11 @@ def _usage_problem(frames: Sequence[int], sheet: str) -> str:
     if sheet and not Path(sheet).absolute().parent.is_dir():
         return f"--output: there is no directory {Path(sheet).parent}"
     return ""
+
+
+def _complain(text: str) -> None:
+    """Print a line on standard error; names in it may come from an archive that somebody else made."""
+    print(harmless(text.replace("\n", " ")), file=sys.stderr)
 
 
 class _Progress:
