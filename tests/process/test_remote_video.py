@@ -280,6 +280,7 @@ async def test_a_copy_and_the_local_file_are_the_same_video(
     await scene.check_resume(frames=120, size=(1280, 720), **sections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["files", "environment"])
 async def test_a_video_is_fetched_from_s3(
     scene: Scene, clip: Path, tmp_path: Path, canaries: set[str], where: str

@@ -19,6 +19,8 @@ from tests.support.storage import Fault, open_storage
 from tests.video.test_fetch import MIB, fetched, started, whole_file
 from trio_runner.video.fetch import messages
 
+pytestmark = pytest.mark.slow
+
 CONTENT = random.Random(3).randbytes(5 * MIB + 3)
 CREDENTIALS = messages.Credentials(key_id=KEY_ID, secret_key=SECRET_KEY)
 KEY = "day 1/a+b=ü&c'(1)!.mp4"
