@@ -20,7 +20,7 @@ from tests.support.harness import PATIENCE_SECONDS, free_port
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 BUILD_SECONDS = 300.0
-"""Building takes a minute or two; on a busy machine it took eleven. What go has compiled until then stays in its cache."""
+"""Building takes a minute or two; on a busy machine it took eleven. What go has compiled by then stays in its cache."""
 
 KEY_ID = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "s3cr3t/of+the/tests0123456789abcdefghij"
