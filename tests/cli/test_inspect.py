@@ -66,6 +66,7 @@ async def test_a_variable_rate_is_measured(tmp_path: Path, capsys: pytest.Captur
     ("video.max_fps=5", 12),
     ("video.start_seconds=1.0", 35),
     ("video.max_frames=4", 4),
+    ("video.key_frames_only=true", 5),
 ])  # fmt: skip
 async def test_the_frames_that_the_config_selects_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, selected: int

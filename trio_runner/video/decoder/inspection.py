@@ -57,7 +57,7 @@ class Inspection:
 
     def __init__(self, options: VideoSection, info: VideoInfo, sampler: Sampler, command: messages.Inspect) -> None:
         self._options, self._info, self._command = options, info, command
-        self._observer = Observer(sampler)
+        self._observer = Observer(sampler, key_frames_only=options.key_frames_only)
         self._wanted = frozenset(command.frames)
         self._last = max(command.frames, default=0)
         self._sheet = Sheet(len(command.frames)) if command.frames else None

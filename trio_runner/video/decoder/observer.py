@@ -29,8 +29,8 @@ class Seen:
 class Observer:
     """Notes the facts about each frame as it is read."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, *, key_frames_only: bool) -> None:
+        self._sampler, self._key_frames_only = sampler, key_frames_only
         self._frames = self._key_frames = self._interlaced = self._damaged = 0
         self._first = self._last = 0.0
         self._shortest = self._longest = self._key_gap = 0.0
@@ -63,7 +63,7 @@ class Observer:
             self._damaged += 1
             if len(self._places) < MAX_LISTED:
                 self._places.append(Place(index, seconds))
-        elif self._sampler.due(index, seconds):
+        elif (frame.key_frame or not self._key_frames_only) and self._sampler.due(index, seconds):
             self._sampler.take(index, seconds)
         if size and len(self._sizes) < MAX_LISTED:
             before = (self._sizes[-1].width, self._sizes[-1].height) if self._sizes else None
