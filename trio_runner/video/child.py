@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_ALLOWANCE_SECONDS = 20.0
-"""Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and OpenCV slowly."""
+"""Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and its libraries slowly."""
 
 END_SECONDS = 3.0
 """How long a child may take to end after it was killed or has closed its pipe."""
@@ -46,8 +46,6 @@ CHILD_ENVIRONMENT = {
     # By default numpy starts a BLAS thread for every core, and glibc gives each thread a heap of its own.
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
-    # The child searches its standard error for FFmpeg's messages; OpenCV's own warnings would only disturb that.
-    "OPENCV_LOG_LEVEL": "ERROR",
 }
 
 
@@ -209,8 +207,8 @@ class _Child:
             with ExitStack() as theirs:
                 stdin, self._commands = pipe(theirs, ours)
                 frames, stdout = pipe(ours, theirs)
-                # Standard error is a file in memory. Nobody has to drain it, the child can read FFmpeg's messages in
-                # it, and this process can still read it after the child's death.
+                # Standard error is a file in memory. Nobody has to drain it, and this process can still read it after
+                # the child's death.
                 self._stderr = os.memfd_create("decoder-stderr")
                 ours.callback(os.close, self._stderr)
                 # In a larger pipe the child can go on while the daemon is busy. The kernel may refuse the size.

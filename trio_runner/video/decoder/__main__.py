@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import cv2
 import msgspec
 
@@ -27,15 +26,17 @@ from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
 from trio_runner.video import messages
 from trio_runner.video.decoder.emitter import Emitter, write
-from trio_runner.video.decoder.footage import Footage
-from trio_runner.video.decoder.formats import open_container
+from trio_runner.video.decoder.footage import Footage, deinterlaced
+from trio_runner.video.decoder.formats import conversion, open_container
 from trio_runner.video.decoder.identity import identify
 from trio_runner.video.decoder.images import ImageSequence
+from trio_runner.video.decoder.interlace import Deinterlacer
 from trio_runner.video.decoder.opening import open_video
+from trio_runner.video.decoder.picture import Converter, UnsupportedPictureError
 from trio_runner.video.decoder.reading import Reading
 from trio_runner.video.decoder.sampling import Sampler
 from trio_runner.video.decoder.stores import open_store
-from trio_runner.video.decoder.streams import choose_stream, describe, look
+from trio_runner.video.decoder.streams import check_size, choose_stream, describe, look
 
 if TYPE_CHECKING:
     from trio_runner.model import VideoInfo
@@ -172,19 +173,23 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
 
 def decode(reading: Reading, options: VideoSection, emitter: Emitter) -> End:
     """Emit the selected frames; raises RunnerError for a broken video."""
-    sampler = reading.sampler
-    reformatter = av.video.reformatter.VideoReformatter()
+    sampler, stream = reading.sampler, None
+    converter = Converter()
     try:
-        for picture in reading.pictures():
+        for picture in deinterlaced(reading.pictures(), Deinterlacer(options.deinterlace)):
             # A picture that is not selected is decoded where later ones refer to it, but it is not converted.
             if reading.selects(picture):
-                image = reformatter.reformat(picture.frame, format="bgr24", threads=1).to_ndarray()
-                turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-                rotation = turn.get(picture.frame.rotation % 360)
-                turned = image if rotation is None else cv2.rotate(image, rotation)
-                emitter.emit(picture.index, picture.pts_seconds, turned)
+                if stream is not reading.footage.stream:
+                    stream = reading.footage.stream
+                    converter = Converter(stream, square_pixels=options.square_pixels)
+                check_size(*converter.size(picture.frame), options)
+                emitter.before_first(reading.footage.decoded)
+                emitter.emit(picture.index, picture.pts_seconds, converter.convert(picture.frame))
             if sampler.exhausted:
                 break
+    except UnsupportedPictureError as error:
+        message = f"{options.path}: {error}. Convert the video: {conversion(options, stream)}"
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, message) from error
     finally:
         emitter.finish()
     footage = reading.footage

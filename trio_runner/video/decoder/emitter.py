@@ -76,6 +76,11 @@ class Emitter:
         if time.monotonic() - self._written_at > SIGN_OF_LIFE_SECONDS:
             self._write(messages.Passed(decoded))
 
+    def before_first(self, decoded: int) -> None:
+        """Write a sign of life before the first picture is converted, which may take longer than all later ones."""
+        if self._sequence == 0:
+            self._write(messages.Passed(decoded))
+
     def finish(self) -> None:
         """Write the frames that are still being encoded."""
         while self._pending:
