@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_ALLOWANCE_SECONDS = 20.0
-"""Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and its libraries slowly."""
+"""Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and libraries slowly."""
 
 END_SECONDS = 3.0
 """How long a child may take to end after it was killed or has closed its pipe."""

@@ -67,9 +67,9 @@ def look(fd: int, options: VideoSection) -> dict[int, Look]:
             if packet.stream.type == "video" and packet.size:
                 seen.packets += 1
                 seen.encrypted |= packet.has_sidedata("encryption_info")
-                time = packet.pts if packet.pts is not None else packet.dts
-                if time is not None and packet.time_base:
-                    seen.times.append(float(time * packet.time_base))
+                # Times of decoding rise evenly, while the last of the reordered pictures would be missing here.
+                if packet.dts is not None and packet.time_base:
+                    seen.times.append(float(packet.dts * packet.time_base))
             times = seen.times
             if number > LOOK_PACKETS or total > LOOK_BYTES or (times and times[-1] - times[0] > LOOK_SECONDS):
                 break
