@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def test_no_listed_container_opens_other_files_or_addresses() -> None:
 def test_there_is_a_decoder_for_every_listed_codec() -> None:
     for name in CODECS:
         assert av.codec.Codec(name, "r").canonical_name == name
+
+
+def test_the_notices_name_every_library_that_the_wheel_of_pyav_carries() -> None:
+    libraries = Path(av.__file__).parent.parent / "av.libs"
+    if not libraries.is_dir():
+        pytest.skip("PyAV was not installed from a wheel")
+    notices = (Path(__file__).parents[2] / "THIRD_PARTY_NOTICES.md").read_text()
+    for path in libraries.iterdir():
+        # "libx264-d6533a8d.so.165": the auditor of wheels adds a checksum to the name.
+        name = path.name.split(".so")[0].rpartition("-")[0]
+        assert re.search(rf"\b{re.escape(name)}\b", notices), name
 
 
 async def test_another_container_is_named_with_the_command_that_converts_it(tmp_path: Path) -> None:
