@@ -259,13 +259,27 @@ def test_the_picture_with_square_pixels_is_ffmpegs_own() -> None:
     assert np.array_equal(converter.convert(frame), bgr(frame, size="iw*8/9:ih"))
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("width", [320, 427])
+def test_chroma_lies_where_ffmpegs_own_picture_has_it(codec: str, width: int, tmp_path: Path) -> None:
+    # Both codecs say where, and FFmpeg's program takes no notice.
+    options = {"x265-params": "log-level=none:bframes=0:pools=1:frame-threads=1"} if codec == "libx265" else {}
+    form = "yuv420p10le" if codec == "libx265" else "yuv420p"
+    with av.open(clip(tmp_path / "a.mkv", drawn(form=form), codec, options=options)) as container:
+        frame = next(container.decode(video=0))
+    converter = Converter()
+    converter._declared_aspect = Fraction(width, 320)
+    unsited = ("setparams", "chroma_location=unspecified")
+    assert np.array_equal(converter.convert(frame), bgr(frame, unsited, size=f"{width}:ih"))
+
+
 @pytest.mark.parametrize(("transfer", "decibels"), [(HLG, 34), (PQ, 29)], ids=["HLG", "PQ"])
 def test_hdr_is_tone_mapped_as_by_opencv(transfer: int, decibels: float, tmp_path: Path) -> None:
     path = clip(
         tmp_path / "hdr.mkv",
         graph("testsrc2=size=320x180:duration=0.04", ("scale", "640:360"), ("format", "pix_fmts=yuv420p10le")),
         "libx265",
-        options={"preset": "ultrafast", "x265-params": "log-level=none"},
+        options={"preset": "ultrafast", "x265-params": "log-level=none:bframes=0:pools=1:frame-threads=1"},
         color_trc=transfer, color_primaries=9, colorspace=9, color_range=1,
     )  # fmt: skip
     before, reference = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).read()

@@ -8,7 +8,6 @@ Pixels that are not square are made so by a change of the width, as in FFmpeg's 
 from __future__ import annotations
 
 import struct
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import av
@@ -22,6 +21,7 @@ from trio_runner.video.decoder.tone import HLG, PQ, ToneMap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from fractions import Fraction
 
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
@@ -87,6 +87,7 @@ class Converter:
         self._tone: tuple[int, int] | None = None
         self._seen: tuple[int, int, int, str] | None = None
         self._turn = Orientation()
+        self._unsited: tuple[tuple[int, int, str, int, int], Graph] | None = None
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of the array that `convert` would return, to be compared with limits before."""
@@ -104,8 +105,7 @@ class Converter:
         """
         how = self.orientation(frame)
         width, height = self._square(frame)
-        if frame.color_trc in (HLG, PQ):
-            frame = self._for_display(frame)
+        frame = self._for_display(frame) if frame.color_trc in (HLG, PQ) else self._without_siting(frame)
         image: Any = self._reformat(self._scaler, frame, format="bgr24", width=width, height=height).to_ndarray()
         if how.transposed:
             image = cv2.transpose(image)
@@ -138,6 +138,20 @@ class Converter:
             side_data = _without_unknown(frame).side_data
         matrix = cast("Mapping[Type, Any]", side_data).get(Type.DISPLAYMATRIX)
         return Orientation() if matrix is None else orientation(bytes(matrix))
+
+    def _without_siting(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The picture without what it says on where its chroma samples lie, which FFmpeg's program does not use.
+
+        FFmpeg's scaler would use it, so that edges of colours would lie elsewhere than in FFmpeg's own pictures.
+        """
+        if (frame.width, frame.height) == self._square(frame) and frame.format.name in ("yuv420p", "yuvj420p"):
+            # The scaler has code for these that does not interpolate chroma.
+            return frame
+        shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if self._unsited is None or self._unsited[0] != shape:
+            self._unsited = shape, _filters(frame, ("setparams", "chroma_location=unspecified"))
+        self._unsited[1].vpush(frame)
+        return self._unsited[1].vpull()
 
     def _for_display(self, frame: av.VideoFrame) -> av.VideoFrame:
         """A picture for a BT.709 display, of 8 bits and 4:2:0, which is what becomes of it in a JPEG."""
@@ -180,15 +194,23 @@ class Converter:
 
 def _without_unknown(frame: av.VideoFrame) -> av.VideoFrame:
     """The same picture without the kinds of side data that PyAV has no name for."""
-    graph = Graph()
-    graph.threads = 1
     known: set[Any] = {kind.value for kind in Type}
-    unknown = [str(kind) for kind in range(SIDE_DATA_KINDS) if kind not in known]
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
-    filters = [graph.add("sidedata", mode="delete", type=kind) for kind in unknown]
-    graph.link_nodes(source, *filters, graph.add("buffersink")).configure()
+    unknown = [kind for kind in range(SIDE_DATA_KINDS) if kind not in known]
+    graph = _filters(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in unknown))
     graph.vpush(frame)
     return graph.vpull()
+
+
+def _filters(frame: av.VideoFrame, *filters: tuple[str, str]) -> Graph:
+    """FFmpeg's filters for pictures like `frame`."""
+    graph = Graph()
+    graph.threads = 1
+    about = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+    # Without these two, FFmpeg logs that the picture differs from what was announced.
+    about += f":colorspace={frame.colorspace}:range={frame.color_range}"
+    nodes = [graph.add("buffer", about), *(graph.add(*each) for each in filters), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    return graph
 
 
 def planes(frame: av.VideoFrame, dtype: type[np.uint8 | np.uint16]) -> list[NDArray[Any]]:
