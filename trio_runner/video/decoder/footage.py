@@ -97,7 +97,7 @@ class Footage:
         self._excused = -1
         # The times of the packets that were sent and whose pictures have not come out, by number.
         self._under_way: dict[int, int | None] = {}
-        self._complaint = self._cut = ""
+        self.complaint = self._cut = ""
         self._pts = 0.0
 
     def pictures(self, beginning: Beginning | None = None) -> Iterator[Picture]:
@@ -211,7 +211,7 @@ class Footage:
         if number <= self._excused:
             return
         self._damage.note(number, pts)
-        self._complaint = self._complaint or complaint
+        self.complaint = self.complaint or complaint
 
     def demuxed(self) -> Iterator[Packet[Any]]:
         """The packets of the stream that hold data, from here to the end or to where the file cannot be read on."""
@@ -242,7 +242,7 @@ class Footage:
         """Raise RunnerError if the demuxer's end is not that of the video."""
         if self.decoded == 0:
             declared = self._info.declared_frames or "none"
-            why = f"; {self._complaint}" if self._complaint else ""
+            why = f"; {self.complaint}" if self.complaint else ""
             message = f"{self._options.path}: no frame could be decoded, {declared} declared{why}. Give another file"
             raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
         if self._breaks_off():
@@ -266,7 +266,7 @@ class Footage:
         if info.declared_frames and info.duration_seconds:
             declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
         changed = "the file was written to while it was read" if self._written_to else ""
-        why = "".join(f"; {part}" for part in (self._complaint, self._cut, self._extent.shortfall, changed) if part)
+        why = "".join(f"; {part}" for part in (self.complaint, self._cut, self._extent.shortfall, changed) if part)
         remedy = "Copy it again" if self._extent.shortfall else 'Give a whole file, or set video.on_corrupt = "skip"'
         return RunnerError(
             ErrorCode.VIDEO_TRUNCATED,

@@ -73,6 +73,8 @@ class Needed:
         self._index = 0
         # The selected frames that have not come out, by their times: number and time in seconds.
         self._awaited: dict[int, tuple[int, float]] = {}
+        self._openers: set[int] = set()
+        """The times of the key frames at which decoding has begun again."""
 
     def packets(self, source: Iterator[Packet[Any]]) -> Iterator[Packet[Any]]:
         """The packets that are to be decoded; `source` are those from the start of the file on.
@@ -114,6 +116,9 @@ class Needed:
         """
         if frame.interlaced_frame and self._needs_neighbours:
             raise CannotSeekError("interlaced pictures are completed from those before and after them")
+        if frame.pts in self._openers and not frame.key_frame:
+            # Some AVI files mark all frames as key frames.
+            raise CannotSeekError(f"frame {self._index} is no key frame, although the container says so")
         if frame.pts not in self._awaited:
             return None
         if min(self._awaited) != frame.pts:
@@ -168,6 +173,8 @@ class Needed:
         # frames themselves.
         if whole and not self._key_frames_only:
             last = len(group) - 1
+        if last >= 0:
+            self._openers.add(group[0].pts)
         for pts, packet in group[: last + 1]:
             needed = pts in self._awaited or self._footage.codec not in WITH_UNREFERENCED
             self._decoder.skip_frame = "DEFAULT" if needed else "NONREF"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from trio_runner.errors import RunnerError
 from trio_runner.video.decoder.footage import Beginning
 from trio_runner.video.decoder.needed import Needed
 from trio_runner.video.decoder.sampling import Sampler
@@ -124,5 +125,11 @@ class Reading:
             key_frames_only=self.options.key_frames_only,
             deinterlaces=self.options.deinterlace == "auto",
         )
-        yield from footage.pictures(Beginning(needed.packets(packets_of(footage)), number=needed.number))
+        try:
+            yield from footage.pictures(Beginning(needed.packets(packets_of(footage)), number=needed.number))
+        except RunnerError as error:
+            if footage.complaint:
+                # Whether frames are missing because of damage or because they were left out shows if all are decoded.
+                raise CannotSeekError(f"it seems damaged: {error.message}") from error
+            raise
         needed.check_end()

@@ -176,6 +176,8 @@ def _reaches(pictures: Iterator[Picture], first: int | None, seconds: float) -> 
     try:
         for picture in pictures:
             pts = picture.frame.pts
+            if last is None and first is not None and not picture.frame.key_frame:
+                return None
             if pts is None or (pts <= last if last is not None else first not in {None, pts}):
                 return None
             last = pts
@@ -231,9 +233,9 @@ def _skim(
     before: list[Picture] = []
     try:
         for picture in pictures:
-            place = picture.index + passed
-            if place < len(skimmed.times) and picture.frame.pts != skimmed.times[place]:
-                raise CannotSeekError(f"frame {picture.index} is not the one that its packets announce")
+            if beginning.floor is not None and not (before or picture.frame.key_frame):
+                raise CannotSeekError(f"frame {picture.index} is no key frame, although the container says so")
+            _check_announced(picture, skimmed.times[picture.index + passed : picture.index + passed + 1])
             if picture.index == index:
                 if picture.pts_seconds != seconds:
                     break
@@ -249,6 +251,12 @@ def _skim(
     except RunnerError as error:
         raise CannotSeekError(f"it is damaged: {error.message}") from error
     raise CannotSeekError(f"its frame {index} is not at {seconds:.3f} s")
+
+
+def _check_announced(picture: Picture, announced: array[int]) -> None:
+    """Raise CannotSeekError if this picture has another time than the frame that was announced for its number."""
+    if announced and picture.frame.pts != announced[0]:
+        raise CannotSeekError(f"frame {picture.index} is not the one that its packets announce")
 
 
 def prove_start(footage: Footage) -> int:
