@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -231,6 +232,33 @@ async def test_the_sheet_shows_the_frames_upright_and_in_order(
     drawn = cv2.imread(str(sheet))
     assert drawn is not None
     assert [read_frame_number(np.asarray(cell, np.uint8)) for cell in cells(drawn, 3, (320, 240))] == [0, 7, 59]
+
+
+async def test_the_sheet_shows_interlaced_frames_as_a_run_would_send_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, sheet = tmp_path / "a.mp4", tmp_path / "sheet.png"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": "tff=1", "preset": "ultrafast"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(10):
+            # What does not move is left as it is, so the two fields change their places.
+            combed = np.zeros((240, 320), np.uint8)
+            combed[number % 2 :: 2] = 235
+            frame = av.VideoFrame.from_ndarray(combed, format="gray").reformat(format="yuv420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    spread = {}
+    for mode in ("auto", "off"):
+        code, report, _ = await inspected(capsys, video, f'video.deinterlace="{mode}"', frames=(5,), sheet=str(sheet))
+        assert (code, report["measured"]["interlaced"]) == (ExitCode.OK, 10)
+        drawn = cv2.imread(str(sheet), cv2.IMREAD_GRAYSCALE)
+        assert drawn is not None
+        spread[mode] = np.ptp(drawn[100:140, 160].astype(int))
+    assert spread["auto"] < 30
+    assert spread["off"] > 200
 
 
 async def test_frames_beyond_the_end_are_1_and_the_others_are_drawn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from trio_runner.base.text import printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video import messages
+from trio_runner.video.decoder.footage import deinterlaced
+from trio_runner.video.decoder.interlace import Deinterlacer
 from trio_runner.video.decoder.observer import Observer, Seen
 from trio_runner.video.decoder.picture import Converter, Orientation, UnsupportedPictureError
 from trio_runner.video.decoder.sheet import Sheet, encode
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from trio_runner.config.sections import VideoSection
     from trio_runner.model import VideoInfo
     from trio_runner.video.decoder.footage import Footage
+    from trio_runner.video.decoder.footage import Picture as FootagePicture
     from trio_runner.video.decoder.images import ImageSequence
     from trio_runner.video.decoder.sampling import Sampler
 
@@ -96,20 +100,29 @@ class Inspection:
 
     def _frames(self, footage: Footage, stream: VideoStream) -> Iterator[Seen]:
         converter = Converter(stream, square_pixels=self._options.square_pixels)
-        for picture in footage.pictures():
-            frame = picture.frame
-            if self._picture is None:
-                self._picture = _first_picture(frame, stream, converter)
-            size = converter.size(frame)
+        # Deinterlacing gives a picture later, and without the mark that it was interlaced.
+        marks: deque[tuple[bool, bool]] = deque()
+
+        def as_stored() -> Iterator[FootagePicture]:
+            for picture in footage.pictures():
+                frame = picture.frame
+                if self._picture is None:
+                    self._picture = _first_picture(frame, stream, converter)
+                marks.append((frame.key_frame, frame.interlaced_frame))
+                yield picture
+
+        for picture in deinterlaced(as_stored(), Deinterlacer(self._options.deinterlace)):
+            key_frame, interlaced = marks.popleft()
+            size = converter.size(picture.frame)
             check_size(*size, self._options)
             yield Seen(
                 index=picture.index,
                 seconds=picture.pts_seconds,
                 whole=picture.whole,
                 size=size,
-                key_frame=frame.key_frame,
-                interlaced=frame.interlaced_frame,
-                image=partial(converter.convert, frame),
+                key_frame=key_frame,
+                interlaced=interlaced,
+                image=partial(converter.convert, picture.frame),
             )
 
     def _stills(self, sequence: ImageSequence, on_decoded: Callable[[int], None]) -> Iterator[Seen]:
