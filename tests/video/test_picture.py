@@ -18,6 +18,7 @@ from av.sidedata.sidedata import Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.watching import picture, watch
 from trio_runner.video.decoder.interlace import Deinterlacer
 from trio_runner.video.decoder.picture import Converter, Orientation, UnsupportedPictureError, orientation, planes
 from trio_runner.video.decoder.tone import HLG, PQ, ToneMap
@@ -316,8 +317,8 @@ def test_interlaced_video_gives_as_many_pictures_at_the_same_times_none_black(
     done = [picture for frame in frames for picture in deinterlacer.feed(frame)] + deinterlacer.flush()
     assert [(picture.pts, picture.time_base) for picture in done] == [(frame.pts, frame.time_base) for frame in frames]
     assert not any(picture.interlaced_frame for picture in done)
-    for frame, picture in zip(frames[::7], done[::7], strict=True):
-        shown = converter.convert(picture)
+    for frame, whole in zip(frames[::7], done[::7], strict=True):
+        shown = converter.convert(whole)
         assert shown.mean() > 40
         # Left interlaced, the picture is whole, too, and is no memory that something else has used.
         assert psnr(Converter().convert(frame), shown) > 15
@@ -357,8 +358,8 @@ def test_deinterlacing_begins_with_the_first_interlaced_picture_and_leaves_the_o
     assert deinterlacer._graph is not None
     done = [picture for part in fed for picture in part] + deinterlacer.flush()
     assert [picture.pts for picture in done] == list(range(7))
-    for index, picture in enumerate(done):
-        assert np.array_equal(picture.to_ndarray(), before[index]) == (index not in {2, 3, 4})
+    for index, whole_again in enumerate(done):
+        assert np.array_equal(whole_again.to_ndarray(), before[index]) == (index not in {2, 3, 4})
 
 
 @settings(max_examples=40, deadline=None)
@@ -381,3 +382,21 @@ def test_one_picture_comes_out_for_each_that_goes_in(sizes: list[tuple[int, int]
         (frame.width, frame.height, frame.pts) for frame in frames
     ]
     assert deinterlacer.flush() == []
+
+
+async def test_the_decoder_child_sends_these_pictures_each_with_its_own_size(tmp_path: Path) -> None:
+    turned = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
+    upright = clip(tmp_path / "a.mp4", drawn(count=3), "libx264", matrix=turned, sample_aspect_ratio=Fraction(2))
+    fields = interlaced(tmp_path / "b.mp4", "libx264", count=6)
+    for path, size, count in ((upright, (240, 640), 3), (fields, (320, 240), 6)):
+        shown = await watch(path)
+        assert shown.error is None
+        assert [frame.index for frame in shown.frames] == list(range(count))
+        deinterlacer = Deinterlacer()
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            converter = Converter(stream)
+            fed = [frame for each in container.decode(stream) for frame in deinterlacer.feed(each)]
+            for sent, frame in zip(shown.frames, fed + deinterlacer.flush(), strict=True):
+                assert (sent.width, sent.height) == size
+                assert np.array_equal(picture(sent), as_jpeg(converter.convert(frame)))
