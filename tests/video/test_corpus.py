@@ -10,9 +10,7 @@ from tests.cases.video import CASES
 from tests.cases.video.case import Case
 from tests.support.watching import Showing, picture, watch
 
-# What these show waits for the conversion of pictures: mirrored, and with pixels that are not square.
-WAITING = {"pixels_2_1.mp4", "raw.avi", *(f"rotated_{degrees}_mirrored.mp4" for degrees in (0, 90, 180, 270))}
-WHOLE = [case for case in CASES if case.code is None and case.certain is None and case.name not in WAITING]
+WHOLE = [case for case in CASES if case.code is None and case.certain is None]
 BROKEN = [case for case in CASES if case.code is not None]
 SKIPPED = [case for case in CASES if case.certain is not None]
 MILLISECOND = 0.001

