@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support import clips
 from tests.support.fake_inference import open_fake
-from tests.support.hostile_videos import larger_than_declared
 from tests.support.scene import Scene, held_run
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ async def test_a_decoder_that_is_no_use(way: str, scene: Scene, clip: Path) -> N
 
 
 async def test_a_video_that_does_not_fit_into_memory(scene: Scene, clip: Path, tmp_path: Path) -> None:
-    path = larger_than_declared(tmp_path, size=(8192, 8192), since=0)
+    path = await trio.to_thread.run_sync(lambda: clips.pixel_coded(tmp_path / "huge.mp4", frames=2, size=(8000, 8000)))
     limits = {"limit_width": 8192, "limit_height": 8192, "limit_memory_mib": 256}
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(path), **limits}, inference={"url": fake.url})
