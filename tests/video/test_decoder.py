@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.cases.video.damage import write_flipped
 from tests.support import clips
 from tests.support.watching import picture, watch
 from trio_runner.config.sections import VideoSection
@@ -226,6 +227,16 @@ async def test_damage_that_is_skipped_is_counted_and_the_end_still_reached(make_
     assert shown.end.skipped_corrupt > 0
     assert shown.end.selected == len(shown.frames) < 60
     assert shown.frames[-1].pts_seconds == pytest.approx(59 / 25)
+
+
+async def test_a_video_whose_every_selected_frame_is_damaged_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.mp4"
+    write_flipped(path, packets=range(30))
+    shown = await watch(path, on_corrupt="skip")
+    assert shown.error is not None
+    assert shown.error.code is ErrorCode.VIDEO_NO_FRAMES
+    assert "are damaged" in shown.error.message
+    assert "start_seconds" not in shown.error.message
 
 
 async def test_a_limit_on_frames_is_reached_before_damage_is_seen(make_clip: MakeClip) -> None:

@@ -194,9 +194,13 @@ def decode(reading: Reading, options: VideoSection, emitter: Emitter) -> End:
         emitter.finish()
     footage = reading.footage
     if sampler.selected == 0:
-        start = f"video.start_seconds = {options.start_seconds:g}"
-        message = f"{options.path}: none of {footage.decoded} frames is as late as {start}. Lower it"
-        raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
+        if footage.damaged:
+            why = f"of {footage.decoded} frames {footage.damaged} are damaged, and none of the others is selected"
+            remedy = "Give a whole file"
+        else:
+            why = f"none of {footage.decoded} frames is as late as video.start_seconds = {options.start_seconds:g}"
+            remedy = "Lower it"
+        raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, f"{options.path}: {why}. {remedy}")
     skipped = footage.damaged + footage.lost
     return End(decoded=footage.decoded, selected=sampler.selected, skipped_corrupt=skipped)
 
