@@ -40,7 +40,8 @@ from tests.support.scene import Scene
 from trio_runner.errors import ErrorCode
 from trio_runner.failure.report import RECORD_SECONDS
 from trio_runner.kafka.connection import STOP_SECONDS
-from trio_runner.video.child import END_SECONDS, START_ALLOWANCE_SECONDS
+from trio_runner.video.child import START_ALLOWANCE_SECONDS
+from trio_runner.video.process import END_SECONDS
 
 pytestmark = pytest.mark.slow
 

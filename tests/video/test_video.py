@@ -320,7 +320,7 @@ async def test_a_record_that_breaks_off_is_a_death(cut: int, pretend: PretendChi
 async def test_a_child_that_closes_its_pipe_and_lives_on_is_ended(
     pretend: PretendChild, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_runner.video.child.END_SECONDS", 0.2)
+    monkeypatch.setattr("trio_runner.video.process.END_SECONDS", 0.2)
     pretend("exec sleep 1000 >&2")
     error = (await watch(clip)).error
     assert error is not None

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import signal
-import subprocess
 import sys
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from trio_runner.base.text import printable, signal_name
+from trio_runner.base.text import printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End, Frame, VideoInfo
 from trio_runner.video import messages
+from trio_runner.video.process import Child, closing, ending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -31,16 +29,7 @@ logger = logging.getLogger(__name__)
 START_ALLOWANCE_SECONDS = 20.0
 """Added to `frame_timeout_seconds` until the child has started: a busy machine may load Python and libraries slowly."""
 
-END_SECONDS = 3.0
-"""How long a child may take to end after it was killed or has closed its pipe."""
-
 PIPE_BYTES = 2**20
-READ_BYTES = 2**18
-STDERR_TAIL_BYTES = 4096
-STDERR_TAIL_LINES = 6
-
-INHERITED_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "COVERAGE_")
-"""Prefixes of the environment variables that the child inherits. It reads hostile files, so it is given no secret."""
 
 CHILD_ENVIRONMENT = {
     # By default numpy starts a BLAS thread for every core, and glibc gives each thread a heap of its own.
@@ -155,13 +144,10 @@ class Video:
 
     async def _explain_death(self) -> RunnerError:
         status = await self._child.wait()
-        tail = self._child.stderr_tail()
-        output = f": {tail}" if tail else ""
+        how, output = ending(status), self._child.last_output()
         if status is not None and status < 0:
             hint = ", as the kernel does when memory runs out" if status == -signal.SIGKILL else ""
-            message = f"{self._name}: the decoder was killed by signal {signal_name(-status)}{hint}{output}"
-            return RunnerError(ErrorCode.DECODER_KILLED, message)
-        how = "closed its pipe and lived on" if status is None else f"ended early with exit code {status}"
+            return RunnerError(ErrorCode.DECODER_KILLED, f"{self._name}: the decoder {how}{hint}{output}")
         remedy = f"If every video ends like this, reinstall trio_runner into {sys.executable}"
         return RunnerError(ErrorCode.DECODER_FAILED, f"{self._name}: the decoder {how}{output}. {remedy}")
 
@@ -192,113 +178,37 @@ async def spawn_decoder(
             "Check that it is there, and this process's limits on processes, open files and memory"
         )
         raise RunnerError(ErrorCode.DECODER_FAILED, message) from error
-    try:
+    async with closing(child):
         yield Video(options, child, on_passed, name or options.path)
-    finally:
-        with trio.move_on_after(2 * END_SECONDS, shield=True):
-            await child.aclose()
 
 
 def _malformed(path: str, what: str) -> RunnerError:
     return RunnerError(ErrorCode.DECODER_FAILED, f"{path}: the decoder sent something that is no record: {what}")
 
 
-class _Child:
-    """The process and its pipes."""
+class _Child(Child):
+    """The decoder's process, and its records."""
+
+    body = b""
+    """The body of the last record that was read."""
 
     def __init__(self, options: VideoSection) -> None:
-        with ExitStack() as ours:
-            with ExitStack() as theirs:
-                stdin, self._commands = pipe(theirs, ours)
-                frames, stdout = pipe(ours, theirs)
-                # Standard error is a file in memory. Nobody has to drain it, and this process can still read it after
-                # the child's death.
-                self._stderr = os.memfd_create("decoder-stderr")
-                ours.callback(os.close, self._stderr)
-                # In a larger pipe the child can go on while the daemon is busy. The kernel may refuse the size.
-                with suppress(OSError):
-                    fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-                self._process = _spawn(options, stdin, stdout, self._stderr)
-            # With the child's ends of the pipes closed, a descriptor is free again for this one.
-            self._pidfd = os.pidfd_open(self._process.pid)
-            ours.pop_all()
-        self._records = trio.lowlevel.FdStream(frames)
-        self._buffer = bytearray()
-        self.body = b""
-        """The body of the last record that was read."""
-
-    def send(self, line: bytes) -> None:
-        """Write a line that fits into an empty pipe. If the child is dead, `read_record` finds that out."""
-        with suppress(BrokenPipeError):
-            os.write(self._commands, line)
+        arguments = ["trio_runner.video.decoder", json.dumps(msgspec.to_builtins(options))]
+        # In a larger pipe the child can go on while the daemon is busy.
+        super().__init__(arguments, environment=CHILD_ENVIRONMENT | _picture_limits(options), pipe_bytes=PIPE_BYTES)
 
     async def read_record(self) -> messages.Record | None:
         """The next record, None at the end of the pipe; raises BadRecordError for anything else."""
-        prefix = await self._read(messages.PREFIX.size)
+        prefix = await self.read(messages.PREFIX.size)
         if not prefix:
             return None
         header_bytes, body_bytes = messages.unpack_prefix(prefix)
-        header = await self._read(header_bytes)
-        self.body = await self._read(body_bytes)
+        header = await self.read(header_bytes)
+        self.body = await self.read(body_bytes)
         # A pipe that ends within a record means that the child died, like one that ends between two.
         if len(header) < header_bytes or len(self.body) < body_bytes:
             return None
         return messages.unpack_header(header)
-
-    async def _read(self, count: int) -> bytes:
-        """`count` bytes, or none if the pipe ends before."""
-        while len(self._buffer) < count:
-            chunk = await self._records.receive_some(max(READ_BYTES, count - len(self._buffer)))
-            if not chunk:
-                return b""
-            self._buffer += chunk
-        with memoryview(self._buffer) as view:
-            taken = bytes(view[:count])
-        del self._buffer[:count]
-        return taken
-
-    async def wait(self) -> int | None:
-        """The exit status, or minus the signal, of a child about to end; None if it had to be killed."""
-        with trio.move_on_after(END_SECONDS):
-            await trio.lowlevel.wait_readable(self._pidfd)
-        if self._process.poll() is None:
-            await self.kill()
-            return None
-        return self._process.returncode
-
-    async def kill(self) -> None:
-        """Kill and reap the child if it still runs; bounded, and shielded from cancellation."""
-        if self._process.poll() is None:
-            self._process.kill()
-            with trio.move_on_after(END_SECONDS, shield=True):
-                await trio.lowlevel.wait_readable(self._pidfd)
-            self._process.poll()
-
-    def stderr_tail(self) -> str:
-        """The last lines that the child wrote to standard error, joined into one."""
-        size = os.fstat(self._stderr).st_size
-        tail = os.pread(self._stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
-        text = tail.decode(errors="replace")
-        # A traceback's lines of ^^^^ and ~~~~ underline the failing expression, and are of no use here.
-        lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
-        return " | ".join(lines[-STDERR_TAIL_LINES:])
-
-    async def aclose(self) -> None:
-        """End the child and close everything."""
-        try:
-            await self.kill()
-        finally:
-            for fd in (self._commands, self._pidfd, self._stderr):
-                os.close(fd)
-            await trio.aclose_forcefully(self._records)
-
-
-def pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
-    """Both ends of a pipe, each closed with its stack."""
-    read_end, write_end = os.pipe()
-    reader.callback(os.close, read_end)
-    writer.callback(os.close, write_end)
-    return read_end, write_end
 
 
 def _picture_limits(options: VideoSection) -> dict[str, str]:
@@ -310,21 +220,3 @@ def _picture_limits(options: VideoSection) -> dict[str, str]:
         "OPENCV_IO_MAX_IMAGE_HEIGHT": longest,
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(options.limit_width * options.limit_height),
     }
-
-
-def _spawn(options: VideoSection, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
-    arguments = ["-X", "faulthandler", "-m", "trio_runner.video.decoder", json.dumps(msgspec.to_builtins(options))]
-    # Ctrl-C and systemd signal the whole process group, but the daemon decides when the child ends: it may still want
-    # the frames under way. A signal that is blocked here stays blocked in the child, from its first instruction on.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        return subprocess.Popen(
-            [sys.executable or "", *arguments],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment | CHILD_ENVIRONMENT | _picture_limits(options),
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
 import sys
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,14 +14,14 @@ import msgspec
 import trio
 
 from trio_runner.base.logs import conceal
-from trio_runner.base.text import signal_name
 from trio_runner.base.threads import bounded
 from trio_runner.config.credentials import read_secret, tls_context
 from trio_runner.config.sections import CACHE_NAME
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.cache import lock_for_reading
-from trio_runner.video.child import INHERITED_ENVIRONMENT, pipe, spawn_decoder
+from trio_runner.video.child import spawn_decoder
 from trio_runner.video.fetch import messages
+from trio_runner.video.process import Child, closing, ending
 from trio_runner.video.source import location_of
 
 if TYPE_CHECKING:
@@ -38,10 +36,7 @@ if TYPE_CHECKING:
 START_ALLOWANCE_SECONDS: Final = 20.0
 """Added to the time limits of the storage: a busy machine may start Python slowly, or look up a name slowly."""
 
-END_SECONDS: Final = 3.0
 LOCK_SECONDS: Final = 5.0
-STDERR_TAIL_BYTES: Final = 2048
-STDERR_TAIL_LINES: Final = 4
 
 logger = logging.getLogger(__name__)
 
@@ -153,26 +148,14 @@ async def _credentials(storage: StorageSection, environ: Mapping[str, str]) -> m
     return messages.Credentials(key_id=key_id, secret_key=secret_key, session_token=token)
 
 
-class _Child:
-    """The process and its pipes."""
+class _Child(Child):
+    """The fetcher's process, and its records."""
 
     def __init__(self, order: messages.Order, location: Location) -> None:
+        super().__init__(["trio_runner.video.fetch"])
         self._location = location
-        self._buffer = bytearray()
-        with ExitStack() as ours:
-            with ExitStack() as theirs:
-                stdin, order_in = pipe(theirs, ours)
-                records, stdout = pipe(ours, theirs)
-                self._stderr = os.memfd_create("fetcher-stderr")
-                ours.callback(os.close, self._stderr)
-                self._process = _spawn(stdin, stdout, self._stderr)
-            self._pidfd = os.pidfd_open(self._process.pid)
-            ours.pop_all()
-        self._order_in = order_in
-        self._records = trio.lowlevel.FdStream(records)
         # A pipe takes this line whole: it holds one URL, the section [storage] and three secrets.
-        with suppress(BrokenPipeError):
-            os.write(order_in, messages.encode(order) + b"\n")
+        self.send(messages.encode(order) + b"\n")
 
     async def result(self, storage: StorageSection, on_progress: Callable[[str], None]) -> messages.Ready:
         """The last record, `on_progress` being called for each one before it; raises RunnerError."""
@@ -199,47 +182,16 @@ class _Child:
 
     async def _record(self) -> messages.Record | None:
         """The next record; None at the end of the pipe."""
-        while b"\n" not in self._buffer:
-            chunk = await self._records.receive_some(messages.MAX_LINE_BYTES)
-            if not chunk or len(self._buffer) > messages.MAX_LINE_BYTES:
-                return None
-            self._buffer += chunk
-        line, _, rest = self._buffer.partition(b"\n")
-        self._buffer = rest
+        line = await self.read_line(messages.MAX_LINE_BYTES)
         try:
-            return messages.decode(line)
+            return messages.decode(line) if line else None
         except msgspec.MsgspecError as error:
             message = f"{self._location}: the fetcher sent something that is no record: {error}"
             raise RunnerError(ErrorCode.FETCHER_FAILED, message) from error
 
     async def _explain_death(self) -> RunnerError:
-        with trio.move_on_after(END_SECONDS):
-            await trio.lowlevel.wait_readable(self._pidfd)
-        status = self._process.poll()
-        size = os.fstat(self._stderr).st_size
-        tail = os.pread(self._stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES)).decode(errors="replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip(" ^~")]
-        output = f": {' | '.join(lines[-STDERR_TAIL_LINES:])}" if lines else ""
-        if status is None:
-            how = "closed its pipe and lived on"
-        elif status < 0:
-            how = f"was killed by signal {signal_name(-status)}"
-        else:
-            how = f"ended early with exit code {status}"
-        return RunnerError(ErrorCode.FETCHER_FAILED, f"{self._location}: the fetcher {how}{output}")
-
-    async def aclose(self) -> None:
-        """Kill and reap the process, and close everything; bounded, and shielded from cancellation."""
-        if self._process.poll() is None:
-            # It waits for a network or a disk, and a part can be resumed wherever it ends: no other signal is needed.
-            self._process.kill()
-            with trio.move_on_after(END_SECONDS, shield=True):
-                await trio.lowlevel.wait_readable(self._pidfd)
-            self._process.poll()
-        for descriptor in (self._order_in, self._pidfd, self._stderr):
-            os.close(descriptor)
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._records)
+        how = ending(await self.wait())
+        return RunnerError(ErrorCode.FETCHER_FAILED, f"{self._location}: the fetcher {how}{self.last_output()}")
 
 
 @asynccontextmanager
@@ -250,26 +202,9 @@ async def _spawned(order: messages.Order, location: Location) -> AsyncIterator[_
     except OSError as error:
         message = f"{location}: the fetcher cannot be started with {sys.executable or 'no Python'}: {error.strerror}"
         raise RunnerError(ErrorCode.FETCHER_FAILED, message) from error
-    try:
+    # The fetcher may be killed: what it has fetched so far can be resumed wherever it ends.
+    async with closing(child):
         yield child
-    finally:
-        await child.aclose()  # noqa: ASYNC102 - it shields and bounds itself
-
-
-def _spawn(stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED_ENVIRONMENT)}
-    # Ctrl-C and systemd signal the whole process group, but the daemon decides when the child ends.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        return subprocess.Popen(
-            [sys.executable or "", "-m", "trio_runner.video.fetch"],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment,
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _close(descriptor: int | None) -> None:
