@@ -21,12 +21,12 @@ from tests.cases.video.writing import Track, write
 from tests.support.watching import watch
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode, RunnerError
+from trio_runner.video.decoder.announced import is_picture
 from trio_runner.video.decoder.footage import Footage, Picture
 from trio_runner.video.decoder.formats import open_container
 from trio_runner.video.decoder.needed import is_idr
 from trio_runner.video.decoder.reading import Reading
 from trio_runner.video.decoder.sampling import Sampler
-from trio_runner.video.decoder.seeking import is_picture
 from trio_runner.video.decoder.streams import choose_stream, describe, look
 from trio_runner.video.messages import Start
 

@@ -26,11 +26,11 @@ from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
 from trio_runner.video import messages
 from trio_runner.video.decoder.emitter import Emitter, write
-from trio_runner.video.decoder.footage import Footage, deinterlaced
+from trio_runner.video.decoder.footage import Footage
 from trio_runner.video.decoder.formats import conversion, open_container
 from trio_runner.video.decoder.identity import identify
 from trio_runner.video.decoder.images import ImageSequence
-from trio_runner.video.decoder.interlace import Deinterlacer
+from trio_runner.video.decoder.interlace import Deinterlacer, deinterlaced
 from trio_runner.video.decoder.opening import open_video
 from trio_runner.video.decoder.picture import Converter, UnsupportedPictureError
 from trio_runner.video.decoder.reading import Reading

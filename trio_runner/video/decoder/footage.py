@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import av
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from trio_runner.config.sections import VideoSection
     from trio_runner.model import VideoInfo
-    from trio_runner.video.decoder.interlace import Deinterlacer
 
 _CUT: Final = re.compile(r"ended prematurely|partial file")
 """A live recording declares no length. Only the demuxer's message shows that it was cut in the middle of an element."""
@@ -273,24 +272,6 @@ class Footage:
             f"{self._options.path}: {how} after {self.decoded} decoded frames, at {self._pts:.3f} s of {declared}"
             f"{why}. {remedy}",
         )
-
-
-def deinterlaced(pictures: Iterator[Picture], deinterlacer: Deinterlacer) -> Iterator[Picture]:
-    """The same pictures after deinterlacing, which may give a picture only when it has seen the next one."""
-    inside: deque[Picture] = deque()
-    broken: RunnerError | None = None
-    try:
-        for picture in pictures:
-            inside.append(picture)
-            for frame in deinterlacer.feed(picture.frame):
-                yield replace(inside.popleft(), frame=frame)
-    except RunnerError as error:
-        broken = error
-    # A video that breaks off gives what was read before.
-    for frame in deinterlacer.flush():
-        yield replace(inside.popleft(), frame=frame)
-    if broken is not None:
-        raise broken
 
 
 def _decoder(stream: VideoStream, options: VideoSection) -> Any:

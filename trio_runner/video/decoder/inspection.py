@@ -16,8 +16,7 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from trio_runner.base.text import printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video import messages
-from trio_runner.video.decoder.footage import deinterlaced
-from trio_runner.video.decoder.interlace import Deinterlacer
+from trio_runner.video.decoder.interlace import Deinterlacer, deinterlaced
 from trio_runner.video.decoder.observer import Observer, Seen
 from trio_runner.video.decoder.picture import Converter, Orientation, UnsupportedPictureError
 from trio_runner.video.decoder.sheet import Sheet, encode

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import av
 import av.filter
+
+from trio_runner.errors import RunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trio_runner.video.decoder.footage import Picture
 
 SMALLEST = 16
 """FFmpeg's deinterlacer refuses planes of less than 3 columns or 4 lines; those of chroma may be a quarter as large."""
@@ -96,3 +104,21 @@ class Deinterlacer:
                 frame.time_base = time_base
             ready.append(frame)
         return ready
+
+
+def deinterlaced(pictures: Iterator[Picture], deinterlacer: Deinterlacer) -> Iterator[Picture]:
+    """The same pictures after deinterlacing, which may give a picture only when it has seen the next one."""
+    inside: deque[Picture] = deque()
+    broken: RunnerError | None = None
+    try:
+        for picture in pictures:
+            inside.append(picture)
+            for frame in deinterlacer.feed(picture.frame):
+                yield replace(inside.popleft(), frame=frame)
+    except RunnerError as error:
+        broken = error
+    # A video that breaks off gives what was read before.
+    for frame in deinterlacer.flush():
+        yield replace(inside.popleft(), frame=frame)
+    if broken is not None:
+        raise broken

@@ -15,7 +15,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from trio_runner.video.decoder.seeking import HELD_BYTES, CannotSeekError, is_picture
+from trio_runner.video.decoder.announced import CannotSeekError, is_picture
+from trio_runner.video.decoder.skimming import HELD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

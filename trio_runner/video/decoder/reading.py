@@ -6,17 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trio_runner.errors import RunnerError
+from trio_runner.video.decoder.announced import CannotSeekError, check_seekable, packets_of, prove_start
 from trio_runner.video.decoder.footage import Beginning
 from trio_runner.video.decoder.needed import Needed
 from trio_runner.video.decoder.sampling import Sampler
-from trio_runner.video.decoder.seeking import (
-    CannotSeekError,
-    check_seekable,
-    packets_of,
-    prove_start,
-    resume,
-    skip_to,
-)
+from trio_runner.video.decoder.seeking import resume
+from trio_runner.video.decoder.skimming import skip_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

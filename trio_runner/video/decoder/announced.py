@@ -1,0 +1,103 @@
+"""What a file's packets say about its frames before anything is decoded, and whether they can be relied on."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from trio_runner.errors import RunnerError
+from trio_runner.video.decoder.footage import Beginning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+    from trio_runner.video.decoder.footage import Footage
+
+TABLES: Final = frozenset({"mov", "matroska", "avi"})
+"""Demuxers of containers that hold a table of their key frames in order of time."""
+
+SEEKABLE: Final = TABLES | {"flv", "asf", "mxf", "mpegts", "mpeg", "ogg", "dv", "ivf"}
+"""Demuxers whose key frames can be decoded by themselves, and whose packets have times.
+
+APNG marks each frame as a key frame although it refers to the one before. Streams without a container have no times.
+"""
+
+PROOF_PACKETS: Final = 32
+"""Decoding begins so many packets earlier than necessary: the times of the pictures must be those of the packets."""
+
+SMALLEST_PICTURE_BYTES: Final = 20
+"""A shorter packet of MPEG-4 part 2 may say that there is no picture (vop_coded = 0)."""
+
+
+class CannotSeekError(Exception):
+    """Decoding has to begin at the start of the file; the message says why."""
+
+
+def check_seekable(container: InputContainer, stream: VideoStream) -> None:
+    """Raise CannotSeekError if key frames or times of this kind of file cannot be relied on."""
+    if demuxer_of(container) not in SEEKABLE:
+        raise CannotSeekError(f"{container.format.long_name} has no key frames with times of their own")
+    if demuxer_of(container) == "avi" and stream.codec_context.has_b_frames:
+        raise CannotSeekError("AVI holds no times of presentation for reordered frames")
+    if container.start_time is None:
+        raise CannotSeekError("the container does not say at what time it begins")
+
+
+def demuxer_of(container: InputContainer) -> str:
+    """The first of the names that FFmpeg gives the demuxer, as "mov" of "mov,mp4,m4a"."""
+    return container.format.name.partition(",")[0]
+
+
+def packets_of(footage: Footage) -> Iterator[Packet[Any]]:
+    """The packets of the file from where it is read on, each with its time of presentation, if the file has it."""
+    avi = demuxer_of(footage.container) == "avi"
+    for packet in footage.demuxed():
+        # Without reordered frames, and there are none in an AVI that is read here, both times are the same.
+        if avi and packet.pts is None:
+            packet.pts = packet.dts
+        yield packet
+
+
+def prove_start(footage: Footage) -> int:
+    """Check that the first pictures are the frames that the packets announce, in the order of their times.
+
+    Args:
+        footage: The file, of which nothing has been read.
+
+    Returns:
+        The time of the first picture, in units of the stream. Packets that are presented earlier give no picture,
+        because they refer to missing ones.
+
+    Raises:
+        CannotSeekError: A packet may hold a single field, or none or several pictures.
+    """
+    announced: list[int | None] = []
+
+    def packets() -> Iterator[Packet[Any]]:
+        for packet in packets_of(footage):
+            if not packet.is_discard:
+                announced.append(packet.pts)
+            yield packet
+
+    try:
+        shown = [picture.frame.pts for picture in islice(footage.pictures(Beginning(packets())), PROOF_PACKETS)]
+    except RunnerError as error:
+        raise CannotSeekError(f"its beginning is damaged: {error.message}") from error
+    first = shown[0] if shown else None
+    if first is None or None in announced:
+        raise CannotSeekError("its first frames have no times of their own")
+    if sorted(pts for pts in announced if pts is not None and pts >= first)[: len(shown)] != shown:
+        raise CannotSeekError("its first frames are not those that its packets announce")
+    return first
+
+
+def is_picture(packet: Packet[Any], codec: str) -> bool:
+    """Whether one picture is presented for this packet, as far as that can be known without decoding it."""
+    if codec == "vp8":
+        # The first byte's bit 4 is show_frame (RFC 6386 §9.1). Others only refer to a frame without it.
+        return bool(memoryview(packet)[0] & 0x10)
+    return codec != "mpeg4" or packet.size >= SMALLEST_PICTURE_BYTES
