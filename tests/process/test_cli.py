@@ -30,7 +30,7 @@ from tests.support.harness import (
 )
 from tests.support.scene import SMALL_WINDOW
 
-VERBS = ["run", "validate", "check", "init-db", "show", "events", "flush-spool"]
+VERBS = ["run", "validate", "inspect", "check", "init-db", "show", "events", "flush-spool"]
 VERBS += ["report-death", "reap", "embedded", "orchestrate", "submit", "stop", "retry", "status", "serve-inference"]
 
 

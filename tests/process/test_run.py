@@ -99,7 +99,7 @@ def text(path: Path) -> Path:
     ("make", "code"),
     [
         (missing, "video_missing"),
-        (directory, "video_refused"),
+        (directory, "video_no_frames"),
         (text, "video_unreadable"),
         (clips.EMPTY["no_frames.mp4"], "video_no_frames"),
         (clips.truncated, "video_truncated"),

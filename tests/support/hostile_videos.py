@@ -624,7 +624,7 @@ CASES: dict[str, Case] = {
     "a cover and sound": Case(make=partial(several_tracks, kinds=("tone", "cover")), codes=UNREADABLE_ONLY),
     "a cover before the video": Case(make=partial(several_tracks, kinds=("cover", "video")), frames=FRAMES),
     "a cover after the video": Case(make=partial(several_tracks, kinds=("video", "cover")), frames=FRAMES),
-    "a ZIP archive": Case(make=zipped, codes=UNREADABLE_ONLY),
+    "a ZIP archive without an image": Case(make=zipped, codes=one_of(NO_FRAMES)),
     "text": Case(make=partial(written, b"no video\n" * 1000), codes=UNREADABLE_ONLY),
     "random bytes": Case(make=partial(written, random.Random(1).randbytes(100_000)), codes=UNREADABLE_ONLY),
     "an empty file": Case(make=partial(written, b""), codes=UNREADABLE_ONLY),
@@ -642,7 +642,7 @@ CASES: dict[str, Case] = {
     "a terabyte of nothing after an AVI header": Case(
         make=lambda d: sparse(d, content=whole(AVI)[:6000]), codes=STALLED, options=IMPATIENT
     ),
-    "a directory": Case(make=partial(made_by, Path.mkdir), codes=REFUSED_ONLY),
+    "an empty directory": Case(make=partial(made_by, Path.mkdir), codes=one_of(NO_FRAMES)),
     "a FIFO": Case(make=partial(made_by, os.mkfifo), codes=REFUSED_ONLY),
     "a socket": Case(make=partial(made_by, make_socket), codes=REFUSED_ONLY),
     "a character device": Case(make=lambda _: Path("/dev/zero"), codes=REFUSED_ONLY),

@@ -124,7 +124,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def normal(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """A whole clip of the usual kind."""
     case = Case(make=lambda directory: clips.pixel_coded(directory / "clip.mp4"), frames=60)
-    return trio.run(see, case, tmp_path_factory.mktemp("normal") / "0")
+    seen = trio.run(see, case, tmp_path_factory.mktemp("normal") / "0")
+    assert seen.peak_mib > 0
+    return seen
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -142,7 +144,8 @@ def test_a_hostile_video(name: str, corpus: Corpus, normal: Seen) -> None:
         assert showing.numbers == list(range(len(showing.frames)))
     assert showing.indices == list(range(len(showing.frames)))
     assert ending.seconds < WORST_SECONDS
-    assert 0 < ending.peak_mib < normal.peak_mib + GROWTH_MIB
+    # A child that ends at once may be gone before it is looked at; `normal` shows that looking works.
+    assert ending.peak_mib < normal.peak_mib + GROWTH_MIB
     assert not ending.left_behind
 
 
