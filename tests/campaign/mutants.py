@@ -39,8 +39,8 @@ def _mute(reporter: str) -> str:
     return (
         "from trio_runner.failure import outbox, report\n"
         "publish = outbox.publish\n"
-        "async def mute(config, event):\n"
-        f"    return True if event.reporter == '{reporter}' else await publish(config, event)\n"
+        "async def mute(config, event, *topic):\n"
+        f"    return True if event.reporter == '{reporter}' else await publish(config, event, *topic)\n"
         "outbox.publish = report.publish = mute"
     )
 
@@ -103,7 +103,7 @@ MUTANTS = {
         python=(
             "from trio_runner.video.child import Video\n"
             "start = Video.start\n"
-            "Video.start = lambda self, first: start(self, first + (first > 0))"
+            "Video.start = lambda self, first, **stored: start(self, first + (first > 0), **stored)"
         ),
     ),
     "resume from the beginning": Mutant(
@@ -111,7 +111,7 @@ MUTANTS = {
         faults=("kill", "term"),
         python=(
             "from trio_runner.video.child import Video\n"
-            "start = Video.start\nVideo.start = lambda self, first: start(self, 0)"
+            "start = Video.start\nVideo.start = lambda self, first, **stored: start(self, 0)"
         ),
     ),
     "answers of the frame before": Mutant(
