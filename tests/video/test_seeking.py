@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -16,7 +17,7 @@ import av
 import pytest
 
 from tests.cases.video import CASES
-from tests.cases.video.case import Case
+from tests.cases.video.case import SIZE, Case
 from tests.cases.video.writing import Track, write
 from tests.support.watching import watch
 from trio_runner.config.sections import VideoSection
@@ -89,6 +90,40 @@ def tuned_in(path: Path) -> None:
     path.write_bytes(whole.read_bytes()[188 * 60 :])
 
 
+def with_end_of_sequence(path: Path) -> None:
+    """HEVC with open groups, and an end of sequence before a late one: its leading pictures are not presented."""
+    whole = path.with_name(f"whole_{path.stem}.mp4")
+    write(whole, HEVC)
+    with av.open(str(whole)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(video=0) if packet.size]
+        late = [number for number, packet in enumerate(packets) if packet.is_keyframe][5]
+        for number, packet in enumerate(packets):
+            copy: av.Packet[Any] = packet
+            if number == late - 1:
+                copy = av.Packet(bytes(packet) + b"\0\0\0\2\x48\1")
+                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+                copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+            copy.stream = stream
+            container.mux(copy)
+
+
+def hidden_late(path: Path) -> None:
+    """VP9 in IVF in which, from the 60th packet on, each second packet is one that is not shown."""
+    whole = path.with_name("whole.webm")
+    write(whole, Track(numbers=NUMBERS, codec="libvpx-vp9", options={"g": "12"}))
+    with av.open(str(whole)) as given:
+        shown = [bytes(packet) for packet in given.demux(video=0) if packet.size]
+    packets: list[tuple[int, bytes]] = []
+    for number, data in enumerate(shown):
+        packets.append((2 * number, data))
+        if number >= 60 and number % 12 == 0:
+            # A key frame again, with show_frame (profile 0: bit 1 of the first byte) taken out.
+            packets.append((2 * number + 1, bytes([data[0] & ~2]) + data[1:]))
+    header = b"DKIF" + struct.pack("<HH4sHHIIII", 0, 32, b"VP90", *SIZE, 50, 1, len(packets), 0)
+    path.write_bytes(header + b"".join(struct.pack("<IQ", len(data), time) + data for time, data in packets))
+
+
 NO_NOTE = None
 FROM_THE_START = "every frame is decoded from the video's start on, because "
 """A file that cannot be sought in."""
@@ -101,6 +136,9 @@ CLIPS: dict[str, tuple[Maker, str | None]] = {
     "long.mp4": (written(Track(numbers=range(300), options={"g": "12"})), NO_NOTE),
     "open_gop.mp4": (written(OPEN), NOT_BY_THEMSELVES),
     "hevc.mp4": (written(HEVC), NO_NOTE),
+    "end_of_sequence.mp4": (with_end_of_sequence, "there may be no picture"),
+    "end_of_sequence.ts": (with_end_of_sequence, "there may be no picture"),
+    "hidden_late.ivf": (hidden_late, "there may be no picture"),
     "fragmented.mp4": (written(H264, mux=FRAGMENTED), NO_NOTE),
     "fragmented_open_gop.mp4": (written(OPEN, mux=FRAGMENTED), NOT_BY_THEMSELVES),
     "irregular.mp4": (written(IRREGULAR), NO_NOTE),
@@ -351,7 +389,7 @@ def test_a_late_start_decodes_little_of_what_comes_before(clips: Callable[[str],
 
 
 @pytest.mark.parametrize(("options", "selected_frames", "most"), [
-    ({"key_frames_only": True}, range(0, 300, 12), 65),
+    ({"key_frames_only": True}, range(0, 300, 12), 76),
     ({"max_fps": 0.5}, range(0, 300, 50), 80),
     ({"stride": 100}, range(0, 300, 100), 60),
 ], ids=str)  # fmt: skip
@@ -375,6 +413,61 @@ def test_an_attempt_with_nothing_left_ends_at_once(clips: Callable[[str], Path],
         assert reel.read(Start(5, 5, 4 / 25)) == []
         assert counted.packets == 0
         reel.close()
+
+
+def test_an_attempt_whose_last_frame_has_another_number_decodes_everything(clips: Callable[[str], Path]) -> None:
+    reel = Reel(clips("h264.mp4"), stride=5)
+    reel.read(Start(first_frame=51, frames_stored=11, last_pts_seconds=1.96))
+    assert ["its frame 50 is not at 1.960 s" in note for note in reel.notes] == [True]
+    reel.close()
+
+
+def test_two_decoders_do_not_mix_up_the_numbers_of_their_packets(clips: Callable[[str], Path]) -> None:
+    reel = Reel(clips("h264.mp4"))
+    first, second = reel.open().pictures(), reel.open().pictures()
+    numbers: list[object] = []
+    held = [next(first) for _ in range(4)]
+    for picture in second:
+        numbers.append(picture.frame.opaque)
+        if held:
+            held.pop()
+            next(first)
+    assert None not in numbers
+    reel.close()
+
+
+def test_after_a_lost_chunk_of_avi_an_attempt_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.avi"
+    write(path, Track(numbers=NUMBERS, codec="mpeg4", options={"g": "12"}, size=(384, 256)))
+    with av.open(str(path)) as container:
+        position = [packet.pos or 0 for packet in container.demux(video=0) if packet.size][40]
+    content = bytearray(path.read_bytes())
+    # The chunk's name, its length and the beginning of its picture.
+    content[position : position + 40] = bytes(40)
+    path.write_bytes(content)
+    reel = Reel(path, on_corrupt="skip")
+    whole = reel.read(Start())
+    for stored in range(1, len(whole), 7):
+        last = whole[stored - 1]
+        assert isinstance(last, Seen)
+        assert reel.read(Start(last.index + 1, stored, last.pts_seconds)) == whole[stored:], last
+    reel.close()
+
+
+@pytest.mark.parametrize("options", [{"stride": 3}, {"max_fps": 2.0}, {"key_frames_only": True}], ids=str)
+@pytest.mark.parametrize("suffix", [".ts", ".wmv"])
+def test_a_cut_in_the_last_packet_shows_where_few_are_taken(
+    suffix: str, options: dict[str, object], clips: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name = {".ts": "h264.ts", ".wmv": "wmv2.wmv"}[suffix]
+    content, path = clips(name).read_bytes(), tmp_path / name
+    for share in range(60, 100, 3):
+        path.write_bytes(content[: len(content) * share // 100])
+        ends = []
+        for reel in (Reel(path), Reel(path, **options)):
+            ends.append(any(isinstance(shown, ErrorCode) for shown in reel.read(Start())))
+            reel.close()
+        assert ends[0] == ends[1], share
 
 
 async def test_the_child_says_why_it_decodes_everything(

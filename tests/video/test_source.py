@@ -75,6 +75,9 @@ def test_a_path_is_a_file(path: str) -> None:
         "ftp://media.example/videos/a.mp4",
         "gopher://media.example/videos/a.mp4",
         "concat://a|b",
+        "HTTPS://media.example/videos/a.mp4?X-Amz-Signature=1",
+        "gs://bucket/day/a.mp4?X-Goog-Signature=1",
+        "https://media.example/videos/a b.mp4?X-Amz-Signature=1",
     ],
 )
 def test_every_other_url_is_refused_and_its_query_not_repeated(url: str) -> None:

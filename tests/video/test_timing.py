@@ -17,7 +17,7 @@ def clock(name: str = "matroska,webm", *, flags: int = 0, start: int | None = 0,
     """A clock of a stream at 25 frames a second whose unit is the millisecond; `start` is in microseconds."""
     container: Any = SimpleNamespace(format=SimpleNamespace(name=name, flags=flags), start_time=start)
     own = {"time_base": MILLISECOND, "average_rate": Fraction(25), "guessed_rate": None, "start_time": None}
-    described: Any = SimpleNamespace(**own | (stream or {}))
+    described: Any = SimpleNamespace(**{"codec_context": SimpleNamespace(has_b_frames=True)} | own | (stream or {}))
     return Clock(container, described)
 
 
@@ -73,6 +73,14 @@ def test_a_packet_that_gives_no_picture_gives_its_place_in_avi_to_no_other() -> 
         ours.sent(packet(dts))
     ours.lost(packet(40))
     assert [ours.time(None, None) for _ in range(2)] == [0.0, 0.08]
+
+
+def test_without_reordering_a_picture_of_avi_has_the_place_of_its_own_packet() -> None:
+    ours = clock("avi", stream={"codec_context": SimpleNamespace(has_b_frames=False)})
+    for dts in (0, 40, 80):
+        ours.sent(packet(dts))
+    # The packet at 0.04 s is damaged: it gives no picture, and the decoder does not complain.
+    assert [ours.time(None, dts) for dts in (0, 80)] == [0.0, 0.08]
 
 
 def test_a_stream_without_a_container_is_counted_at_the_rate_of_its_codec() -> None:

@@ -16,7 +16,9 @@ MIN_SECRET_CHARACTERS: Final = len(MASK) + 1
 """Shorter secrets are not masked: they occur in every other word, and a text without them would be unreadable."""
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
-_QUERY: Final = re.compile(r"((?:https?|s3)://[^\s?\"\\]*\?)(?:[^\s\"\\]|\\u[0-9A-Fa-f]{4})+")
+_QUERY: Final = re.compile(
+    r"((?i:https?|s3|gs|rtsps?|ftps?|abfss?|wasbs?|azure?):/{1,2}[^\s?\"\\]*\?)(?:[^\s\"\\]|\\u[0-9A-Fa-f]{4})+"
+)
 """The query of a URL: whoever knows that of a presigned URL may read the object. A quote or a backslash ends it,
 because a log line in JSON must stay JSON."""
 

@@ -41,7 +41,9 @@ def location_of(path: str, prefixes: Iterable[str]) -> Location | None:
     try:
         location = parse_location(path)
     except ValueError as error:
-        raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{redact(path)}: {error}. Correct video.path") from None
+        # A URL that is not understood may hold a signature all the same.
+        shown = redact(path.partition("?")[0])
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{shown}: {error}. Correct video.path") from None
     if location.path.endswith("/"):
         raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{location}: names a directory, not an object. Correct video.path")
     if allowing_prefix(location, prefixes) is None:

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
     from trio_runner.video.decoder.footage import Footage
 
-TABLES: Final = frozenset({"mov", "matroska", "avi"})
-"""Demuxers of containers that hold a table of their key frames in order of time."""
+TABLES: Final = frozenset({"mov", "matroska"})
+"""Demuxers of containers that hold a table of their key frames in order of time.
 
-SEEKABLE: Final = TABLES | {"flv", "asf", "mxf", "mpegts", "mpeg", "ogg", "dv", "ivf"}
+AVI has one, too, but no times: its chunks are counted, and where damage hides one, the table counts otherwise.
+"""
+
+SEEKABLE: Final = TABLES | {"avi", "flv", "asf", "mxf", "mpegts", "mpeg", "ogg", "dv", "ivf"}
 """Demuxers whose key frames can be decoded by themselves, and whose packets have times.
 
 APNG marks each frame as a key frame although it refers to the one before. Streams without a container have no times.
@@ -31,6 +34,13 @@ PROOF_PACKETS: Final = 32
 
 SMALLEST_PICTURE_BYTES: Final = 20
 """A shorter packet of MPEG-4 part 2 may say that there is no picture (vop_coded = 0)."""
+
+END_OR_BROKEN_LINK: Final = frozenset({16, 17, 18, 36, 37})
+RANDOM_ACCESS: Final = frozenset(range(16, 24))
+"""Types of HEVC's units (ITU-T H.265, table 7-1)."""
+
+SUPERFRAME_MARKER, LAST_PROFILE = 0b110, 3
+"""The first three bits of the last byte of a superframe of VP9 (annex B), and the profile with a bit more (§6.2)."""
 
 
 class CannotSeekError(Exception):
@@ -95,9 +105,49 @@ def prove_start(footage: Footage) -> int:
     return first
 
 
-def is_picture(packet: Packet[Any], codec: str) -> bool:
+def is_picture(packet: Packet[Any], codec: str, extradata: bytes = b"") -> bool:
     """Whether one picture is presented for this packet, as far as that can be known without decoding it."""
     if codec == "vp8":
         # The first byte's bit 4 is show_frame (RFC 6386 §9.1). Others only refer to a frame without it.
         return bool(memoryview(packet)[0] & 0x10)
+    if codec == "vp9":
+        return _is_shown_by_vp9(memoryview(packet))
+    if codec == "hevc":
+        return not any(_withholds(unit) for unit in units(packet, extradata, length_byte=21))
     return codec != "mpeg4" or packet.size >= SMALLEST_PICTURE_BYTES
+
+
+def _is_shown_by_vp9(data: memoryview) -> bool:
+    """Whether a frame of VP9 has show_existing_frame or show_frame; a superframe's last one does."""
+    if data[-1] >> 5 == SUPERFRAME_MARKER:
+        return True
+    # frame_marker and the profile come first; profile 3 has one more bit before the two (VP9, §6.2).
+    shift = 2 if data[0] >> 4 & 3 == LAST_PROFILE else 3
+    return bool(data[0] >> shift & 1 or data[0] >> (shift - 2) & 1)
+
+
+def _withholds(unit: memoryview) -> bool:
+    """Whether this unit of HEVC may keep pictures from being presented.
+
+    After an end of sequence, and after a broken link, the leading pictures of a random access point are not presented.
+    A random access point may also discard the pictures before it (no_output_of_prior_pics_flag).
+    """
+    kind = unit[0] >> 1 & 63 if unit else 0
+    return kind in END_OR_BROKEN_LINK or (kind in RANDOM_ACCESS and len(unit) > 2 and bool(unit[2] & 0x40))  # noqa: PLR2004
+
+
+def units(packet: Packet[Any], extradata: bytes, *, length_byte: int) -> Iterator[memoryview]:
+    """The units of a packet of H.264 or HEVC, each from its header on; `length_byte` tells how lengths are written."""
+    data = memoryview(packet)
+    # Containers such as MP4 put a unit's length before it (ISO/IEC 14496-15), streams a start code of three bytes.
+    if extradata[:1] == b"\x01":
+        width, position = (int.from_bytes(extradata[length_byte : length_byte + 1], "big") & 3) + 1, 0
+        while position + width < len(data):
+            end = position + width + int.from_bytes(data[position : position + width], "big")
+            yield data[position + width : end]
+            position = end
+        return
+    start, whole = 0, bytes(data)
+    while (start := whole.find(b"\x00\x00\x01", start)) >= 0 and start + 3 < len(whole):
+        yield data[start + 3 :]
+        start += 3

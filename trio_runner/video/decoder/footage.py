@@ -141,7 +141,7 @@ class Footage:
         """
         held: deque[tuple[VideoFrame, int]] = deque()
         for frame in self._frames(packets):
-            number = frame.opaque if isinstance(frame.opaque, int) else self._number - 1
+            number = frame.opaque[0] if isinstance(frame.opaque, tuple) else self._number - 1
             if self._floor is not None and frame.pts is not None:
                 if frame.pts < self._floor:
                     continue
@@ -177,7 +177,9 @@ class Footage:
                 self._excused = number + self._options.decoder_threads - 1
             if packet.is_corrupt:
                 self._note(number, "a part of the video's data is missing", packet.pts)
-            packet.opaque = number
+            # PyAV finds an opaque object by its id, and forgets it when any decoder is done with it. Small numbers are
+            # one object for all decoders, a tuple is not.
+            packet.opaque = (number,)
             if not packet.is_discard:
                 self._under_way[number] = packet.pts
                 self.clock.sent(packet)

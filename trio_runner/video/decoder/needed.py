@@ -52,6 +52,7 @@ class Needed:
             attempt resumes, after the last stored frame.
         first_time: The time of the first picture that the decoder gives, in units of the stream.
         first_frame: Frames before this one are stored already.
+        last_seconds: When the frame before `first_frame` is presented; None where none is stored.
         key_frames_only: Whether only key frames can be selected.
         deinterlaces: Whether interlaced pictures are deinterlaced, for which those around them are needed.
     """
@@ -63,10 +64,12 @@ class Needed:
         *,
         first_time: int,
         first_frame: int,
+        last_seconds: float | None,
         key_frames_only: bool,
         deinterlaces: bool,
     ) -> None:
         self._footage, self._sampler, self._first_frame = footage, sampler, first_frame
+        self._last_seconds = last_seconds
         self._decoder, self._key_frames_only = footage.stream.codec_context, key_frames_only
         self._needs_neighbours = deinterlaces
         self._seconds = footage.clock.plain
@@ -87,7 +90,8 @@ class Needed:
         group: list[Held] = []
         size = 0
         for packet in source:
-            if packet.pts is None or packet.is_corrupt or not is_picture(packet, self._footage.codec):
+            extradata = self._decoder.extradata or b""
+            if packet.pts is None or packet.is_corrupt or not is_picture(packet, self._footage.codec, extradata):
                 raise CannotSeekError(f"there may be no picture for a packet after frame {self._index}")
             opens = self._opens(packet)
             if complete and (opens or packet.pts > group[0].pts):
@@ -158,26 +162,32 @@ class Needed:
         for pts in times:
             self._select(pts, candidate=keys is None or pts in keys)
         self._latest = times[-1] if times else self._latest
-        yield from self._decoded(group, whole=bool(leading))
+        yield from self._decoded(group, whole=bool(leading), at_end=not following)
 
     def _select(self, pts: int, *, candidate: bool) -> None:
         index, self._index = self._index, self._index + 1
+        if index == self._first_frame - 1 and self._last_seconds not in {None, self._seconds(pts)}:
+            raise CannotSeekError(f"its frame {index} is not at {self._last_seconds:.3f} s")
         if index < self._first_frame or not candidate:
             return
         seconds = self._seconds(pts)
         if self._sampler.select(index, seconds):
             self._awaited[pts] = (index, seconds)
 
-    def _decoded(self, group: list[Held], *, whole: bool) -> Iterator[Packet[Any]]:
+    def _decoded(self, group: list[Held], *, whole: bool, at_end: bool) -> Iterator[Packet[Any]]:
+        if at_end:
+            # Where a file was cut often shows only once its last packet is decoded.
+            skipped = group[0].pts if self._key_frames_only else None
+            group = [held for held in group if skipped is None or held.pts >= skipped]
         last = max((place for place, held in enumerate(group) if held.pts in self._awaited), default=-1)
         # Frames that are presented before the next key frame but decoded after it refer to this group. They are no key
         # frames themselves.
-        if whole and not self._key_frames_only:
+        if at_end or (whole and not self._key_frames_only):
             last = len(group) - 1
         if last >= 0:
             self._openers.add(group[0].pts)
         for pts, packet in group[: last + 1]:
-            needed = pts in self._awaited or self._footage.codec not in WITH_UNREFERENCED
+            needed = at_end or pts in self._awaited or self._footage.codec not in WITH_UNREFERENCED
             self._decoder.skip_frame = "DEFAULT" if needed else "NONREF"
             yield packet
 

@@ -117,6 +117,7 @@ class Reading:
             sampler,
             first_time=first_time,
             first_frame=self.start.first_frame,
+            last_seconds=self.start.last_pts_seconds,
             key_frames_only=self.options.key_frames_only,
             deinterlaces=self.options.deinterlace == "auto",
         )

@@ -125,7 +125,7 @@ def _read_up_to(footage: Footage, packets: Iterator[Packet[Any]], until: int) ->
             if latest is not None and packet.dts <= latest:
                 raise CannotSeekError(f"time stands still or goes back at frame {skimmed.packets}")
             latest = packet.dts
-        if packet.is_corrupt or not is_picture(packet, footage.codec):
+        if packet.is_corrupt or not is_picture(packet, footage.codec, footage.stream.codec_context.extradata or b""):
             raise CannotSeekError(f"there may be no picture in the packet of frame {skimmed.packets}")
         if not packet.is_discard:
             skimmed.times.append(packet.pts)

@@ -39,7 +39,7 @@ class Clock:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         flags = container.format.flags
         self._counts_only, self._joins = bool(flags & NO_TIMESTAMPS), bool(flags & TS_DISCONT)
-        self._in_decoding_order = container.format.name == "avi"
+        self._in_decoding_order, self._decoder = container.format.name == "avi", stream.codec_context
         self._unit = Fraction(stream.time_base or 1)
         rate = stream.average_rate or stream.guessed_rate
         if self._counts_only:
@@ -85,6 +85,10 @@ class Clock:
         if self._counts_only:
             return None
         if self._in_decoding_order:
+            if dts is not None and not self._decoder.has_b_frames:
+                # A damaged packet may give no picture, and its time then belongs to none.
+                self._waiting.clear()
+                return dts
             return heapq.heappop(self._waiting) if self._waiting else None
         return self._guess.best(pts, dts) if trusted or pts is None else pts
 
