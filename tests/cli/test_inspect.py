@@ -266,11 +266,15 @@ async def test_frames_beyond_the_end_are_1_and_the_others_are_drawn(
 ) -> None:
     video, sheet = clips.pixel_coded(tmp_path / "a.mp4"), tmp_path / "sheet.png"
     code, _, err = await inspected(capsys, video, frames=(5, 60, 1000), sheet=str(sheet))
-    assert (code, err) == (ExitCode.NOTHING, "not in the video, which has 60 frames: 60, 1000\n")
+    assert (code, err) == (
+        ExitCode.NOTHING,
+        f"--frames: 60, 1000 are not in the video (0 to 59); {sheet} has the others\n",
+    )
     assert sheet.exists()
     sheet.unlink()
-    code, _, _ = await inspected(capsys, video, frames=(60,), sheet=str(sheet))
+    code, _, err = await inspected(capsys, video, frames=(60,), sheet=str(sheet))
     assert (code, sheet.exists()) == (ExitCode.NOTHING, False)
+    assert err == "--frames: 60 is not in the video (0 to 59)\n"
 
 
 async def test_quick_reads_no_further_than_the_last_frame_that_is_wanted(
@@ -341,6 +345,21 @@ async def test_for_people_there_is_a_line_for_each_fact(tmp_path: Path, capsys: 
         "  selected:    60 frames",
     ):
         assert line in out.splitlines()
+
+
+async def test_the_sheet_and_what_was_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, sheet = clips.pixel_coded(tmp_path / "a.mp4"), tmp_path / "sheet.png"
+    arguments: dict[str, Any] = {"frames": (3, 9), "sheet": str(sheet), "quick": True, "as_json": False}
+    code = await inspection.inspect(Config(), video=str(video), settings=(), **arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert code is ExitCode.OK
+    for line in (
+        "  frames:      60 declared, only the first 10 read",
+        "  damage:      none in what was read",
+        "  selected:    at least 10 frames",
+        f"  sheet:       {sheet}, 2 frames",
+    ):
+        assert line in lines
 
 
 def test_the_longest_report_fits_into_its_message() -> None:

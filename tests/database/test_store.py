@@ -83,6 +83,7 @@ async def test_a_scenario_of_a_living_runner_is_refused(store: Store, scenario_i
     with pytest.raises(ClaimRefusedError, match=r"another runner, whose lease ends in \d+ s") as caught:
         await store.claim(attempt(scenario_id))
     assert caught.value.code is ErrorCode.CLAIM_REFUSED
+    assert "If that runner is dead, run again then, or let `trio-runner reap CONFIG` report it" in str(caught.value)
     assert not isinstance(caught.value, ScenarioCompletedError)
 
 

@@ -20,7 +20,7 @@ from tests.support.scene import Scene, held_run
     ("fault", "code", "part"),
     [
         (Fault.STATUS_500, "inference_unavailable", "500"),
-        (Fault.HANG, "inference_timeout", "within 2 s"),
+        (Fault.HANG, "inference_timeout", "within 2 s. Lower inference.in_flight"),
         (Fault.WRONG_TYPE, "inference_bad_answer", "$.predictions[0].confidence"),
     ],
 )

@@ -71,7 +71,8 @@ async def inspect(
         return ExitCode.VIDEO
     finally:
         progress.end()
-    missing = [number for number in command.frames if number >= report.measured.frames]
+    drawn_frames = [number for number in command.frames if number < report.measured.frames]
+    missing = command.frames[len(drawn_frames) :]
     if drawn:
         # The child does not write it: a process that reads hostile files may write none.
         Path(sheet).write_bytes(drawn)  # noqa: ASYNC240 - nothing else is under way any more
@@ -79,12 +80,15 @@ async def inspect(
         print_json(msgspec.to_builtins(report))
     else:
         _print_report(report)
+        if drawn:
+            say(_line("sheet", f"{sheet}, {len(drawn_frames)} frame{'' if len(drawn_frames) == 1 else 's'}"))
     if report.problem:
         _complain(report.problem)
         return ExitCode.VIDEO
     if missing:
-        listed = ", ".join(map(str, missing))
-        _complain(f"not in the video, which has {report.measured.frames} frames: {listed}")
+        listed = f"{', '.join(map(str, missing))} {'is' if len(missing) == 1 else 'are'}"
+        others = f"; {sheet} has the others" if drawn else ""
+        _complain(f"--frames: {listed} not in the video (0 to {report.measured.frames - 1}){others}")
         return ExitCode.NOTHING
     return ExitCode.OK
 
@@ -141,7 +145,7 @@ class _Progress:
 def _print_report(report: Report) -> None:
     say(printable(report.path).replace("\n", " "))
     for name, value in _lines(report):
-        say(f"  {name + ':':<13}{value}".replace("\n", " "))
+        say(_line(name, value))
     if report.streams:
         rows = [
             (
@@ -165,6 +169,10 @@ def _print_report(report: Report) -> None:
         print_table(FittedTable(("damaged", "at"), places, cut=()))
 
 
+def _line(name: str, value: str) -> str:
+    return f"  {name + ':':<13}{value}".replace("\n", " ")
+
+
 def _lines(report: Report) -> Iterator[tuple[str, str]]:
     declared, measured = report.declared, report.measured
     size = f"{report.size_bytes} bytes"
@@ -182,7 +190,8 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     times = f", frames from {measured.first_seconds:.3f} s to {measured.last_seconds:.3f} s" if measured.frames else ""
     yield "duration", length + times
     number = "none declared" if declared.frames is None else f"{declared.frames} declared"
-    yield "frames", f"{number}, {measured.frames} read{'' if report.whole else ', not to the end'}"
+    read = f"{measured.frames} read" if report.whole else f"only the first {measured.frames} read"
+    yield "frames", f"{number}, {read}"
     gap = f", at most {measured.key_frame_seconds:.3f} s apart" if measured.key_frames > 1 else ""
     if report.picture:
         yield "key frames", f"{measured.key_frames}{gap}"
@@ -190,8 +199,9 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     if report.edit_list_packets:
         yield "edit list", f"hides {report.edit_list_packets} pictures"
     lost = f", {measured.lost_packets} packets without a picture" if measured.lost_packets else ""
-    yield "damage", f"{measured.damaged_frames} frames{lost}" if measured.damaged_frames or lost else "none"
-    yield "selected", f"{report.selected} frames"
+    none = "none" if report.whole else "none in what was read"
+    yield "damage", f"{measured.damaged_frames} frames{lost}" if measured.damaged_frames or lost else none
+    yield "selected", f"{'' if report.whole else 'at least '}{report.selected} frames"
     yield "identity", report.identity
 
 

@@ -28,12 +28,23 @@ _MAX_DIGITS = 15
 EPILOG = """\
 exit codes:
   0   completed, completed before, or stopped on request
+  1   of the other verbs: no such scenario or frame, a request that was refused, or a check that found something
   64  wrong usage
   65  the video is bad; the retry event is confirmed
   74  failed; Kafka has not confirmed the retry event, which waits in the database or in the spool
   75  failed; the retry event is confirmed
   78  the config cannot be used
   79  another runner has the scenario, or it is not to be run; no retry event is due
+"""
+
+INSPECT_EPILOG = """\
+exit codes:
+  0   the video can be read and is whole
+  1   a frame of --frames is not in the video
+  64  wrong usage
+  65  the video is damaged or cannot be read, even where a run with these options would not notice
+  74  failed: the decoder, the storage or the cache
+  78  the config cannot be used
 """
 
 
@@ -267,7 +278,8 @@ def _add_inspect(add: Callable[..., argparse.ArgumentParser]) -> None:
     inspect = add(
         "inspect",
         "cli.inspection:inspect",
-        "show what a reader finds in a video: codec, size, rate, damage, frames selected; 65 if a run would fail by it",
+        "show what a reader finds in a video: codec, size, rate, damage, frames selected; 65 if it is damaged",
+        epilog=INSPECT_EPILOG,
     )
     inspect.add_argument("video", type=_video, metavar="VIDEO", help="a file, a directory or zip of images, a URL")
     inspect.add_argument(

@@ -65,7 +65,9 @@ class InferenceClient:
                 body = await self._exchange(self._protocol.request(self._config, frame))
         except trio.TooSlowError as error:
             raise RunnerError(
-                ErrorCode.INFERENCE_TIMEOUT, f"{self._config.url} gave no whole answer within {seconds:g} s"
+                ErrorCode.INFERENCE_TIMEOUT,
+                f"{self._config.url} gave no whole answer within {seconds:g} s. Lower inference.in_flight, or raise "
+                "inference.timeout_seconds",
             ) from error
         except httpx.ConnectTimeout as error:
             raise self._unreachable("did not accept a connection in time") from error

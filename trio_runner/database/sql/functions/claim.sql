@@ -48,7 +48,8 @@ BEGIN
         RAISE EXCEPTION 'attempt % of scenario % is taken or over; it is at attempt %', p_epoch, p_id, s.epoch
             USING ERRCODE = 'RN005';
     ELSIF s.instance_id IS NOT NULL THEN
-        RAISE EXCEPTION 'scenario % is being processed by another runner, whose lease ends in % s', p_id,
+        RAISE EXCEPTION 'scenario % is being processed by another runner, whose lease ends in % s. If that runner is '
+            'dead, run again then, or let `trio-runner reap CONFIG` report it', p_id,
             ceil(extract(epoch FROM s.lease_until - clock_timestamp())) USING ERRCODE = 'RN001';
     END IF;
     INSERT INTO attempts (scenario_id, epoch, runner_id, instance_id, host, retry_topic, first_frame)
