@@ -48,9 +48,10 @@ def test_the_contract_has_each_code_as_the_program_does(row: tuple[str, ...]) ->
 
 
 def test_readme_and_contract_list_the_same_exit_codes() -> None:
-    for text in (README, CONTRACT):
+    # The contract's table is that of `run`; 1 is an exit code of the other verbs.
+    for text, codes in ((README, ["0", "1", "64", "65"]), (CONTRACT, ["0", "64", "65"])):
         table = text[text.index("| exit code |") :].partition("\n\n")[0]
-        assert re.findall(r"^\| (\d+)", table, re.MULTILINE) == ["0", "64", "65", "74", "75", "78", "79"]
+        assert re.findall(r"^\| (\d+)", table, re.MULTILINE) == [*codes, "74", "75", "78", "79"]
 
 
 def test_the_readme_lists_every_verb() -> None:
