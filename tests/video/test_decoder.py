@@ -215,9 +215,42 @@ async def test_damage_fails_before_a_bad_frame_is_shown(make_clip: MakeClip) -> 
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_TRUNCATED
     assert "FFmpeg" in shown.error.message
-    assert "on_corrupt" in shown.error.message
+    count, last = len(shown.frames), shown.frames[-1].pts_seconds
+    assert (
+        f"is damaged after {count} of 60 frames, the last whole one at {last:.3f} s of 2.400 s" in shown.error.message
+    )
     assert shown.numbers == shown.indices == list(range(len(shown.frames)))
     assert len(shown.frames) > 5
+
+
+ANOTHER_SCENARIO = 'Submit a whole copy, or this one with video.on_corrupt = "skip", as another scenario'
+"""The remedy where stored frames fix the file and its options."""
+
+
+async def test_the_remedy_for_damage_depends_on_whether_frames_are_stored(make_clip: MakeClip, tmp_path: Path) -> None:
+    stored = await watch(make_clip("corrupt.mp4"))
+    assert stored.error is not None
+    assert stored.error.message.endswith(ANOTHER_SCENARIO)
+    last = stored.frames[-1]
+    resumed = await watch(
+        make_clip("corrupt.mp4"), last.index + 1, frames_stored=last.index + 1, last_pts_seconds=last.pts_seconds
+    )
+    assert resumed.error is not None
+    assert resumed.error.message.endswith(ANOTHER_SCENARIO)
+    nothing_stored = await watch(make_clip("corrupt.mp4"), start_seconds=last.pts_seconds + 0.02)
+    assert (nothing_stored.frames, nothing_stored.error is None) == ([], False)
+    assert nothing_stored.error is not None
+    assert nothing_stored.error.message.endswith('Give a whole copy, or set video.on_corrupt = "skip"')
+
+
+async def test_a_file_that_is_cut_short_says_so_once(make_clip: MakeClip) -> None:
+    path = make_clip("truncated.mp4")
+    shown = await watch(path)
+    assert shown.error is not None
+    assert shown.error.message.startswith(f"{path}: ends after {len(shown.frames)} of 60 frames, at ")
+    assert f"s of 2.400 s: the file is cut short, it has {path.stat().st_size} of " in shown.error.message
+    assert shown.error.message.endswith(" bytes. Copy it again, and submit the copy as another scenario")
+    assert "FFmpeg" not in shown.error.message
 
 
 async def test_damage_that_is_skipped_is_counted_and_the_end_still_reached(make_clip: MakeClip) -> None:

@@ -300,6 +300,13 @@ def test_a_broken_image_ends_the_video(kind: str, make: Any) -> None:
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_TRUNCATED
     assert "img3.png: image 3 of 10 " in shown.error.message
+    assert shown.error.message.endswith("as another scenario")
+
+
+def test_a_broken_image_before_any_is_stored_may_be_replaced(make: Any) -> None:
+    shown = show(make(TEN | {"img0.png": b"x"}))
+    assert shown.error is not None
+    assert shown.error.message.endswith('Give a whole copy, or set video.on_corrupt = "skip"')
 
 
 @pytest.mark.parametrize("kind", BROKEN)

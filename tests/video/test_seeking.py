@@ -16,7 +16,7 @@ from typing import Any
 import av
 import pytest
 
-from tests.cases.video import CASES
+from tests.cases.video import CASES, patching
 from tests.cases.video.case import SIZE, Case
 from tests.cases.video.writing import Track, write
 from tests.support.watching import watch
@@ -482,3 +482,28 @@ async def test_the_child_says_why_it_decodes_everything(
         assert rest.end is not None
         assert rest.end.selected == FRAMES
         assert ("every frame is decoded from the video's start on, because" in caplog.text) == note
+
+
+LONG = Track(numbers=range(300), options={"g": "12"})
+"""Twelve seconds with a key frame in each half second."""
+
+
+DAMAGED_BEFORE_START = (
+    "every frame is decoded from the video's start on, because the part before video.start_seconds is damaged"
+)
+
+
+@pytest.mark.parametrize(("start_seconds", "expected", "notes"), [
+    (10.0, list(range(250, 300)), []),
+    (5.2, [ErrorCode.VIDEO_TRUNCATED], [DAMAGED_BEFORE_START]),
+], ids=["long", "shortly"])  # fmt: skip
+def test_damage_before_start_seconds_is_noticed_only_shortly_before(
+    start_seconds: float, expected: list[object], notes: list[str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "long.mp4", LONG, mux={"movflags": "+faststart"})
+    patching.flip(path, range(123, 126))
+    reel = Reel(path, start_seconds=start_seconds)
+    frames = reel.read(Start())
+    assert [frame.index if isinstance(frame, Seen) else frame for frame in frames] == expected
+    assert reel.notes == notes
+    reel.close()

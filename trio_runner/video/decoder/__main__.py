@@ -107,12 +107,22 @@ def _run(options: VideoSection, out: int) -> None:
 
             def open_footage() -> Footage:
                 opened = open_container(fd, options)
-                return Footage(opened, opened.streams.video[number], options, info, fd, on_packet=emitter.pass_over)
+                return Footage(
+                    opened,
+                    opened.streams.video[number],
+                    options,
+                    info,
+                    fd,
+                    on_packet=emitter.pass_over,
+                    # An earlier attempt has stored what is selected, or this one will before the error ends it.
+                    is_stored=lambda: reading.sampler.selected > 0,
+                )
 
             def note(text: str) -> None:
                 write(out, messages.Note(text.encode(errors="backslashreplace").decode()))
 
-            write(out, decode(Reading(open_footage, options, start, note), options, emitter))
+            reading = Reading(open_footage, options, start, note)
+            write(out, decode(reading, options, emitter))
         case messages.Inspect() as command:
             tolerant = msgspec.structs.replace(options, on_corrupt="skip")
             footage = Footage(container, stream, tolerant, info, fd, on_packet=emitter.pass_over)
@@ -155,12 +165,14 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
     if start.first_frame:
         last = start.first_frame - 1
         sampler.resume(last, sequence.seconds(last), start.frames_stored)
+    sequence.is_stored = sampler.selected > 0
     try:
         for still in sequence.pictures(start.first_frame):
             if sampler.exhausted:
                 break
             if sampler.due(still.index, still.pts_seconds) and still.whole:
                 sampler.take(still.index, still.pts_seconds)
+                sequence.is_stored = True
                 emitter.emit(still.index, still.pts_seconds, still.image)
             else:
                 emitter.pass_over(still.index)

@@ -96,7 +96,7 @@ def prove_start(footage: Footage) -> int:
     try:
         shown = [picture.frame.pts for picture in islice(footage.pictures(Beginning(packets())), PROOF_PACKETS)]
     except RunnerError as error:
-        raise CannotSeekError(f"its beginning is damaged: {error.message}") from error
+        raise CannotSeekError("its beginning is damaged") from error
     first = shown[0] if shown else None
     if first is None or None in announced:
         raise CannotSeekError("its first frames have no times of their own")

@@ -29,8 +29,7 @@ class Extent:
         """How far the file ends before its container does; empty where it does not."""
         if self.declared_bytes is None or self.size_bytes >= self.declared_bytes:
             return ""
-        has = f"it has {self.size_bytes} of the {self.declared_bytes} bytes"
-        return f"cut short: {has} its {self.kind} container declares"
+        return f"the file is cut short, it has {self.size_bytes} of {self.declared_bytes} bytes"
 
 
 def inspect(fd: int) -> Extent:

@@ -31,6 +31,17 @@ def reported_by(codec: str, messages: list[tuple[int, str, str]]) -> str:
     return ""
 
 
+def remedy(*, is_stored: bool) -> str:
+    """What to do about a damaged video, of which frames are stored or not.
+
+    Stored frames fix the video and its options: a scenario that has some goes on with neither another file nor another
+    `on_corrupt`.
+    """
+    if is_stored:
+        return 'Submit a whole copy, or this one with video.on_corrupt = "skip", as another scenario'
+    return 'Give a whole copy, or set video.on_corrupt = "skip"'
+
+
 class Damage:
     """Remembers the damaged packets, and decides for each picture in the order of presentation whether it is whole.
 

@@ -12,7 +12,7 @@ import av.logging
 
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.decoder.container import check_readable, inspect
-from trio_runner.video.decoder.damage import Damage, reported_by
+from trio_runner.video.decoder.damage import Damage, remedy, reported_by
 from trio_runner.video.decoder.formats import limits
 from trio_runner.video.decoder.streams import check_size, codec_name
 from trio_runner.video.decoder.timing import Clock
@@ -80,11 +80,13 @@ class Footage:
         info: VideoInfo,
         fd: int,
         on_packet: Callable[[int], None] = lambda _: None,
+        is_stored: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Read `stream`; `is_stored` says, once the video proves damaged, whether frames of it are stored."""
         self.decoded = self.damaged = self.lost = self.hidden = 0
         self.container, self.stream = container, stream
         self._options, self._info, self._fd = options, info, fd
-        self._on_packet = on_packet
+        self._on_packet, self._is_stored = on_packet, is_stored
         self.codec = codec_name(stream)
         self._decoder = _decoder(stream, options)
         self.clock, self._damage = Clock(container, stream), Damage()
@@ -116,7 +118,7 @@ class Footage:
             for frame, number in self._settled(beginning.packets):
                 whole = self._damage.is_whole(number, key_frame=frame.key_frame)
                 if self._options.on_corrupt == "fail" and (not whole or self._damage.is_past(number, frame.pts)):
-                    raise self._broken("is damaged")
+                    raise self._damaged()
                 check_size(frame.width, frame.height, self._options)
                 if beginning.number is None:
                     index, self._pts = self.decoded, self.clock.time(frame.pts, frame.dts, trusted=whole)
@@ -247,9 +249,9 @@ class Footage:
             message = f"{self._options.path}: no frame could be decoded, {declared} declared{why}. Give another file"
             raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
         if self._breaks_off():
-            raise self._broken("breaks off")
+            raise self._broken_off()
         if self.lost and self._options.on_corrupt == "fail":
-            raise self._broken("is damaged")
+            raise self._damaged()
 
     def _breaks_off(self) -> bool:
         """Whether the file ends before the video does, as far as its container counts packets or bytes."""
@@ -261,19 +263,32 @@ class Footage:
         self._extent = now
         return bool(now.shortfall or self._cut or self._written_to)
 
-    def _broken(self, how: str) -> RunnerError:
-        info = self._info
-        declared = "an unknown number of frames"
-        if info.declared_frames and info.duration_seconds:
-            declared = f"{info.declared_frames} frames in {info.duration_seconds:.3f} s"
-        changed = "the file was written to while it was read" if self._written_to else ""
-        why = "".join(f"; {part}" for part in (self.complaint, self._cut, self._extent.shortfall, changed) if part)
-        remedy = "Copy it again" if self._extent.shortfall else 'Give a whole file, or set video.on_corrupt = "skip"'
-        return RunnerError(
-            ErrorCode.VIDEO_TRUNCATED,
-            f"{self._options.path}: {how} after {self.decoded} decoded frames, at {self._pts:.3f} s of {declared}"
-            f"{why}. {remedy}",
-        )
+    def _damaged(self) -> RunnerError:
+        """The error of a picture, or a packet, that cannot be passed over."""
+        last = f", the last whole one at {self._place()}" if self.decoded else ""
+        why = f"; {self.complaint}" if self.complaint else ""
+        message = f"is damaged after {self._count()}{last}{why}. {remedy(is_stored=self._is_stored())}"
+        return RunnerError(ErrorCode.VIDEO_TRUNCATED, f"{self._options.path}: {message}")
+
+    def _broken_off(self) -> RunnerError:
+        """The error of a file that ends, or cannot be read on, before the video ends."""
+        # The length explains everything else that is reported where the file ends.
+        reasons = [self._extent.shortfall] if self._extent.shortfall else [self.complaint, self._cut]
+        reasons.append("the file was written to while it was read" if self._written_to else "")
+        why = "; ".join(filter(None, reasons))
+        then = ", and submit the copy as another scenario" if self._is_stored() else ""
+        message = f"ends after {self._count()}, at {self._place()}: {why}. Copy it again{then}"
+        return RunnerError(ErrorCode.VIDEO_TRUNCATED, f"{self._options.path}: {message}")
+
+    def _count(self) -> str:
+        """The number of pictures so far, and of how many."""
+        declared = self._info.declared_frames
+        return f"{self.decoded} of {declared} frames" if declared else f"{self.decoded} frames"
+
+    def _place(self) -> str:
+        """The time of the last picture, and the video's duration."""
+        seconds = self._info.duration_seconds
+        return f"{self._pts:.3f} s of {seconds:.3f} s" if seconds else f"{self._pts:.3f} s"
 
 
 def _decoder(stream: VideoStream, options: VideoSection) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import VideoInfo
+from trio_runner.video.decoder.damage import remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,8 @@ class ImageSequence:
         self.store, self.fps = store, options.fps
         self.decoded = self.damaged = 0
         self.on_corrupt = options.on_corrupt
+        self.is_stored = False
+        """Whether images are stored already, or will be before damage ends the attempt."""
         self.complaint = ""
         """About the first image that is damaged."""
         self._options = options
@@ -105,7 +108,7 @@ class ImageSequence:
             self.damaged += 1
             members = self.store.members
             where = f"{self.store.shown(members[index].name)}: image {index} of {len(members)}"
-            message = f'{where} {problem}. Replace it, or set video.on_corrupt = "skip"'
+            message = f"{where} {problem}. {remedy(is_stored=self.is_stored)}"
             self.complaint = self.complaint or message
             if self.on_corrupt == "fail":
                 raise RunnerError(ErrorCode.VIDEO_TRUNCATED, message)

@@ -16,6 +16,7 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from trio_runner.base.text import printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video import messages
+from trio_runner.video.decoder.damage import remedy
 from trio_runner.video.decoder.interlace import Deinterlacer, deinterlaced
 from trio_runner.video.decoder.observer import Observer, Seen
 from trio_runner.video.decoder.picture import Converter, Orientation, UnsupportedPictureError
@@ -180,12 +181,12 @@ class Inspection:
         )
 
     def _damage(self, measured: Measured) -> str:
-        remedy = 'Give a whole file, or set video.on_corrupt = "skip"'
+        what = remedy(is_stored=False)
         if not measured.damaged:
-            return f"{self._options.path}: {measured.lost_packets} packets cannot be decoded. {remedy}"
+            return f"{self._options.path}: {measured.lost_packets} packets cannot be decoded. {what}"
         first = measured.damaged[0]
         where = f"the first is frame {first.index}, at {first.seconds:.3f} s"
-        return f"{self._options.path}: {measured.damaged_frames} frames are damaged, {where}. {remedy}"
+        return f"{self._options.path}: {measured.damaged_frames} frames are damaged, {where}. {what}"
 
     def _drawn(self) -> bytes:
         if self._sheet is None or self._sheet.is_empty:

@@ -126,6 +126,6 @@ class Reading:
         except RunnerError as error:
             if footage.complaint:
                 # Whether frames are missing because of damage or because they were left out shows if all are decoded.
-                raise CannotSeekError(f"it seems damaged: {error.message}") from error
+                raise CannotSeekError("it seems damaged") from error
             raise
         needed.check_end()

@@ -105,7 +105,8 @@ def skim(
             if index is None:
                 return footage, iter(())
     except RunnerError as error:
-        raise CannotSeekError(f"it is damaged: {error.message}") from error
+        place = "video.start_seconds" if index is None else "the last stored frame"
+        raise CannotSeekError(f"the part before {place} is damaged") from error
     raise CannotSeekError(f"its frame {index} is not at {seconds:.3f} s")
 
 
