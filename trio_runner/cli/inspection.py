@@ -40,7 +40,7 @@ async def inspect(
     quick: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Show what is in a video; 65 where a run would end because of it, 1 where a frame of `frames` is not in it.
+    """Show what is in a video; 65 where it is damaged or cannot be read, 1 where a frame of `frames` is not in it.
 
     Args:
         config: Its `[video]` section says how the video is read.

@@ -117,4 +117,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     """Whether the video was read to its end."""
     problem: str
-    """The error code, and the message, with which a run would end; "" where it would complete."""
+    """The error code and message with which a run that decodes all of it would end; "" where it would complete."""
