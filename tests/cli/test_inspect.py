@@ -354,7 +354,7 @@ async def test_the_sheet_and_what_was_not_read_are_named(tmp_path: Path, capsys:
     lines = capsys.readouterr().out.splitlines()
     assert code is ExitCode.OK
     for line in (
-        "  frames:      60 declared, only the first 10 read",
+        "  frames:      60 declared, only 10 read",
         "  damage:      none in what was read",
         "  selected:    at least 10 frames",
         f"  sheet:       {sheet}, 2 frames",

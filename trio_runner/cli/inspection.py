@@ -190,7 +190,7 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     times = f", frames from {measured.first_seconds:.3f} s to {measured.last_seconds:.3f} s" if measured.frames else ""
     yield "duration", length + times
     number = "none declared" if declared.frames is None else f"{declared.frames} declared"
-    read = f"{measured.frames} read" if report.whole else f"only the first {measured.frames} read"
+    read = f"{measured.frames} read" if report.whole else f"only {measured.frames} read"
     yield "frames", f"{number}, {read}"
     gap = f", at most {measured.key_frame_seconds:.3f} s apart" if measured.key_frames > 1 else ""
     if report.picture:
