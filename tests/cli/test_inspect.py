@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from tests.cases.video import CASES
 from tests.support import clips, stills
 from tests.support.clips import read_frame_number
+from tests.support.harness import free_port
+from tests.support.storage import PREFIX, open_storage
 from trio_runner.cli import inspection
 from trio_runner.cli.main import main
 from trio_runner.config.load import Config
@@ -24,9 +27,9 @@ from trio_runner.video.report import MAX_LISTED, MAX_PICTURES, Declared, Measure
 
 
 async def inspected(
-    capsys: pytest.CaptureFixture[str], video: Path, *settings: str, **arguments: Any
+    capsys: pytest.CaptureFixture[str], video: Path | str, *settings: str, **arguments: Any
 ) -> tuple[ExitCode, dict[str, Any], str]:
-    """The exit code, the report, and what stands on standard error."""
+    """The exit code, the report, and what stands on standard error. `video` is a path, or a URL as a string."""
     given: dict[str, Any] = {"frames": (), "sheet": "", "quick": False, "as_json": True} | arguments
     code = await inspection.inspect(Config(), video=str(video), settings=settings, **given)
     out, err = capsys.readouterr()
@@ -180,7 +183,7 @@ async def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     files = {f"img{number}.png": stills.numbered(number) for number in range(10)} | {"img7.png": b"x", "img8.png": b"x"}
     code, report, err = await inspected(capsys, stills.directory_of(tmp_path / "images", files))
     assert code is ExitCode.VIDEO
-    assert "img7.png: image 7 of 10 is no JPEG" in err
+    assert "img7.png: image 8 of 10 (frame 7) is no JPEG" in err
     assert [place["index"] for place in report["measured"]["damaged"]] == [7, 8]
 
 
@@ -203,6 +206,38 @@ async def test_a_url_that_is_not_allowed_is_refused(capsys: pytest.CaptureFixtur
     assert "storage.url_prefixes" in capsys.readouterr().err
 
 
+async def test_where_a_prefix_is_to_be_added_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = await inspected(capsys, "https://127.0.0.1:1/a.mp4")
+    assert code is ExitCode.VIDEO
+    assert err.endswith("or correct video.path (with --config or --set)\n")
+
+
+async def test_a_storage_that_fails_is_named_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}/"
+    code, _, err = await inspected(capsys, f"{url}a.mp4", f'storage.url_prefixes=["{url}"]')
+    assert code is ExitCode.UNCONFIRMED
+    assert err.startswith(f"storage_unreachable: {url}a.mp4: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_without_a_config_a_fetched_video_is_removed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, keeps: bool
+) -> None:
+    video = clips.pixel_coded(tmp_path / "a.mp4").read_bytes()
+    for name in ("here", "temporary", "cache"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with open_storage(video) as storage:
+        prefix = f"{storage.url}{PREFIX}"
+        settings = [f'storage.url_prefixes=["{prefix}"]', f"storage.cache_dir={tmp_path / 'cache'}"]
+        code, report, err = await inspected(capsys, f"{prefix}a.mp4", *settings[: 1 + keeps])
+    assert (code, report["measured"]["frames"], err) == (ExitCode.OK, 60, "")
+    assert list((tmp_path / "here").iterdir()) == list((tmp_path / "temporary").iterdir()) == []
+    assert len(list((tmp_path / "cache").glob("*.mp4"))) == keeps
+
+
 # The contact sheet.
 
 
@@ -218,6 +253,18 @@ def cells(sheet: Any, count: int, size: tuple[int, int]) -> list[Any]:
         ]
         for row, column in places
     ]
+
+
+@pytest.mark.parametrize(
+    ("rotation", "turned"), [(90, "90 degrees counterclockwise"), (180, "180 degrees"), (270, "90 degrees clockwise")]
+)
+async def test_the_direction_in_which_a_player_turns_the_picture_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rotation: int, turned: str
+) -> None:
+    """A clip of `rotation` is stored turned clockwise by that, so a player turns it back."""
+    video = clips.pixel_coded(tmp_path / "a.mp4", rotation=rotation, frames=2)
+    await inspection.inspect(Config(), video=str(video), settings=(), frames=(), sheet="", quick=False, as_json=False)
+    assert f"  size:        320 x 240, turned {turned}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -335,7 +382,7 @@ async def test_for_people_there_is_a_line_for_each_fact(tmp_path: Path, capsys: 
     assert out.splitlines()[0].endswith("a\N{REPLACEMENT CHARACTER}[31m b.mp4")
     for line in (
         "  codec:       h264, profile Main",
-        "  size:        320 x 240, turned by 180 degrees",
+        "  size:        320 x 240, turned 180 degrees",
         "  frames/s:    25 declared, 25 measured, 0.040 to 0.040 s apart",
         "  duration:    2.400 s declared, frames from 0.000 s to 2.360 s",
         "  frames:      60 declared, 60 read",

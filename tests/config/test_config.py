@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.harness import REPOSITORY
+from trio_runner.cli.main import main
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.lines import key_lines
 from trio_runner.config.load import Config, load_config, parse_config
 from trio_runner.config.sections import EMBEDDED
+from trio_runner.config.settings import parse_settings
 from trio_runner.errors import ErrorCode
 
 BASE = Path("/somewhere")
@@ -244,6 +246,25 @@ def test_every_mistake_is_named_in_the_order_of_the_lines() -> None:
     assert report[0] == "runner.toml:2: video.strid: unknown key; did you mean 'stride'?"
     assert report[-1] == "runner.toml: config_invalid: 5 errors, nothing was started"
     assert len(report) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        (["video.strid=2"], "video.strid: unknown key; did you mean 'stride'?"),
+        (["video.stride = 2", "video.max_fps=1"], "video.max_fps: stride and max_fps are both set; choose one"),
+        (["vidoe.stride=2"], "vidoe: unknown section; did you mean 'video'?"),
+        (["video.stride"], '"video.stride": not of the form section.key=value'),
+    ],
+)
+def test_the_place_of_a_mistake_in_a_command_line_is_its_option(settings: list[str], first: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(**parse_settings(settings))
+    assert caught.value.report("a.toml", settings).startswith(f"--set: {first}")
+    assert caught.value.report("a.toml", settings).endswith("\na.toml: config_invalid: 1 error, nothing was started")
+    # The verb `inspect` needs no config.
+    assert caught.value.report("", settings).startswith(f"--set: {first}")
+    assert caught.value.report("", settings).endswith("\n--set: config_invalid: 1 error")
 
 
 def test_a_report_of_one_mistake_without_a_line() -> None:
@@ -708,6 +729,55 @@ def test_a_storage_that_cannot_be_used_is_named(text: str, problem: str) -> None
     found = the_problem(f"[storage]\n{text}\n")
     assert f"storage.{problem}" in str(found)
     assert "c4n4ry" not in str(found)
+
+
+def test_a_stream_has_a_number_from_0_on() -> None:
+    problem = the_problem("[video]\nstream = -1\n")
+    assert str(problem) == 'line 2: video.stream: bad value, found -1; allowed: "auto", or an integer from 0'
+    for text, stream in (("0", 0), ("7", 7), ('"auto"', "auto")):
+        assert parse_config(f"[video]\nstream = {text}\n", base_dir=Path()).video.stream == stream
+
+
+@pytest.mark.parametrize(
+    ("path", "prefixes", "problem"),
+    [
+        (
+            "https://h/a.mp4",
+            "",
+            "begins with none of storage.url_prefixes; add its directory there, or correct the path",
+        ),
+        ("https://h/a.mp4", '"https://h/b/"', "begins with none of storage.url_prefixes"),
+        ("s3://b/k", '"https://h/"', "not a URL that can be fetched: the bucket's name is not valid (3 to 63"),
+        ("file:///etc/passwd", "", "not a URL that can be fetched: only https://"),
+        ("https://h/../c4n4ry", '"https://h/"', "not a URL that can be fetched: its path"),
+    ],
+)
+def test_a_video_that_the_same_config_does_not_allow_is_refused(path: str, prefixes: str, problem: str) -> None:
+    text = f'[video]\npath = "{path}"\n[storage]\nurl_prefixes = [{prefixes}]\n'
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, base_dir=Path(), with_video=True)
+    (found,) = caught.value.problems
+    assert (found.key, found.line) == ("video.path", 2)
+    assert problem in str(found)
+    assert "c4n4ry" not in str(found)
+    # A runner's config may hold the path of a scenario, and the scenario has an error of its own.
+    assert parse_config(text, base_dir=Path()).video.path == path
+
+
+def test_a_prefix_that_is_not_usable_is_the_only_problem_of_a_url() -> None:
+    text = '[video]\npath = "https://h/a"\n[storage]\nurl_prefixes = ["ftp://h/"]\n'
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, base_dir=Path(), with_video=True)
+    assert [problem.line for problem in caught.value.problems] == [4]
+
+
+def test_validate_checks_the_url_of_the_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[video]\npath = "https://h/a.mp4"\n')
+    assert main(["validate", str(path)]) == 78
+    assert f"{path}:2: video.path: begins with none of storage.url_prefixes" in capsys.readouterr().err
+    path.write_text('[video]\npath = "https://h/a.mp4"\n[storage]\nurl_prefixes = ["https://h/"]\n')
+    assert main(["validate", str(path)]) == 0
 
 
 def test_a_url_is_no_relative_path(tmp_path: Path) -> None:

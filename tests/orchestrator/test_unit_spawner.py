@@ -67,7 +67,7 @@ async def test_a_credential_is_left_for_the_unit_to_find(tmp_path: Path, monkeyp
 
 
 def test_units_need_a_config_of_their_own() -> None:
-    with pytest.raises(ConfigError, match=r"orchestrator\.runner_config: missing, for orchestrator\.spawner"):
+    with pytest.raises(ConfigError, match=r"orchestrator\.runner_config: missing, because orchestrator\.spawner"):
         Config().replace(orchestrator={"spawner": "systemd"})
 
 

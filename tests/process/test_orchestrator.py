@@ -85,7 +85,7 @@ def hold(fake: Fake, number: int = 6) -> None:
 @pytest.mark.parametrize(
     ("orchestrator", "named"),
     [
-        ({"spawner": "systemd"}, ':2: orchestrator.runner_config: missing, for orchestrator.spawner is "systemd"'),
+        ({"spawner": "systemd"}, ':2: orchestrator.runner_config: missing, because orchestrator.spawner is "systemd"'),
         ({"runner_config": "runner.toml"}, "runner.toml:2: video.stride: "),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from trio_runner.errors import ErrorCode
 from trio_runner.model import End
 from trio_runner.video import messages
 from trio_runner.video.decoder import emitter
+from trio_runner.video.decoder.formats import conversion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,8 +157,9 @@ async def test_a_truncated_video_gives_its_good_frames_and_an_error(
     shown = await watch(make_clip(name), on_corrupt=on_corrupt)
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_TRUNCATED
-    assert "cut short" in shown.error.message
-    assert "60 frames" in shown.error.message
+    assert ": the file is cut short, it has " in shown.error.message
+    assert "FFmpeg" not in shown.error.message
+    assert "of 60 frames, at " in shown.error.message
     assert 10 < len(shown.frames) < 40
     if on_corrupt == "fail":
         assert shown.numbers == shown.indices == list(range(len(shown.frames)))
@@ -330,13 +334,24 @@ async def test_a_codec_that_is_not_listed_is_refused(tmp_path: Path) -> None:
     assert f"ffmpeg -i {tmp_path}/magic.avi " in shown.error.message
 
 
+async def test_the_command_that_converts_a_video_takes_odd_sizes_and_makes_one_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    command = conversion(msgspec.structs.replace(VideoSection(), path=str(path)))
+    found = re.search(r"-c:v (\S+) .*-pix_fmt (\S+) ", command)
+    assert found is not None
+    shown = await watch(clips.pixel_coded(tmp_path / "b.mp4", codec=found[1], pix_fmt=found[2], size=(321, 241)))
+    assert shown.error is None
+    assert len(shown.frames) == 60
+
+
 @pytest.mark.parametrize(("limit", "value"), [("limit_width", 319), ("limit_height", 239), ("limit_fps", 24.9)])
 async def test_a_video_over_a_limit_is_refused_by_its_name(limit: str, value: float, clip: Path) -> None:
     options: dict[str, Any] = {limit: value}
     shown = await watch(clip, **options)
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_REFUSED
-    assert f"video.{limit}" in shown.error.message
+    named = [key for key in ("limit_width", "limit_height", "limit_fps") if f"video.{key}" in shown.error.message]
+    assert named == [limit]
     assert shown.info is None
 
 

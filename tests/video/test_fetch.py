@@ -202,6 +202,38 @@ def test_a_fault_has_a_code_and_leaves_no_file_that_could_be_read(
         assert whole_file(url_of(storage), tmp_path) == storage.content
 
 
+@pytest.mark.parametrize(
+    ("fault", "query", "remedy"),
+    [
+        (Fault.STALL, "", "no byte for 1 s (storage.stall_timeout_seconds). Look at the network, or raise that"),
+        (Fault.REDIRECT, "", "Add the target's directory to storage.url_prefixes, if it is to be trusted"),
+        (Fault.NO_LENGTH, "", "its answer has no Content-Length. Let the server send the video as a file"),
+        (Fault.CUT, "", "Look at the network and at the server's log"),
+        (403, "", "The server does not let this runner read it"),
+        (403, f"?{SECRET}", "A presigned URL may have expired"),
+        (400, "", "it answered 400. Correct video.path, or look at the server's log"),
+        (503, "", "it answered 503. Look at the server's log, or try again later"),
+    ],
+)
+def test_a_fault_is_reported_with_its_remedy(tmp_path: Path, fault: Fault | int, query: str, remedy: str) -> None:
+    with open_storage(CONTENT[: 300 * 1024]) as storage:
+        storage.plan = lambda _: fault
+        result = fetched(f"{storage.url}{PREFIX}a.mp4{query}", tmp_path, stall_timeout_seconds=1.0)
+    assert isinstance(result, messages.Fault)
+    assert result.message.endswith(remedy)
+
+
+def test_a_server_that_cannot_be_reached_is_reported_with_its_remedy(tmp_path: Path) -> None:
+    port = free_port()
+    result = fetched(f"http://127.0.0.1:{port}/a.mp4", tmp_path)
+    assert isinstance(result, messages.Fault)
+    assert result.message.endswith("Connection refused. Correct video.path, or start the server")
+    endpoint = f"http://127.0.0.1:{port}"
+    result = fetched("s3://bucket/a.mp4", tmp_path, s3_endpoint=endpoint)
+    assert isinstance(result, messages.Fault)
+    assert result.message.endswith("Connection refused. Correct storage.s3_endpoint, or start the server")
+
+
 def test_what_came_before_a_cut_is_not_fetched_again(storage: Storage, tmp_path: Path) -> None:
     storage.cut_at = MIB // 2
     storage.plan = lambda number: Fault.CUT if number == 0 else None

@@ -88,6 +88,23 @@ def test_every_other_url_is_refused_and_its_query_not_repeated(url: str) -> None
     assert "secret" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3://b/k", "the bucket's name is not valid (3 to 63 small letters, digits or any of . -)"),
+        ("s3://Bucket/k", "the bucket's name is not valid"),
+        ("s3://bucket", "not of the form s3://bucket/key"),
+        ("s3:///k", "not of the form s3://bucket/key"),
+        ("s3://user@bucket/k", "not of the form s3://bucket/key"),
+        ("https://elsewhere.example/a.mp4", "Add its directory to storage.url_prefixes, or correct video.path"),
+    ],
+)
+def test_a_refused_url_is_told_apart_by_its_fault(url: str, why: str) -> None:
+    with pytest.raises(RunnerError) as refused:
+        location_of(url, PREFIXES)
+    assert why in refused.value.message
+
+
 def test_without_prefixes_every_url_is_refused() -> None:
     with pytest.raises(RunnerError):
         location_of("https://media.example/videos/a.mp4", ())

@@ -73,11 +73,21 @@ async def test_a_stream_is_taken_by_its_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [1, 7])
-async def test_a_number_that_is_no_video_stream_is_refused_with_those_that_are(stream: int, tmp_path: Path) -> None:
+async def test_a_number_of_no_video_stream_is_refused_with_those_that_are(stream: int, tmp_path: Path) -> None:
     shown = await watch(several_tracks(tmp_path, kinds=("video", "tone", "video")), stream=stream)
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_REFUSED
-    assert f"stream {stream} is no video stream; there are 0, 2. Set video.stream" in shown.error.message
+    assert (
+        f"stream {stream} is not a video stream; the video streams are: 0, 2. Set video.stream to one"
+        in shown.error.message
+    )
+
+
+async def test_a_number_is_refused_where_there_is_no_video_stream(tmp_path: Path) -> None:
+    shown = await watch(clips.audio_only(tmp_path / "a.mp4"), stream=0)
+    assert shown.error is not None
+    assert shown.error.code is ErrorCode.VIDEO_REFUSED
+    assert "stream 0 is not a video stream; the file has no video stream. Give another file" in shown.error.message
 
 
 def two_videos(path: Path, *, sizes: tuple[tuple[int, int], ...], default: int | None = None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -39,6 +40,7 @@ async def inspect(
     sheet: str,
     quick: bool,
     as_json: bool,
+    config_path: str = "",
 ) -> ExitCode:
     """Show what is in a video; 65 where it is damaged or cannot be read, 1 where a frame of `frames` is not in it.
 
@@ -50,6 +52,7 @@ async def inspect(
         sheet: Where the contact sheet is written; "" for none.
         quick: Read no further than to the last of `frames`.
         as_json: Print a JSON document.
+        config_path: The file of `config`. Where there is none, a fetched video is removed again.
     """
     if problem := _usage_problem(frames, sheet):
         _complain(f"trio-runner inspect: {problem}")
@@ -61,14 +64,17 @@ async def inspect(
     progress = _Progress()
     try:
         async with AsyncExitStack() as stack:
+            if is_url(video) and not (config_path or config.storage.cache_dir):
+                directory = stack.enter_context(TemporaryDirectory(prefix="trio-runner-"))
+                config = config.replace(storage={"cache_dir": directory})
             child = await _open(stack, config, progress)
             report, drawn = await child.inspect(command, progress.frames)
     except RunnerError as error:
-        if error.code.stage is not Stage.VIDEO or error.code.error_class is not ErrorClass.PERMANENT:
-            raise
         progress.end()
-        _complain(str(error))
-        return ExitCode.VIDEO
+        is_prefix_missing = "storage.url_prefixes" in error.message and not config_path
+        _complain(f"{error}{' (with --config or --set)' if is_prefix_missing else ''}")
+        is_by_the_video = error.code.stage is Stage.VIDEO and error.code.error_class is ErrorClass.PERMANENT
+        return ExitCode.VIDEO if is_by_the_video else ExitCode.UNCONFIRMED
     finally:
         progress.end()
     drawn_frames = [number for number in command.frames if number < report.measured.frames]
@@ -176,7 +182,8 @@ def _line(name: str, value: str) -> str:
 def _lines(report: Report) -> Iterator[tuple[str, str]]:
     declared, measured = report.declared, report.measured
     size = f"{report.size_bytes} bytes"
-    others = f", {report.other_files} other files" if report.other_files else ""
+    count = report.other_files
+    others = f", {count} other file{'s' * (count > 1)}" if count else ""
     yield "container", f"{report.container}, {size}{others}"
     yield "codec", report.codec + (f", profile {report.profile}" if report.profile else "")
     yield "size", _size(measured, report.picture)
@@ -211,10 +218,11 @@ def _size(measured: Measured, picture: Picture | None) -> str:
     first, *others = measured.sizes
     turns = []
     if picture and picture.rotation:
-        turns.append(f"turned by {picture.rotation} degrees")
+        how = {90: "90 degrees clockwise", 180: "180 degrees", 270: "90 degrees counterclockwise"}
+        turns.append(f"turned {how[picture.rotation]}")
     if picture and picture.mirrored:
         turns.append("mirrored")
-    changes = f", {len(others)} changes" if others else ""
+    changes = f", {len(others)} change{'s' * (len(others) > 1)}" if others else ""
     return f"{first.width} x {first.height}{changes}{''.join(f', {turn}' for turn in turns)}"
 
 

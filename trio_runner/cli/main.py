@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _call(options)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 - the last rung: each has an exit code
-        return _explain(error, options.get("config_path", ""))
+        return _explain(error, options.get("config_path", ""), options.get("settings", ()))
 
 
 def _fill_standard_descriptors() -> None:
@@ -110,19 +110,24 @@ def _load(path: str, *, with_logging: bool) -> Config:
     return config
 
 
-def validate(config: Config, config_path: str) -> ExitCode:  # noqa: ARG001 - loading it was the check
-    """Say that the config is valid: one that is not does not come this far."""
+def validate(config_path: str) -> ExitCode:
+    """Say that the config is valid; raises ConfigError for one that is not."""
+    from pathlib import Path
+
+    from trio_runner.config.load import load_config
+
+    load_config(Path(config_path), with_video=True)
     print(f"{config_path}: valid")
     return ExitCode.OK
 
 
-def _explain(error: BaseException, config_path: str) -> ExitCode:
+def _explain(error: BaseException, config_path: str, settings: Sequence[str]) -> ExitCode:
     """Say on stderr what ended the process, and choose the exit code."""
     from trio_runner.cli.suggest import with_commands
     from trio_runner.failure.failure import flatten
 
     if (refused := _config_error(error)) is not None:
-        print(refused.report(config_path), file=sys.stderr)
+        print(refused.report(config_path, settings), file=sys.stderr)
         return ExitCode.CONFIG
     failure = flatten(error)
     if failure.type == "KeyboardInterrupt":

@@ -73,14 +73,27 @@ class ConfigError(Exception):
         """One line a mistake."""
         return "\n".join(map(str, self.problems))
 
-    def report(self, file: str) -> str:
-        """The problems as a compiler prints them, so that editors can jump to the lines; the last line sums them up."""
-        lines = [
-            f"{file}:{problem.line}: {problem.sentence}" if problem.line else f"{file}: {problem.sentence}"
-            for problem in self.problems
-        ]
+    def report(self, file: str, settings: Iterable[str] = ()) -> str:
+        """The problems as a compiler prints them, so that editors can jump to the lines; the last line sums them up.
+
+        Args:
+            file: The config's path; "" where only a command line was read.
+            settings: The values of `--set`, which is the place of a problem with one of their keys.
+        """
+        written = {text.partition("=")[0].strip() for text in settings}
+
+        def place(problem: Problem) -> str:
+            keys = {".".join(path) for path in (problem.path, *problem.others)}
+            if problem.line:
+                return f"{file}:{problem.line}"
+            # The path of an unknown section is the section alone.
+            is_set = any(key in written or any(each.startswith(f"{key}.") for each in written) for key in keys)
+            return "--set" if is_set or not file else file
+
+        lines = [f"{place(problem)}: {problem.sentence}" for problem in self.problems]
         count = f"{len(lines)} error{'s' if len(lines) > 1 else ''}"
-        return "\n".join([*lines, f"{file}: {self.code}: {count}, nothing was started"])
+        where, outcome = (file, ", nothing was started") if file else ("--set", "")
+        return "\n".join([*lines, f"{where}: {self.code}: {count}{outcome}"])
 
 
 def shown(path: tuple[str, ...], value: Any) -> str:

@@ -21,6 +21,7 @@ from trio_runner.config.rules import (
     kafka_rules,
     kubernetes_rules,
     orchestrator_rules,
+    remote_video_rules,
     storage_rules,
     topic_rules,
     video_rules,
@@ -114,10 +115,11 @@ class Config(Section, frozen=True, kw_only=True):
         return self.replace(**changed)
 
 
-def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
+def load_config(path: Path, environ: Mapping[str, str] | None = os.environ, *, with_video: bool = False) -> Config:
     """Read, parse and check the file; relative paths in it start from its own directory.
 
     With `environ=None` the config is for another process: `$CREDENTIALS_DIRECTORY` stays in it, to be replaced there.
+    For `with_video` see `parse_config`.
 
     Raises:
         ConfigError: the file cannot be read, or has mistakes; the error holds all of them.
@@ -133,20 +135,24 @@ def load_config(path: Path, environ: Mapping[str, str] | None = os.environ) -> C
         line = data.count(b"\n", 0, error.start) + 1
         # Not chained: the decoder's error holds the whole file.
         raise _single("not UTF-8 text", line=line, remedy="save the file as UTF-8") from None
-    return parse_config(text, base_dir=path.resolve().parent, environ=environ)
+    return parse_config(text, base_dir=path.resolve().parent, environ=environ, with_video=with_video)
 
 
-def parse_config(text: str, *, base_dir: Path, environ: Mapping[str, str] | None = os.environ) -> Config:
+def parse_config(
+    text: str, *, base_dir: Path, environ: Mapping[str, str] | None = os.environ, with_video: bool = False
+) -> Config:
     """Turn TOML text into a checked Config whose paths are absolute.
 
     `$CREDENTIALS_DIRECTORY/` at the beginning of a `*_file` key is replaced from `environ`; nothing else is.
+    `with_video` checks too whether `storage.url_prefixes` allow the video's URL. A runner does not: the path may come
+    from a scenario, and then a URL that is not allowed is an error of that scenario, which has its own event.
 
     Raises:
         ConfigError: the text has mistakes; the error holds all of them.
     """
     tables = _parse(text)
     try:
-        return _checked(tables, environ).with_absolute_paths(base_dir)
+        return _checked(tables, environ, with_video=with_video).with_absolute_paths(base_dir)
     except ConfigError as error:
         lines = key_lines(text)
         raise ConfigError(replace(problem, line=_line(problem, lines)) for problem in error.problems) from None
@@ -187,7 +193,7 @@ def _line(problem: Problem, lines: Mapping[tuple[str, ...], int]) -> int | None:
     return next((lines[path] for path in (problem.path, *problem.others) if path in lines), None)
 
 
-def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None, *, with_video: bool = False) -> Config:
     """Check every key by itself, and then each rule that spans keys, unless one of its keys is wrong already."""
     sections, problems = check_tables(
         tables, {field.name: field.type for field in msgspec.structs.fields(Config)}, environ
@@ -197,6 +203,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None) -
     rules = chain(
         video_rules(config.video),
         storage_rules(config.storage),
+        remote_video_rules(config.video, config.storage) if with_video else (),
         inference_rules(config.inference),
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 from trio_runner.config.address import split_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 DEFAULT_PORTS: Final = {"https": 443, "http": 80, "s3": 0}
@@ -17,7 +18,8 @@ DEFAULT_PORTS: Final = {"https": 443, "http": 80, "s3": 0}
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:.]*:[0-9a-f:.]*")
-_S3: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/([^\x00-\x1f\x7f?#]*)(?:\?versionId=([!-~]+))?")
+_S3: Final = re.compile(r"s3://([^/?#@:\s\x00-\x1f\x7f]+)/([^\x00-\x1f\x7f?#]*)(?:\?versionId=([!-~]+))?")
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MAX_QUOTINGS: Final = 5
 
 
@@ -74,11 +76,23 @@ def parse_location(url: str) -> Location:
     return location
 
 
+def allowing_prefix(location: Location, prefixes: Iterable[str]) -> Location | None:
+    """The first prefix that allows this location; None if none does. A prefix ends with "/"."""
+    for prefix in map(parse_location, prefixes):
+        same_place = (prefix.scheme, prefix.host, prefix.port) == (location.scheme, location.host, location.port)
+        if same_place and location.path.startswith(prefix.path):
+            return prefix
+    return None
+
+
 def _of_s3(url: str) -> Location:
     matched = _S3.fullmatch(url)
     if matched is None:
         raise ValueError("not of the form s3://bucket/key, perhaps with ?versionId=")
     bucket, key, version = matched.groups()
+    if not _BUCKET.fullmatch(bucket):
+        # The name is not repeated: it may be a secret that was written in the wrong place.
+        raise ValueError("the bucket's name is not valid (3 to 63 small letters, digits or any of . -)")
     query = f"versionId={quote(version, safe='-_.~')}" if version else ""
     return Location(scheme="s3", host=bucket, port=0, path=f"/{key}", query=query)
 

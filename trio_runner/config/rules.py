@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.config.address import DATABASE_PARAMETERS, is_host_and_port, parse_database_url, split_url
 from trio_runner.config.errors import Problem, shown
-from trio_runner.config.location import parse_location
+from trio_runner.config.location import allowing_prefix, is_url, parse_location
 from trio_runner.config.sections import EMBEDDED
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def storage_rules(storage: StorageSection) -> Iterator[Problem]:
     key_id, secret, session = "storage.s3_key_id_file", "storage.s3_secret_key_file", "storage.s3_session_token_file"
     if bool(storage.s3_key_id_file) != bool(storage.s3_secret_key_file):
         missing, other = (secret, key_id) if storage.s3_key_id_file else (key_id, secret)
-        yield _broken(missing, f"missing, for {other} is set", "set both, or neither", other)
+        yield _broken(missing, f"missing, because {other} is set", "set both, or neither", other)
     if storage.s3_session_token_file and not storage.s3_key_id_file:
         yield _broken(session, f"of no use without {key_id}", f"set {key_id} too", key_id)
     if storage.s3_endpoint:
@@ -94,6 +95,24 @@ def storage_rules(storage: StorageSection) -> Iterator[Problem]:
         if not usable:
             found = shown(("storage", "s3_endpoint"), storage.s3_endpoint)
             yield _broken("storage.s3_endpoint", "not a usable address", found=found, allowed="https://host:port")
+
+
+def remote_video_rules(video: VideoSection, storage: StorageSection) -> Iterator[Problem]:
+    """A URL in the config is one that the same config allows to be fetched."""
+    key, prefixes = "video.path", "storage.url_prefixes"
+    if not is_url(video.path):
+        return
+    try:
+        location = parse_location(video.path)
+    except ValueError as error:
+        yield _broken(key, f"not a URL that can be fetched: {error}", "correct it", prefixes)
+        return
+    # `storage_rules` reports a prefix that is not usable.
+    with suppress(ValueError):
+        if allowing_prefix(location, storage.url_prefixes) is None:
+            yield _broken(
+                key, f"begins with none of {prefixes}", "add its directory there, or correct the path", prefixes
+            )
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
@@ -238,7 +257,9 @@ def orchestrator_rules(orchestrator: OrchestratorSection) -> Iterator[Problem]:
     """The credentials of a unit lie where the orchestrator may not look, so units need a config of their own."""
     if orchestrator.spawner == "systemd" and not orchestrator.runner_config:
         key, spawner = "orchestrator.runner_config", "orchestrator.spawner"
-        yield _broken(key, f'missing, for {spawner} is "systemd"', "name the config that runners are given", spawner)
+        yield _broken(
+            key, f'missing, because {spawner} is "systemd"', "name the config that runners are given", spawner
+        )
 
 
 def kubernetes_rules(kubernetes: KubernetesSection) -> Iterator[Problem]:

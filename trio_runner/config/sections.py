@@ -114,11 +114,13 @@ class ScenarioSection(Section, frozen=True, kw_only=True):
 class VideoSection(Section, frozen=True, kw_only=True):
     """The video, which of its frames are sent, in what form, and within what limits."""
 
-    path: Annotated[FilePath, Meta(min_length=1, description="the path of a file or directory")] = (
+    path: Annotated[FilePath, Meta(min_length=1, description="the path of a file or directory, or a URL")] = (
         "test_videos/test_video.mp4"
     )
     root: FilePath = ""
-    stream: Annotated[int | Literal["auto"], Meta(description='"auto", or the number of a stream')] = "auto"
+    stream: Annotated[
+        Annotated[int, Meta(ge=0)] | Literal["auto"], Meta(description='"auto", or an integer from 0')
+    ] = "auto"
     deinterlace: Literal["auto", "off"] = "auto"
     square_pixels: bool = True
     fps: Annotated[float, Meta(gt=0, le=1000)] = 1.0

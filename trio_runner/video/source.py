@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.base.redact import redact
-from trio_runner.config.location import Location, is_url, parse_location
+from trio_runner.config.location import Location, allowing_prefix, is_url, parse_location
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
@@ -47,18 +47,9 @@ def location_of(path: str, prefixes: Iterable[str]) -> Location | None:
     if location.path.endswith("/"):
         raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{location}: names a directory, not an object. Correct video.path")
     if allowing_prefix(location, prefixes) is None:
-        message = f"{location}: begins with none of storage.url_prefixes. List its place there, or correct video.path"
-        raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+        remedy = "Add its directory to storage.url_prefixes, or correct video.path"
+        raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{location}: begins with none of storage.url_prefixes. {remedy}")
     return location
-
-
-def allowing_prefix(location: Location, prefixes: Iterable[str]) -> Location | None:
-    """The first prefix that allows this location; None if none does. A prefix ends with "/"."""
-    for prefix in map(parse_location, prefixes):
-        same_place = (prefix.scheme, prefix.host, prefix.port) == (location.scheme, location.host, location.port)
-        if same_place and location.path.startswith(prefix.path):
-            return prefix
-    return None
 
 
 def object_key(location: Location) -> str:

@@ -115,9 +115,12 @@ def _refusal(options: VideoSection, name: str) -> str:
 
 
 def conversion(options: VideoSection, stream: Any = None) -> str:
-    """The one command that makes a video that is read of any that FFmpeg reads."""
+    """The one command that makes a video that is read of any that FFmpeg reads.
+
+    With yuv420p, libx264 would refuse an odd width or height.
+    """
     chosen = "0:v:0" if stream is None else f"0:{stream.index}"
-    return f"ffmpeg -i {shlex.quote(options.path)} -map {chosen} -c:v libx264 -crf 18 -pix_fmt yuv420p converted.mp4"
+    return f"ffmpeg -i {shlex.quote(options.path)} -map {chosen} -c:v libx264 -crf 18 -pix_fmt yuv444p converted.mp4"
 
 
 def check_length(fd: int, options: VideoSection) -> None:

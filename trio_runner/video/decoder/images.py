@@ -107,7 +107,7 @@ class ImageSequence:
         if image is None:
             self.damaged += 1
             members = self.store.members
-            where = f"{self.store.shown(members[index].name)}: image {index} of {len(members)}"
+            where = f"{self.store.shown(members[index].name)}: image {index + 1} of {len(members)} (frame {index})"
             message = f"{where} {problem}. {remedy(is_stored=self.is_stored)}"
             self.complaint = self.complaint or message
             if self.on_corrupt == "fail":

@@ -84,7 +84,8 @@ class Listing:
         """Whether this file is an image; raises RunnerError for an image of a kind that is not read."""
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in UNREADABLE_SUFFIXES:
-            message = f"{self._shown(name)}: {suffix} is none of {suffixes()}. Convert the image, or move it away"
+            problem = f"{suffix} images are not read. Convert it to one of {suffixes()}, or move it away"
+            message = f"{self._shown(name)}: {problem}"
             raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
         self.others += suffix not in SUFFIXES
         return suffix in SUFFIXES

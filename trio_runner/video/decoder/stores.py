@@ -65,8 +65,8 @@ def open_store(descriptor: int, options: VideoSection, sign_of_life: Callable[[]
         return None
     if not store.members:
         store.close()
-        beside = f", and {store.others} other files" if store.others else ""
-        message = f"{options.path}: this {store.kind} holds no image{beside}. Images end with {suffixes()}"
+        beside = f", only {store.others} other file{'s' * (store.others > 1)}" if store.others else ""
+        message = f"{options.path}: this {store.kind} holds no images{beside}. Images end with {suffixes()}"
         raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, message)
     return store
 

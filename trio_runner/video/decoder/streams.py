@@ -86,8 +86,10 @@ def choose_stream(container: InputContainer, looks: dict[int, Look], options: Vi
         for stream in videos:
             if stream.index == options.stream:
                 return stream
-        numbers = ", ".join(str(stream.index) for stream in videos) or "none"
-        message = f"{options.path}: stream {options.stream} is no video stream; there are {numbers}. Set video.stream"
+        why = f"{options.path}: stream {options.stream} is not a video stream"
+        numbers = ", ".join(str(stream.index) for stream in videos)
+        remedy = f'the video streams are: {numbers}. Set video.stream to one of them, or to "auto"'
+        message = f"{why}; {remedy if numbers else 'the file has no video stream. Give another file'}"
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
     if not videos:
         check_length(fd, options)
@@ -169,8 +171,12 @@ def describe(container: InputContainer, stream: VideoStream, seen: Look, options
 def check_size(width: int, height: int, options: VideoSection) -> None:
     """Raise RunnerError for a picture beyond the limits; each one is checked, because it may differ from the header."""
     if not (0 < width <= options.limit_width and 0 < height <= options.limit_height):
-        message = (
-            f"{options.path}: pictures of {width} x {height} are not within {options.limit_width} x "
-            f"{options.limit_height}. Raise video.limit_width and video.limit_height, or scale the video down"
-        )
+        exceeded = {
+            "video.limit_width": width > options.limit_width,
+            "video.limit_height": height > options.limit_height,
+        }
+        keys = " and ".join(key for key, is_exceeded in exceeded.items() if is_exceeded)
+        remedy = f"Raise {keys}, or scale the video down" if keys else "Give another file"
+        limits = f"{options.limit_width} x {options.limit_height}"
+        message = f"{options.path}: pictures of {width} x {height} are not within {limits}. {remedy}"
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message)

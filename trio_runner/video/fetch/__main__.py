@@ -25,7 +25,7 @@ from trio_runner.base.redact import redact
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.cache import Cache, Version
 from trio_runner.video.fetch import messages
-from trio_runner.video.fetch.asking import Answer, asked, broken
+from trio_runner.video.fetch.asking import LOOK, Answer, asked, broken
 from trio_runner.video.source import location_of, object_key, suffix_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Fetcher:
             if received < version.size:
                 if version.is_strong and received - answer.begin >= MIN_GAIN_BYTES:
                     return False
-                cut = f"{self._location}: it broke off after {received} of {version.size} bytes"
+                cut = f"{self._location}: it broke off after {received} of {version.size} bytes. {LOOK}"
                 raise self._problem or RunnerError(ErrorCode.STORAGE_UNAVAILABLE, cut)
             self._check(descriptor, version, answer.checksums or {}, cache)
             os.fsync(descriptor)
@@ -161,7 +161,7 @@ class Fetcher:
         try:
             return answer.body.read1(READ_BYTES) if answer.body else b""
         except (OSError, http.client.HTTPException) as error:
-            self._problem = broken(self._location, error)
+            self._problem = broken(self._location, error, self._storage)
             return b""
 
     def _check(self, descriptor: int, version: Version, checksums: Mapping[str, str], cache: Cache) -> None:
@@ -189,7 +189,7 @@ class Fetcher:
     def _check_time(self) -> None:
         if time.monotonic() > self._limit:
             limit = f"storage.fetch_timeout_seconds = {self._storage.fetch_timeout_seconds:g}"
-            raise RunnerError(ErrorCode.STORAGE_TIMEOUT, f"{self._location}: not whole within {limit}")
+            raise RunnerError(ErrorCode.STORAGE_TIMEOUT, f"{self._location}: not whole within {limit}. Raise that")
 
     def _report(self, record: messages.Record) -> None:
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:

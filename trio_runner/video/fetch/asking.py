@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 from trio_runner import __version__
-from trio_runner.config.location import Location, parse_location
+from trio_runner.config.location import Location, allowing_prefix, parse_location
 from trio_runner.config.tls import tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.cache import Version
 from trio_runner.video.fetch.connecting import connect
 from trio_runner.video.fetch.signing import encoded_path, signed_headers
-from trio_runner.video.source import allowing_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +35,8 @@ _DENIED: Final = frozenset({401, 403})
 _MISSING: Final = frozenset({404, 410})
 _UNAVAILABLE: Final = frozenset({408, 425, 429})
 _SERVER_ERROR: Final = 500
+_PLAIN: Final = "Let the server send the video as it is"
+LOOK: Final = "Look at the network and at the server's log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,10 @@ def asked(
         conditions["if-none-match"] = known.etag
     request = _Request.to(location, storage, credentials)
     for _ in range(MAX_REDIRECTS + 1):
-        with closing(request.connected(storage)) as connection, request.send(connection, conditions) as response:
+        with (
+            closing(request.connected(storage)) as connection,
+            request.send(connection, conditions, storage) as response,
+        ):
             if response.status in _REDIRECTS:
                 request = request.redirected(response, storage)
                 continue
@@ -113,7 +117,9 @@ class _Request:
                 raise
             raise RunnerError(error.code, f"{self.shown}: {error.message}") from error
 
-    def send(self, connection: http.client.HTTPConnection, conditions: Mapping[str, str]) -> http.client.HTTPResponse:
+    def send(
+        self, connection: http.client.HTTPConnection, conditions: Mapping[str, str], storage: StorageSection
+    ) -> http.client.HTTPResponse:
         headers = {"host": self.target.authority, **conditions}
         if self.shown.scheme == "s3":
             headers["x-amz-checksum-mode"] = "ENABLED"
@@ -130,7 +136,7 @@ class _Request:
             connection.endheaders()
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise broken(self.shown, error) from error
+            raise broken(self.shown, error, storage) from error
 
     def redirected(self, response: http.client.HTTPResponse, storage: StorageSection) -> _Request:
         place = response.getheader("Location", "")
@@ -153,20 +159,22 @@ class _Request:
         if target is None or listed is None:
             where = f"to {target}" if target else "to no usable URL"
             message = f"{self.shown}: it redirects {where}, which begins with none of storage.url_prefixes"
-            raise RunnerError(ErrorCode.VIDEO_REFUSED, message)
+            remedy = "Add the target's directory to storage.url_prefixes, if it is to be trusted"
+            raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{message}. {remedy}")
         return _Request(shown=self.shown, target=target, listed=listed, credentials=None, region=self.region)
 
 
-def broken(location: Location, error: BaseException) -> RunnerError:
+def broken(location: Location, error: BaseException, storage: StorageSection) -> RunnerError:
     """The error of a connection that broke, stalled, or carried something that is not HTTP."""
     if isinstance(error, TimeoutError):
-        message = f"{location}: nothing came for storage.stall_timeout_seconds"
-        return RunnerError(ErrorCode.STORAGE_TIMEOUT, message)
+        silence = f"no byte for {storage.stall_timeout_seconds:g} s (storage.stall_timeout_seconds)"
+        return RunnerError(ErrorCode.STORAGE_TIMEOUT, f"{location}: {silence}. Look at the network, or raise that")
     if problem := tls_problem(error, "storage", address="url_prefixes"):
         return RunnerError(ErrorCode.STORAGE_TLS, f"{location}: {problem}")
     if isinstance(error, http.client.HTTPException) and not isinstance(error, http.client.RemoteDisconnected):
-        return RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: it does not speak HTTP: {type(error).__name__}")
-    return RunnerError(ErrorCode.STORAGE_UNAVAILABLE, f"{location}: it broke off the exchange")
+        why = f"it does not speak HTTP: {type(error).__name__}. Correct the address"
+        return RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: {why}")
+    return RunnerError(ErrorCode.STORAGE_UNAVAILABLE, f"{location}: it broke off the exchange. {LOOK}")
 
 
 def _at_endpoint(location: Location, storage: StorageSection) -> tuple[Location, Location]:
@@ -193,11 +201,12 @@ def _answer(
     if status not in {_OK, _PARTIAL}:
         raise _refusal(response, location)
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: it compressed its answer unasked")
+        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: it compressed its answer unasked. {_PLAIN}")
     if response.length is None or response.chunked:
-        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: its answer does not say its size")
+        why = "its answer has no Content-Length. Let the server send the video as a file"
+        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: {why}")
     if not response.length:
-        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: the object is empty")
+        raise RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{location}: the object is empty. Upload it again")
     begin, total = (0, response.length) if status == _OK else _range(response, location)
     version = Version(
         size=total,
@@ -238,15 +247,21 @@ def _refusal(response: http.client.HTTPResponse, location: Location) -> RunnerEr
     status = response.status
     answered = f"{location}: it answered {status}{_reason(response)}"
     if status in _DENIED:
-        remedy = "Check the credentials of [storage]" if location.scheme == "s3" else "A presigned URL may have expired"
+        if location.scheme == "s3":
+            remedy = "Check the credentials of [storage]"
+        elif location.query:
+            remedy = "A presigned URL may have expired"
+        else:
+            remedy = "The server does not let this runner read it"
         return RunnerError(ErrorCode.STORAGE_DENIED, f"{answered}. {remedy}")
     if status in _MISSING:
         return RunnerError(ErrorCode.STORAGE_MISSING, f"{answered}. Correct video.path, or put the object there")
     if status in _UNAVAILABLE or status >= _SERVER_ERROR:
         after = response.getheader("Retry-After", "")
         seconds = min(float(after), MAX_RETRY_AFTER_SECONDS) if re.fullmatch(r"[0-9]{1,9}", after) else None
-        return RunnerError(ErrorCode.STORAGE_UNAVAILABLE, answered, retry_after_seconds=seconds)
-    return RunnerError(ErrorCode.STORAGE_BAD_ANSWER, answered)
+        message = f"{answered}. Look at the server's log, or try again later"
+        return RunnerError(ErrorCode.STORAGE_UNAVAILABLE, message, retry_after_seconds=seconds)
+    return RunnerError(ErrorCode.STORAGE_BAD_ANSWER, f"{answered}. Correct video.path, or look at the server's log")
 
 
 def _reason(response: http.client.HTTPResponse) -> str:

@@ -44,7 +44,7 @@ def connect(location: Location, listed: Location, storage: StorageSection, *, ke
     Raises:
         RunnerError: `video_refused` for a forbidden address; `storage_unreachable`, `storage_tls`.
     """
-    plain = _connect_to_one(_addresses(location, listed, key), location, storage)
+    plain = _connect_to_one(_addresses(location, listed, key), location, storage, key)
     try:
         if location.scheme == "https":
             plain = tls_context(storage).wrap_socket(plain, server_hostname=location.host)
@@ -55,7 +55,7 @@ def connect(location: Location, listed: Location, storage: StorageSection, *, ke
         if problem:
             raise RunnerError(ErrorCode.STORAGE_TLS, f"{location}: {problem}") from error
         why = "no TLS handshake in time" if isinstance(error, TimeoutError) else "it hung up in the TLS handshake"
-        raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}") from error
+        raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}. {_remedy(key)}") from error
     connection = http.client.HTTPConnection(location.host, location.port)
     # http.client connects nowhere by itself once it has a socket.
     connection.sock = plain
@@ -92,7 +92,7 @@ def _addresses(location: Location, listed: Location, key: str) -> list[_Place]:
         found = socket.getaddrinfo(location.host, location.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "not a host name"
-        raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}") from error
+        raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}. {_remedy(key)}") from error
     for *_, place in found:
         address = ipaddress.ip_address(str(place[0]).partition("%")[0])
         if kind := why_forbidden(address, listed.host):
@@ -102,7 +102,7 @@ def _addresses(location: Location, listed: Location, key: str) -> list[_Place]:
     return [(family, place) for family, _, _, _, place in found]
 
 
-def _connect_to_one(addresses: list[_Place], location: Location, storage: StorageSection) -> socket.socket:
+def _connect_to_one(addresses: list[_Place], location: Location, storage: StorageSection, key: str) -> socket.socket:
     problem: OSError | None = None
     for family, place in addresses:
         attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -115,9 +115,14 @@ def _connect_to_one(addresses: list[_Place], location: Location, storage: Storag
         else:
             return attempt
     timed_out = isinstance(problem, TimeoutError)
-    seconds = storage.connect_timeout_seconds
-    why = f"no connection within {seconds:g} s" if timed_out else (problem and problem.strerror) or "no address"
-    raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}") from problem
+    limit = f"{storage.connect_timeout_seconds:g} s (storage.connect_timeout_seconds)"
+    why = f"no connection within {limit}" if timed_out else (problem and problem.strerror) or "no address"
+    raise RunnerError(ErrorCode.STORAGE_UNREACHABLE, f"{location}: {why}. {_remedy(key)}") from problem
+
+
+def _remedy(key: str) -> str:
+    """What to do about a server that cannot be reached, where the key `key` of `[storage]` has its address."""
+    return f"Correct {'storage.s3_endpoint' if key == 's3_endpoint' else 'video.path'}, or start the server"
 
 
 def _kind(address: IPAddress) -> str:
