@@ -85,6 +85,11 @@ def missing(path: Path) -> Path:
     return path
 
 
+def fifo(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
 def directory(path: Path) -> Path:
     path.mkdir()
     return path
@@ -99,12 +104,13 @@ def text(path: Path) -> Path:
     ("make", "code"),
     [
         (missing, "video_missing"),
+        (fifo, "video_refused"),
         (directory, "video_no_frames"),
         (text, "video_unreadable"),
         (clips.EMPTY["no_frames.mp4"], "video_no_frames"),
         (clips.truncated, "video_truncated"),
     ],
-    ids=["missing", "directory", "text", "no frames", "truncated"],
+    ids=["missing", "FIFO", "directory", "text", "no frames", "truncated"],
 )
 async def test_a_video_that_is_no_good(scene: Scene, tmp_path: Path, make: Callable[[Path], Path], code: str) -> None:
     path = make(tmp_path / "clip.mp4")
