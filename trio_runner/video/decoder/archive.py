@@ -86,7 +86,8 @@ class Archive:
             sign_of_life()
             listing.count()
             name = entry.filename
-            if entry.is_dir() or is_hidden(name) or not listing.takes(name):
+            # A name may be empty, for which `entry.is_dir()` fails.
+            if name.endswith("/") or is_hidden(name) or not listing.takes(name):
                 continue
             self._check(entry, is_double=name in entries)
             entries[name] = entry
