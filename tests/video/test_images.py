@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from contextlib import closing, contextmanager
@@ -316,6 +317,49 @@ def test_a_broken_image_is_passed_over_where_that_is_wanted(kind: str, make: Any
     assert shown.end == End(decoded=10, selected=9, skipped_corrupt=1)
 
 
+def overwritten(content: bytes, at: float, length: int) -> bytes:
+    """These bytes with zeros from this part of them on."""
+    start = int(len(content) * at)
+    return content[:start] + bytes(length) + content[start + length :]
+
+
+def noisy(suffix: str, *options: int) -> bytes:
+    """A picture of fine detail, of which a decoder shows the rest where a part is damaged."""
+    detail = np.random.default_rng(1).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+    return cv2.imencode(suffix, cv2.GaussianBlur(detail, (9, 9), 0), options)[1].tobytes()
+
+
+FILLED_IN = {
+    "a.jpg": overwritten(noisy(".jpg"), 0.5, 4096),
+    "progressive.jpg": overwritten(noisy(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), 0.5, 64),
+    "intervals.jpg": overwritten(noisy(".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 8), 0.5, 4096),
+    "lzw.tiff": overwritten(noisy(".tiff"), 0.5, 64),
+}
+"""Images of which OpenCV returns a picture with wrong rows."""
+
+
+@pytest.mark.parametrize("name", FILLED_IN)
+def test_an_image_with_a_damaged_part_is_damaged(name: str, make: Any) -> None:
+    assert cv2.imdecode(np.frombuffer(FILLED_IN[name], np.uint8), cv2.IMREAD_COLOR) is not None
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    path = make({"0.png": TEN["img0.png"], f"1{name}": FILLED_IN[name], "2.png": TEN["img2.png"]})
+    shown = show(path)
+    assert shown.error is not None
+    assert shown.error.code is ErrorCode.VIDEO_TRUNCATED
+    assert re.search(rf"1{name}: image 1 of 3 is damaged: (Corrupt JPEG data|TIFF_Error)", shown.error.message)
+    assert show(path, on_corrupt="skip").end == End(decoded=3, selected=2, skipped_corrupt=1)
+
+
+def test_bytes_that_a_camera_leaves_after_the_picture_are_no_damage(
+    make: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = numbered(0, ".jpg")
+    padded = {"0.jpg": whole[:-2] + bytes(16) + whole[-2:], "1.jpg": numbered(1, ".jpg") + b"thumbnail"}
+    cv2.imdecode(np.frombuffer(padded["0.jpg"], np.uint8), cv2.IMREAD_COLOR)
+    assert "extraneous bytes before marker 0xd9" in capfd.readouterr().err
+    assert show(make(padded)).numbers == [0, 1]
+
+
 def test_the_next_image_stands_in_for_a_broken_one_under_max_fps(make: Any) -> None:
     shown = show(make(damaged("text")), on_corrupt="skip", fps=3, max_fps=1)
     assert shown.numbers == [0, 4, 6, 9]
@@ -425,6 +469,12 @@ def test_an_archive_that_cannot_be_unpacked_says_why(tmp_path: Path, field: int,
     error = refusal(rewritten(zip_of(tmp_path / "images.zip", TEN), field, value))
     assert error.code is ErrorCode.VIDEO_REFUSED
     assert f"images.zip: img0.png: is {named}" in error.message
+
+
+def test_an_entry_without_a_name_is_no_image(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "images", TEN | {"nameless.png": b""})
+    path.write_bytes(path.read_bytes().replace(b"nameless", b"\0ameless"))
+    assert len(names_of(path)) == 10
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

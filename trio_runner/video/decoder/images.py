@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import cv2
-import numpy as np
 
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import VideoInfo
 from trio_runner.video.decoder.damage import remedy
+from trio_runner.video.decoder.still import decode_still
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +59,8 @@ class ImageSequence:
         self._options = options
         # OpenCV starts a thread for each core.
         cv2.setNumThreads(1)
+        # Damage is found in what OpenCV logs, so OPENCV_LOG_LEVEL must not silence it.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
     def describe(self) -> VideoInfo:
         """The properties of the sequence; raises RunnerError if its first image or its rate is beyond the limits.
@@ -125,8 +127,7 @@ class ImageSequence:
         if not SIGNATURES.match(content):
             return None, "is no JPEG, PNG, WebP, BMP or TIFF"
         try:
-            # This flag makes a BGR picture of 8 bits of any image, and turns it as its EXIF orientation says.
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            image, damage = decode_still(content)
         except cv2.error as error:
             if error.code == cv2.Error.STS_ASSERT and "CV_IO_MAX_IMAGE" in str(error):
                 raise self._too_large(index) from error
@@ -138,7 +139,7 @@ class ImageSequence:
         height, width = image.shape[:2]
         if width > self._options.limit_width or height > self._options.limit_height:
             raise self._too_large(index)
-        return image, ""
+        return (None, f"is damaged: {damage}") if damage else (image, "")
 
     def _too_large(self, index: int) -> RunnerError:
         options = self._options
