@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.cases.video.writing import Track, write
 from tests.support.watching import watch
 from trio_runner.config.sections import VideoSection
 from trio_runner.errors import ErrorCode, RunnerError
-from trio_runner.video.decoder.announced import is_picture
+from trio_runner.video.decoder.announced import CannotSeekError, ParameterSets, is_picture
 from trio_runner.video.decoder.footage import Footage, Picture
 from trio_runner.video.decoder.formats import open_container
 from trio_runner.video.decoder.needed import is_idr
@@ -81,6 +81,61 @@ def joined(suffix: str) -> Maker:
         path.write_bytes(part.read_bytes() * 2)
 
     return make
+
+
+def with_other_sets(track: Track, options: Mapping[str, str]) -> Maker:
+    """A recording, and another one behind it whose parameter sets differ and stand in its first packet alone."""
+
+    def make(path: Path) -> None:
+        # Without reordered frames all times of decoding are those of presentation.
+        parts = [path.with_name(f"{number}_{path.stem}.mkv") for number in range(2)]
+        write(parts[0], track)
+        write(parts[1], replace(track, options={**track.options, **options}))
+        with av.open(str(parts[0])) as first, av.open(str(parts[1])) as second, av.open(str(path), "w") as container:
+            stream = container.add_stream_from_template(first.streams.video[0])
+            known, other = (part.streams.video[0].codec_context.extradata or b"" for part in (first, second))
+            assert known != other
+            packets = [packet for part in (first, second) for packet in part.demux(video=0) if packet.size]
+            for number, packet in enumerate(packets):
+                sets = b"".join(with_lengths(other, track.codec)) if number == len(packets) // 2 else b""
+                copy = av.Packet(sets + bytes(packet))
+                copy.pts = copy.dts = number
+                copy.time_base, copy.duration = Fraction(1, 25), 1
+                copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+                container.mux(copy)
+
+    return make
+
+
+def joined_flv(track: Track, options: Mapping[str, str]) -> Maker:
+    """Two recordings in one FLV file, the second with a sequence header of its own."""
+
+    def make(path: Path) -> None:
+        first, second = (path.with_name(f"{number}_{path.name}") for number in range(2))
+        write(first, track)
+        write(second, replace(track, options={**track.options, **options}))
+        # A tag has its size in the bytes from 1 on, and its time in ms from 4 on; the time's highest byte is the last.
+        data, position, tags = second.read_bytes(), 13, first.read_bytes()
+        while position < len(data):
+            end = position + 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
+            time = int.from_bytes(data[position + 4 : position + 7], "big") + 40 * len(track.numbers)
+            if data[position] == 9:
+                tags += data[position : position + 4] + time.to_bytes(3, "big") + data[position + 7 : end]
+            position = end
+        path.write_bytes(tags)
+
+    return make
+
+
+def with_lengths(extradata: bytes, codec: str) -> Iterator[bytes]:
+    """The parameter sets of avcC or hvcC (ISO/IEC 14496-15), each with a length of four bytes before it."""
+    arrays, header, position = (extradata[22], 3, 23) if codec == "libx265" else (2, 1, 5)
+    for _ in range(arrays):
+        count, position = extradata[position + header - 1] & 31, position + header
+        for _ in range(count):
+            end = position + 2 + int.from_bytes(extradata[position : position + 2], "big")
+            yield (end - position - 2).to_bytes(4, "big") + extradata[position + 2 : end]
+            position = end
 
 
 def tuned_in(path: Path) -> None:
@@ -347,6 +402,60 @@ def test_an_idr_picture_is_known_by_its_bytes(suffix: str, tmp_path: Path) -> No
             extradata = stream.codec_context.extradata or b""
             assert {is_idr(packet, extradata) for packet in packets if packet.is_keyframe} == known
             assert not any(is_idr(packet, extradata) for packet in packets if not packet.is_keyframe)
+
+
+@pytest.mark.parametrize("extradata", [b"", b"\1\x42\0\x0a\xff\xe0\0"], ids=["start_codes", "a_container_without_sets"])
+def test_parameter_sets_that_repeat_themselves_are_no_change(extradata: bytes) -> None:
+    sets, picture = (b"\x67\x42\1", b"\x68\xce\2"), b"\x65\x88"
+
+    def packet(*units: bytes) -> av.Packet[Any]:
+        return av.Packet(b"".join((len(unit).to_bytes(4, "big") if extradata else b"\0\0\1") + unit for unit in units))
+
+    parameter_sets = ParameterSets("h264", extradata)
+    for _ in range(2):
+        parameter_sets.check(packet(picture))
+        parameter_sets.check(packet(*sets, picture))
+        parameter_sets.check(packet(sets[1], picture))
+    with pytest.raises(CannotSeekError, match="parameter sets change"):
+        parameter_sets.check(packet(b"\x68\xce\3", picture))
+
+
+SETS_HEVC = "log-level=none:bframes=0:keyint=12:pools=1"
+OTHER_SETS: dict[str, tuple[Track, dict[str, str]]] = {
+    "h264": (Track(numbers=range(60), options={"g": "12", "bf": "0"}), {"x264-params": "qp=34"}),
+    "hevc": (
+        Track(numbers=range(60), codec="libx265", options={"bf": "0", "x265-params": SETS_HEVC}),
+        {"x265-params": SETS_HEVC + ":ctu=16"},
+    ),
+}
+
+
+# FFmpeg's muxer of transport streams puts the first sets of HEVC before each key frame, also behind the other ones.
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("h264", ".mp4"), ("h264", ".mkv"), ("h264", ".ts"), ("hevc", ".mp4"), ("hevc", ".mkv")]
+)
+def test_parameter_sets_that_change_once_are_not_left_out(codec: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip{suffix}"
+    with_other_sets(*OTHER_SETS[codec])(path)
+    check_that_everything_is_decoded(path, "parameter sets change")
+
+
+def test_a_sequence_header_within_a_file_is_not_left_out(tmp_path: Path) -> None:
+    joined_flv(*OTHER_SETS["h264"])(tmp_path / "clip.flv")
+    check_that_everything_is_decoded(tmp_path / "clip.flv", "its codec is set up anew")
+
+
+def check_that_everything_is_decoded(path: Path, why: str) -> None:
+    for options in ({"start_seconds": 4.4}, {"stride": 100}, {"key_frames_only": True}, {"max_fps": 0.3}):
+        reel = Reel(path, **options)
+        pictures = reel.open().pictures()
+        if reel.options.key_frames_only:
+            pictures = (picture for picture in pictures if picture.frame.key_frame)
+        whole = decoded_whole(pictures, Sampler.of(reel.options))
+        assert len(whole) > 1
+        assert reel.read(Start()) == whole, options
+        assert [why in note for note in reel.notes] == [True]
+        reel.close()
 
 
 @dataclass

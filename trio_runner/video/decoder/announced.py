@@ -37,7 +37,13 @@ SMALLEST_PICTURE_BYTES: Final = 20
 
 END_OR_BROKEN_LINK: Final = frozenset({16, 17, 18, 36, 37})
 RANDOM_ACCESS: Final = frozenset(range(16, 24))
+HEVC_SETS: Final = range(32, 35)
 """Types of HEVC's units (ITU-T H.265, table 7-1)."""
+
+H264_SETS: Final = range(7, 9)
+"""Types of H.264's units that are parameter sets (ISO/IEC 14496-10, table 7-1)."""
+
+START_CODE: Final = b"\0\0\1"
 
 SUPERFRAME_MARKER, LAST_PROFILE = 0b110, 3
 """The first three bits of the last byte of a superframe of VP9 (annex B), and the profile with a bit more (§6.2)."""
@@ -132,7 +138,7 @@ def _withholds(unit: memoryview) -> bool:
     After an end of sequence, and after a broken link, the leading pictures of a random access point are not presented.
     A random access point may also discard the pictures before it (no_output_of_prior_pics_flag).
     """
-    kind = unit[0] >> 1 & 63 if unit else 0
+    kind = _kind(unit) if unit else 0
     return kind in END_OR_BROKEN_LINK or (kind in RANDOM_ACCESS and len(unit) > 2 and bool(unit[2] & 0x40))  # noqa: PLR2004
 
 
@@ -147,7 +153,60 @@ def units(packet: Packet[Any], extradata: bytes, *, length_byte: int) -> Iterato
             yield data[position + width : end]
             position = end
         return
-    start, whole = 0, bytes(data)
-    while (start := whole.find(b"\x00\x00\x01", start)) >= 0 and start + 3 < len(whole):
-        yield data[start + 3 :]
-        start += 3
+    whole = bytes(data)
+    start = whole.find(START_CODE)
+    while start >= 0 and start + 3 < len(whole):
+        following = whole.find(START_CODE, start + 3)
+        yield data[start + 3 : following if following >= 0 else len(whole)]
+        start = following
+
+
+class ParameterSets:
+    """Checks that packets bring no other parameter sets than those with which a decoder begins.
+
+    Recordings that were joined may bring other ones only once, in a packet that is not decoded. A decoder would then
+    take the old ones, and give wrong pictures without any error.
+    """
+
+    def __init__(self, codec: str, extradata: bytes) -> None:
+        self._codec, self._extradata = codec, extradata
+        self._in_band: set[bytes] | None = None
+        """Those of the first packet that has any, where the container has none itself."""
+        count = extradata[22:23] if codec == "hevc" else extradata[5:6]
+        self._only_in_band = not extradata or (extradata[:1] == b"\x01" and count in {b"\xe0", b"\0"})
+
+    def check(self, packet: Packet[Any]) -> None:
+        """Raise CannotSeekError if this packet brings a parameter set that is not known."""
+        if packet.has_sidedata("new_extradata"):
+            raise CannotSeekError("its codec is set up anew within it")
+        if self._codec not in {"h264", "hevc"}:
+            return
+        found = self._sets(packet)
+        if found and self._only_in_band and self._in_band is None:
+            self._in_band = found
+        if not all(map(self._is_known, found)):
+            raise CannotSeekError("its parameter sets change within it")
+
+    def _sets(self, packet: Packet[Any]) -> set[bytes]:
+        if self._codec == "hevc":
+            found = (
+                unit for unit in units(packet, self._extradata, length_byte=21) if unit and _kind(unit) in HEVC_SETS
+            )
+        else:
+            found = (
+                unit for unit in units(packet, self._extradata, length_byte=4) if unit and unit[0] & 31 in H264_SETS
+            )
+        # Zeros may follow a unit in a stream. They are no part of it.
+        return {bytes(unit).rstrip(b"\0") for unit in found}
+
+    def _is_known(self, content: bytes) -> bool:
+        if self._in_band is not None:
+            return content in self._in_band
+        if self._extradata[:1] == b"\x01":
+            return len(content).to_bytes(2, "big") + content in self._extradata
+        return START_CODE + content + b"\0\0" in self._extradata + b"\0\0"
+
+
+def _kind(unit: memoryview) -> int:
+    """The type of a unit of HEVC."""
+    return unit[0] >> 1 & 63

@@ -15,7 +15,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from trio_runner.video.decoder.announced import CannotSeekError, is_picture
+from trio_runner.video.decoder.announced import CannotSeekError, ParameterSets, is_picture, units
 from trio_runner.video.decoder.skimming import HELD_BYTES
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class Needed:
         complete: list[Held] = []
         group: list[Held] = []
         size = 0
+        extradata = self._decoder.extradata or b""
+        parameter_sets = ParameterSets(self._footage.codec, extradata)
         for packet in source:
-            extradata = self._decoder.extradata or b""
             if packet.pts is None or packet.is_corrupt or not is_picture(packet, self._footage.codec, extradata):
                 raise CannotSeekError(f"there may be no picture for a packet after frame {self._index}")
+            parameter_sets.check(packet)
             opens = self._opens(packet)
             if complete and (opens or packet.pts > group[0].pts):
                 yield from self._settle(complete, group)
@@ -194,20 +196,5 @@ class Needed:
 
 def is_idr(packet: Packet[Any], extradata: bytes) -> bool:
     """Whether an H.264 picture refers to no other and no later one refers past it."""
-    data = memoryview(packet)
-    # Containers such as MP4 put a unit's length before it (ISO/IEC 14496-15), streams a start code of three bytes.
-    if extradata[:1] == b"\x01":
-        width, position = (int.from_bytes(extradata[4:5], "big") & 3) + 1, 0
-        while position + width < len(data):
-            kind = data[position + width] & 31
-            if kind in SLICES:
-                return kind == IDR
-            position += width + int.from_bytes(data[position : position + width], "big")
-        return False
-    start, units = 0, bytes(data)
-    while (start := units.find(b"\x00\x00\x01", start)) >= 0 and start + 3 < len(units):
-        kind = units[start + 3] & 31
-        if kind in SLICES:
-            return kind == IDR
-        start += 3
-    return False
+    kinds = (unit[0] & 31 for unit in units(packet, extradata, length_byte=4) if unit)
+    return next((kind for kind in kinds if kind in SLICES), None) == IDR

@@ -14,6 +14,7 @@ from trio_runner.errors import RunnerError
 from trio_runner.video.decoder.announced import (
     PROOF_PACKETS,
     CannotSeekError,
+    ParameterSets,
     check_seekable,
     is_picture,
     packets_of,
@@ -118,6 +119,8 @@ def _check_announced(picture: Picture, announced: array[int]) -> None:
 
 def _read_up_to(footage: Footage, packets: Iterator[Packet[Any]], until: int) -> Skimmed:
     skimmed, latest = Skimmed(), None
+    extradata = footage.stream.codec_context.extradata or b""
+    parameter_sets = ParameterSets(footage.codec, extradata)
     for packet in packets:
         if packet.pts is None:
             raise CannotSeekError(f"frame {skimmed.packets} has no time of its own")
@@ -126,8 +129,9 @@ def _read_up_to(footage: Footage, packets: Iterator[Packet[Any]], until: int) ->
             if latest is not None and packet.dts <= latest:
                 raise CannotSeekError(f"time stands still or goes back at frame {skimmed.packets}")
             latest = packet.dts
-        if packet.is_corrupt or not is_picture(packet, footage.codec, footage.stream.codec_context.extradata or b""):
+        if packet.is_corrupt or not is_picture(packet, footage.codec, extradata):
             raise CannotSeekError(f"there may be no picture in the packet of frame {skimmed.packets}")
+        parameter_sets.check(packet)
         if not packet.is_discard:
             skimmed.times.append(packet.pts)
         _hold(skimmed, packet)
