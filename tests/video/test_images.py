@@ -346,7 +346,8 @@ def test_an_image_with_a_damaged_part_is_damaged(name: str, make: Any) -> None:
     shown = show(path)
     assert shown.error is not None
     assert shown.error.code is ErrorCode.VIDEO_TRUNCATED
-    assert re.search(rf"1{name}: image 1 of 3 is damaged: (Corrupt JPEG data|TIFF_Error)", shown.error.message)
+    complaint = rf"1{name}: image 2 of 3 \(frame 1\) is damaged: (Corrupt JPEG data|TIFF_Error)"
+    assert re.search(complaint, shown.error.message)
     assert show(path, on_corrupt="skip").end == End(decoded=3, selected=2, skipped_corrupt=1)
 
 
