@@ -44,11 +44,6 @@ class Emitter:
         self._sequence = 0
         self._written_at = time.monotonic()
 
-    @property
-    def immediate(self) -> bool:
-        """Whether a picture's memory may be used again as soon as `emit` returns."""
-        return self._pool is None
-
     def emit(self, index: int, pts_seconds: float, image: Any) -> None:
         """Encode one picture, and write the frames that are ready, in order."""
         height, width = image.shape[:2]

@@ -125,10 +125,9 @@ class _Request:
             headers["x-amz-checksum-mode"] = "ENABLED"
         if self.credentials is not None:
             now = datetime.now(UTC)
-            signed = signed_headers(
+            headers = signed_headers(
                 headers, self.target.path, self.target.query, self.credentials, region=self.region, now=now
             )
-            headers = signed
         try:
             connection.putrequest("GET", self.target.target, skip_host=True, skip_accept_encoding=True)
             for name, value in {**headers, "connection": "close"}.items():
