@@ -131,6 +131,8 @@ def by_library(path: Path, stream: int) -> Reference:
 
 
 def _decoded(container: Any, stream: int) -> Any:
+    # A decoder that is freed waits for its threads while it holds the GIL, and a thread that logs waits for the GIL.
+    container.streams[stream].codec_context.thread_count = 1
     for packet in container.demux(container.streams[stream]):
         yield from packet.decode()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import av.logging
 import pytest
 
+from tests.cases.video.writing import Track, write
 from tests.support import clips
+from tests.support.harness import PATIENCE_SECONDS
 from tests.support.watching import watch
 from trio_runner.video.decoder.damage import Damage, reported_by
 
@@ -88,3 +94,37 @@ async def test_what_is_given_before_damage_is_whole_with_several_threads_too(tmp
     shown = await watch(clips.corrupt(tmp_path / "corrupt.mp4"), on_corrupt=FAIL, decoder_threads=4)
     assert shown.error is not None
     assert shown.numbers == shown.indices == list(range(len(shown.frames)))
+
+
+LET_GO_EARLY = """
+import gc, os, sys
+from trio_runner.config.sections import VideoSection
+from trio_runner.video.decoder.footage import Footage
+from trio_runner.video.decoder.formats import open_container
+from trio_runner.video.decoder.streams import choose_stream, describe, look
+
+options = VideoSection(decoder_threads=3)
+fd = os.open(sys.argv[1], os.O_RDONLY)
+for _ in range(30):
+    looks = look(fd, options)
+    container = open_container(fd, options)
+    stream = choose_stream(container, looks, options, fd)
+    footage = Footage(container, stream, options, describe(container, stream, looks[stream.index], options, fd), fd)
+    next(footage.pictures())
+    del footage, stream, container
+    gc.collect()
+"""
+
+
+def test_a_decoder_whose_threads_report_damage_can_be_let_go(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", Track(numbers=range(60), size=(1920, 1080), options={"bf": "0"}))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    content = bytearray(path.read_bytes())
+    noise = random.Random(1)
+    for packet in packets[1:]:
+        place = (packet.pos or 0) + packet.size // 3
+        content[place : place + 40] = noise.randbytes(40)
+    path.write_bytes(content)
+    # A thread that waits for another for ever cannot be interrupted.
+    subprocess.run([sys.executable, "-c", LET_GO_EARLY, str(path)], check=True, timeout=PATIENCE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,7 +115,7 @@ class Footage:
         self._packets += beginning.packets_before
         av.logging.set_level(av.logging.WARNING)
         av.logging.set_skip_repeated(False)
-        with av.logging.Capture(local=False) as self._log:
+        with av.logging.Capture(local=False) as self._log, self._quiet_at_the_end():
             for frame, number in self._settled(beginning.packets):
                 whole = self._damage.is_whole(number, key_frame=frame.key_frame)
                 if self._options.on_corrupt == "fail" and (not whole or self._damage.is_past(number, frame.pts)):
@@ -130,6 +131,18 @@ class Footage:
                 self.damaged += not whole
                 yield Picture(index, self._pts, whole, frame)
         self._judge_end()
+
+    @contextmanager
+    def _quiet_at_the_end(self) -> Iterator[None]:
+        """Let the decoder's threads finish before the decoder can be freed.
+
+        PyAV frees a decoder while it holds the GIL, and FFmpeg then waits for the decoder's threads. A thread that logs
+        a message takes the GIL. Each would wait for the other for ever. A flush waits for the threads without the GIL.
+        """
+        try:
+            yield
+        finally:
+            self._decoder.flush_buffers()
 
     def renumber(self, index: int) -> None:
         """Count the pictures from here on from `index`, and their damage from 0."""
