@@ -58,3 +58,11 @@ def test_who_catches_a_refusal_does_not_catch_a_supersession() -> None:
 def test_a_detection_without_confidence_has_null_in_json() -> None:
     encoded = msgspec.json.encode(Detection("dog", None, (0.0, 1.0, 2.0, 3.5)))
     assert msgspec.json.decode(encoded) == {"label": "dog", "confidence": None, "bbox": [0.0, 1.0, 2.0, 3.5]}
+
+
+def test_what_a_detection_lacks_is_null_and_what_is_no_box_stands_only_where_it_is_set() -> None:
+    assert msgspec.json.encode(Detection("cat", 0.5, None)) == b'{"label":"cat","confidence":0.5,"bbox":null}'
+    full = Detection("class 3", None, None, class_id=3, attributes={"text": "STOP"})
+    encoded = msgspec.json.encode(full)
+    assert encoded == (b'{"label":"class 3","confidence":null,"bbox":null,"class_id":3,"attributes":{"text":"STOP"}}')
+    assert msgspec.json.decode(encoded, type=Detection) == full

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -46,22 +46,39 @@ class Frame:
     jpeg: bytes
 
 
-class Detection(msgspec.Struct, frozen=True):
-    """One object in one frame: label, confidence in 0..1 (None if the service gives none), box in pixels.
+class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One object in one frame, or one label of the whole frame.
 
-    These are pixels of the picture as a player shows it, however small a picture was sent.
+    All coordinates are in pixels of the picture as a player shows it, however small a picture was sent.
+    `docs/schemas/predictions.json` describes the JSON form, in which `class_id` and `attributes` stand only where they
+    are set.
     """
 
     label: str
+    """A class number without a name is `class 0`."""
     confidence: float | None
-    bbox: tuple[float, float, float, float]
+    """In 0..1; None where the service gives none."""
+    bbox: tuple[float, float, float, float] | None
+    """x1, y1, x2, y2; None where the answer has no box, as a classification has none."""
+    class_id: int | None = None
+    """The service's number of the class, within 64 bits."""
+    attributes: dict[str, Any] = {}
+    """What is no box, by these keys.
+
+    - `keypoints`: [[x, y, confidence or None], …]
+    - `mask`: {"polygon": [[x, y], …]} or {"rle": {"size": [height, width], "counts": …}}
+    - `track_id`: a whole number or a string
+    - `text`: a string
+    - `raw`: any JSON, as the service sent it
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameResult:
     """The inference service's answer about one frame; an answer without detections is one, too.
 
-    `width` × `height` is the picture as a player shows it, in whose pixels the boxes of `detections` are.
+    `width` × `height` is the picture as a player shows it, in whose pixels the boxes of `detections` are. Where `error`
+    is set the frame was not inferred: `detections` is then empty and says nothing about the picture.
     """
 
     sequence: int
@@ -71,6 +88,10 @@ class FrameResult:
     height: int
     detections: tuple[Detection, ...]
     inference_ms: float
+    error: str | None = None
+    """Why the frame was not inferred, in words; None where it was inferred."""
+    clipped: int = 0
+    """How many boxes of the answer overshot the picture and were clipped at its border."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +124,8 @@ class Claim:
 
     Only `Store.claim` sets it; a claim that is read for a report of its death has None.
     """
+    frames_not_inferred: int = 0
+    """How many of the stored frames were not inferred, in all attempts. Only `Store.claim` sets it."""
 
 
 @dataclass(slots=True)
@@ -117,6 +140,10 @@ class Progress:
     max_frames: int = 0
     """`video.max_frames`: so many frames are selected at most; 0 where there is no limit."""
     detections: int = 0
+    frames_not_inferred: int = 0
+    """Of the scenario's stored frames, those of earlier attempts included."""
+    boxes_clipped: int = 0
+    """In the frames that this attempt stored."""
     activity: str = ""
     """What is done before the first frame, for people; empty once frames are read."""
     started: float = 0.0

@@ -14,7 +14,8 @@
 
 mtype = { NOTHING, EPOCH_FENCE, INSTANCE_FENCE, FRAME_FENCE, TOTAL_IN_FINISH, ONE_CLAIM, EPOCH_IN_CLAIM,
     OUTCOME_IN_CLAIM, STATUS_IN_CLAIM, EPOCH_IN_FAIL, INSTANCE_IN_FAIL, OUTCOME_IN_FAIL, STATUS_IN_FAIL, LEASE_IN_REAP,
-    OUTCOME_IN_RETRY, INSTANCE_IN_SHUTDOWNS, REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT, EPOCH_COUNT }
+    OUTCOME_IN_RETRY, INSTANCE_IN_SHUTDOWNS, REAPER, SPAWN_LEASE_END, REPORT_OF_UNCLAIMED, FAILURE_COUNT, EPOCH_COUNT,
+    PROGRESS_IN_EPOCH_COUNT }
 mtype = { CLAIM, STORE, FINISH }                           /* verbs that are sent, NOTHING being none */
 mtype = { OK, REFUSED, MISPLACED, LOST }                   /* results: MISPLACED is RN007, REFUSED every other RN00x */
 mtype = { RUNNER, HOST, EVENT, LEASE, RETRIABLE, PERMANENT, INTERRUPTED } /* who reports a death, and its classes */
@@ -107,10 +108,11 @@ inline fail(reporter, e, i, class) {
         assert(e == NOW);                                  /* an epoch ends with one report, and that is its own */
         assert(!leased || stage[instance - 1] != WORKING); /* a stale report changes nothing */
         failures = (class == INTERRUPTED -> failures : (progressed -> 0 : failures + (WITHOUT != FAILURE_COUNT)));
-        left = (left == 255 || WITHOUT == EPOCH_COUNT || class == INTERRUPTED && progressed -> left : left - 1);
+        left = (left == 255 || WITHOUT == EPOCH_COUNT || progressed && WITHOUT != PROGRESS_IN_EPOCH_COUNT -> left : left - 1);
         outcome = (class == PERMANENT || failures >= MAX_FAILURES || left == 0 -> FAILED : OPEN);
         fruitless = (class == INTERRUPTED -> fruitless : (progressed -> 0 : fruitless + 1));
         assert(outcome == FAILED || fruitless < MAX_FAILURES); /* poison is given up in time */
+        assert(outcome == OPEN || class == PERMANENT || !progressed); /* who stored a frame does not count towards giving up */
         status = (WITHOUT == STATUS_IN_FAIL && status == STOPPED -> TO_RUN : status);
         instance = NOBODY; leased = false; spawning = false; progressed = false; claimed = false;
         ages(asked[0]); ages(asked[1]); ages(mine[0]); ages(mine[1]); ages(late_epoch); ages(event_epoch)

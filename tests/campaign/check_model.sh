@@ -88,7 +88,7 @@ echo "Without one guard:"
 guards=$(sed -n '/mtype = { NOTHING/,/}/p' "$model" | grep -Eo '[A-Z_]{4,}' | grep -v NOTHING)
 for guard in $guards; do
     case $guard in
-        REAPER | SPAWN_LEASE_END | REPORT_OF_UNCLAIMED | EPOCH_COUNT)
+        REAPER | SPAWN_LEASE_END | REPORT_OF_UNCLAIMED | EPOCH_COUNT | PROGRESS_IN_EPOCH_COUNT)
             macros="-DFRAMES=1 -DSPARE=1 -DMAX_EPOCHS=3 -DLIVENESS -DWITHOUT=$guard"
             (search "$guard" "$macros" "-DNFAIR=3" "-a -f -w20 -m20000") || true
             ;;

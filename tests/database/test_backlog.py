@@ -542,7 +542,7 @@ async def test_a_poison_scenario_has_exactly_max_failures_attempts(backlog: Back
 async def test_a_scenario_that_makes_progress_survives_40_failures(
     backlog: Backlog, store: Store, ledger: Ledger
 ) -> None:
-    await submit(backlog, 7)
+    await submit(backlog, 7, max_epochs=3)
     for frame in range(40):
         claim = await begin(backlog, store, 7)
         await store.store(claim, frame, [make_result(0, index=frame)])
@@ -574,34 +574,40 @@ async def test_attempts_that_store_nothing_are_counted_however_much_is_stored_al
     assert (claim.next_frame, claim.last_pts_seconds) == (95, 94 / 25)
 
 
-@pytest.mark.parametrize(("error_class", "progress"), [("retriable", True), ("interrupted", False)])
-async def test_the_last_attempt_is_the_last(
-    backlog: Backlog,
-    store: Store,
-    error_class: str,
-    progress: bool,  # noqa: FBT001 - a case of the table
-) -> None:
+@pytest.mark.parametrize("error_class", ["retriable", "interrupted"])
+async def test_the_last_attempt_is_the_last(backlog: Backlog, store: Store, error_class: str) -> None:
     await submit(backlog, 7, max_epochs=3)
-    for epoch in (1, 2, 3):
+    for _ in range(3):
         assert (await state(store, 7))["outcome"] is None
-        claim = await begin(backlog, store, 7)
-        if progress:
-            await store.store(claim, epoch - 1, [make_result(0, index=epoch - 1)])
-        await fail(store, claim, error_class)
+        await fail(store, await begin(backlog, store, 7), error_class)
     row = await state(store, 7)
     assert (row["epoch"], row["last_epoch"], row["outcome"]) == (4, 3, "failed")
     assert row["dead_letter_due"] is not None
 
 
-async def test_an_interrupted_attempt_that_stored_something_moves_the_last_on(backlog: Backlog, store: Store) -> None:
-    await submit(backlog, 7, max_epochs=2)
+@pytest.mark.parametrize("error_class", ["retriable", "interrupted"])
+async def test_an_attempt_that_stored_something_does_not_count_towards_giving_up(
+    backlog: Backlog, store: Store, error_class: str
+) -> None:
+    await submit(backlog, 7, max_failures=2, max_epochs=2)
     for frame in range(6):
         claim = await begin(backlog, store, 7)
         await store.store(claim, frame, [make_result(0, index=frame)])
-        await fail(store, claim, "interrupted")
+        await fail(store, claim, error_class)
     row = await state(store, 7)
-    assert (row["epoch"], row["last_epoch"], row["outcome"]) == (7, 8, None)
-    # And it is due at once.
+    assert (row["epoch"], row["last_epoch"], row["outcome"], row["failures"]) == (7, 8, None, 0)
+    # The attempts that are left are those of the start, for attempts that store nothing.
+    for _ in range(2):
+        await fail(store, await begin(backlog, store, 7), error_class)
+    row = await state(store, 7)
+    assert (row["epoch"], row["last_epoch"], row["outcome"]) == (9, 8, "failed")
+
+
+async def test_an_interrupted_attempt_is_followed_at_once(backlog: Backlog, store: Store) -> None:
+    await submit(backlog, 7)
+    claim = await begin(backlog, store, 7)
+    await store.store(claim, 0, [make_result(0)])
+    await fail(store, claim, "interrupted")
     assert len(await due(backlog)) == 1
 
 

@@ -21,7 +21,9 @@ from trio_runner.database.rights import ORCHESTRATOR_VERBS, RUNNER_VERBS
 from trio_runner.database.store import Store, open_store
 from trio_runner.errors import ErrorCode, RunnerError
 
-FILES = list(schema.files())
+FILES = [name for name in schema.files() if not name.startswith("changes/")]
+"""A new database gets these; the tables in them have every change."""
+CHANGES = [name for name in schema.files() if name.startswith("changes/")]
 
 IN_URL = "the%20%22owner%22%20%C3%A9"
 
@@ -128,8 +130,11 @@ async def test_many_runners_on_an_empty_database_make_its_schema_once(
 
 
 def test_a_file_holds_the_function_that_it_is_named_after_and_no_rights() -> None:
-    texts = {name.removeprefix("functions/").removesuffix(".sql"): text for name, text in schema.files().items()}
-    del texts["tables"]
+    texts = {
+        name.removeprefix("functions/").removesuffix(".sql"): text
+        for name, text in schema.files().items()
+        if name.startswith("functions/")
+    }
     assert texts.keys() == {*ORCHESTRATOR_VERBS, "refuse", "guard_scenario"}
     for name, text in texts.items():
         assert text.count("FUNCTION ") - text.count("EXECUTE FUNCTION ") == 1
@@ -279,8 +284,8 @@ async def test_what_another_role_adds_to_the_schema_belongs_to_its_owner(
             await owner.create_schema()
             await owner.fetch_all("DROP FUNCTION heartbeat")
             await owner.fetch_all("DELETE FROM schema_files WHERE name = 'functions/heartbeat.sql'")
-            (sql / "changes" / "0001_notes.sql").write_text("CREATE TABLE notes (id bigint PRIMARY KEY);")
-            assert await administrator.create_schema() == ["changes/0001_notes.sql", "functions/heartbeat.sql"]
+            (sql / "changes" / "9001_notes.sql").write_text("CREATE TABLE notes (id bigint PRIMARY KEY);")
+            assert await administrator.create_schema() == ["changes/9001_notes.sql", "functions/heartbeat.sql"]
             await administrator.grant("a_runner")
 
             await owner.check_rights(verbs=ORCHESTRATOR_VERBS)
@@ -324,11 +329,11 @@ async def test_a_change_reaches_every_database_once(store: Store, server: Databa
 
     edit(sql / "tables.sql", "    error       jsonb,\n", "    error       jsonb,\n    note        varchar(9),\n")
     # In the wrong order the second would fail.
-    (sql / "changes" / "0001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
-    (sql / "changes" / "0002_short_note.sql").write_text("ALTER TABLE attempts ALTER COLUMN note TYPE varchar(9);")
-    with pytest.raises(RunnerError, match=r"out of date in changes/0001_note\.sql, changes/0002_short_note\.sql;"):
+    (sql / "changes" / "9001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (sql / "changes" / "9002_short_note.sql").write_text("ALTER TABLE attempts ALTER COLUMN note TYPE varchar(9);")
+    with pytest.raises(RunnerError, match=r"out of date in changes/9001_note\.sql, changes/9002_short_note\.sql;"):
         await store.check_schema()
-    assert await store.create_schema() == ["changes/0001_note.sql", "changes/0002_short_note.sql"]
+    assert await store.create_schema() == ["changes/9001_note.sql", "changes/9002_short_note.sql"]
     assert await store.create_schema() == []
     await store.check_schema()
     assert len(await reading.attempts(store, 7)) == 1
@@ -338,9 +343,9 @@ async def test_a_change_reaches_every_database_once(store: Store, server: Databa
         "    error       jsonb,\n    note",
         "    error       jsonb,\n    more        text,\n    note",
     )
-    (sql / "changes" / "0003_more.sql").write_text("ALTER TABLE attempts ADD COLUMN more text;")
+    (sql / "changes" / "9003_more.sql").write_text("ALTER TABLE attempts ADD COLUMN more text;")
     edit(sql / "functions" / "unproven.sql", "count(*)", "count(1)")
-    assert await store.create_schema() == ["changes/0003_more.sql", "functions/unproven.sql"]
+    assert await store.create_schema() == ["changes/9003_more.sql", "functions/unproven.sql"]
     grown = await tables(store)
 
     await store.fetch_all("DROP SCHEMA trio_runner CASCADE")
@@ -348,18 +353,89 @@ async def test_a_change_reaches_every_database_once(store: Store, server: Databa
     assert await store.create_schema() == []
     assert await tables(store) == grown
     names = [row["name"] for row in await store.fetch_all("SELECT name FROM schema_files ORDER BY applied_at, name")]
-    assert [name for name in names if name.startswith("changes/")] == [
-        "changes/0001_note.sql",
-        "changes/0002_short_note.sql",
-        "changes/0003_more.sql",
+    assert [name for name in names if name.startswith("changes/9")] == [
+        "changes/9001_note.sql",
+        "changes/9002_short_note.sql",
+        "changes/9003_more.sql",
     ]
+
+
+BEFORE_NOT_INFERRED = (
+    (
+        "    detections   jsonb CHECK (jsonb_typeof(detections) = 'array'),\n",
+        "    detections   jsonb NOT NULL CHECK (jsonb_typeof(detections) = 'array'),\n",
+    ),
+    ("    error        text CHECK (length(error) BETWEEN 1 AND 1000),\n", ""),
+    ("index),\n    CHECK ((detections IS NULL) = (error IS NOT NULL))\n", "index)\n"),
+    ("CREATE INDEX predictions_not_inferred ON predictions (scenario_id) WHERE error IS NOT NULL;\n", ""),
+    (
+        ", (d.value ->> 'class_id')::bigint AS class_id,\n       coalesce(d.value -> 'attributes', '{}') AS attributes",
+        "",
+    ),
+    (
+        (
+            "CREATE VIEW frames AS\n"
+            "SELECT p.scenario_id, p.frame_index, p.pts_seconds, p.width, p.height, p.error IS NULL AS inferred,"
+            " p.error,\n"
+            "       jsonb_array_length(p.detections) AS detections, p.inference_ms\n"
+            "  FROM predictions p;\n"
+        ),
+        "",
+    ),
+)
+"""Edits of tables.sql that lead from the tables of revision 2 back to those of revision 1."""
+
+
+async def definitions(store: Store) -> list[dict[str, Any]]:
+    """Constraints, indexes and views as PostgreSQL understands them."""
+    return await store.fetch_all(
+        "SELECT conname::text AS name, pg_get_constraintdef(oid) AS text FROM pg_constraint"
+        " WHERE connamespace = 'trio_runner'::regnamespace"
+        " UNION ALL SELECT indexname::text, indexdef FROM pg_indexes WHERE schemaname = 'trio_runner'"
+        " UNION ALL SELECT viewname::text, definition FROM pg_views WHERE schemaname = 'trio_runner' ORDER BY 1, 2"
+    )
+
+
+async def test_a_ledger_of_revision_1_becomes_what_a_new_one_is(
+    store: Store, sql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are stored already stay as they are, and count as inferred."""
+    mine = sql.with_name("mine")
+    shutil.copytree(sql, mine)
+    for old, new in BEFORE_NOT_INFERRED:
+        edit(sql / "tables.sql", old, new)
+    for name in CHANGES:
+        (sql / name).unlink()
+    monkeypatch.setattr(schema, "REVISION", 1)
+    # PostgreSQL reads the body of a PL/pgSQL function when it runs, so those of revision 2 can stand on the old tables.
+    await store.create_schema()
+    await store.fetch_all("INSERT INTO scenarios (id, video_path) VALUES (7, '/a.mp4')")
+    await store.fetch_all(
+        "INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, width, height, inference_ms,"
+        " detections)"
+        """ VALUES (7, 0, 1, 0, 640, 480, 1, '[{"label": "dog", "confidence": null, "bbox": [1, 2, 3, 4]}]')"""
+    )
+
+    monkeypatch.setattr(schema, "directory", lambda: mine)
+    monkeypatch.setattr(schema, "REVISION", 2)
+    assert await store.create_schema() == CHANGES
+    await store.check_schema()
+    carried_over = await tables(store), await definitions(store)
+    (frame,) = await store.fetch_all("SELECT * FROM frames")
+    assert (frame["inferred"], frame["error"], frame["detections"]) == (True, None, 1)
+    (detection,) = await store.fetch_all("SELECT * FROM detections")
+    assert (detection["label"], detection["class_id"], detection["attributes"]) == ("dog", None, "{}")
+
+    await store.fetch_all("DROP SCHEMA trio_runner CASCADE")
+    assert await store.create_schema() == FILES
+    assert (await tables(store), await definitions(store)) == carried_over
 
 
 async def test_a_change_that_fails_leaves_everything_as_it_was(store: Store, sql: Path) -> None:
     await store.create_schema()
     before = await tables(store), await store.fetch_all("SELECT * FROM schema_files ORDER BY name")
-    (sql / "changes" / "0001_good.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
-    (sql / "changes" / "0002_bad.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (sql / "changes" / "9001_good.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (sql / "changes" / "9002_bad.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
     with pytest.raises(RunnerError, match="already exists"):
         await store.create_schema()
     assert (await tables(store), await store.fetch_all("SELECT * FROM schema_files ORDER BY name")) == before
@@ -378,14 +454,14 @@ async def test_a_change_may_take_longer_than_a_command(empty_database: DatabaseS
     ):
         await reader.create_schema()
         await store.fetch_all("SET lock_timeout = '100ms'")
-        (sql / "changes" / "0001_slow.sql").write_text("SELECT pg_sleep(2); ALTER TABLE attempts ADD COLUMN note text;")
+        (sql / "changes" / "9001_slow.sql").write_text("SELECT pg_sleep(2); ALTER TABLE attempts ADD COLUMN note text;")
 
         async def read_for_long() -> None:
             await reader.fetch_all("SELECT pg_sleep(4) FROM (SELECT count(*) FROM attempts) a")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_for_long)
-            assert await store.create_schema() == ["changes/0001_slow.sql"]
+            assert await store.create_schema() == ["changes/9001_slow.sql"]
         with pytest.raises(RunnerError, match=r"within 1 s|statement timeout"):
             await store.fetch_all("SELECT pg_sleep(3)")
 
@@ -396,13 +472,13 @@ async def test_a_change_is_bounded_all_the_same(
     async with aio.open_loop():
         async with open_store(empty_database, application_name="x") as store:
             await store.create_schema()
-            (sql / "changes" / "0001_endless.sql").write_text("SELECT pg_sleep(1000);")
+            (sql / "changes" / "9001_endless.sql").write_text("SELECT pg_sleep(1000);")
             monkeypatch.setattr(schema, "MIGRATION_SECONDS", 0.3)
             with pytest.raises(RunnerError) as caught:
                 await store.create_schema()
         assert caught.value.code is ErrorCode.STORE_TIMEOUT
         async with open_store(empty_database, application_name="x") as store:
-            with pytest.raises(RunnerError, match=r"out of date in changes/0001_endless\.sql"):
+            with pytest.raises(RunnerError, match=r"out of date in changes/9001_endless\.sql"):
                 await store.check_schema()
 
 
@@ -418,12 +494,12 @@ async def test_an_older_program_leaves_a_newer_database_alone(
     shutil.copytree(sql, newer)
     edit(newer / "functions" / "unproven.sql", "count(*)", "count(1)")
     edit(newer / "tables.sql", "    error       jsonb,\n", "    error       jsonb,\n    note        text,\n")
-    (newer / "changes" / "0001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
+    (newer / "changes" / "9001_note.sql").write_text("ALTER TABLE attempts ADD COLUMN note text;")
     await store.create_schema()
 
     monkeypatch.setattr(schema, "directory", lambda: newer)
     monkeypatch.setattr(schema, "REVISION", mine + 1)
-    assert await store.create_schema() == ["changes/0001_note.sql", "functions/unproven.sql"]
+    assert await store.create_schema() == ["changes/9001_note.sql", "functions/unproven.sql"]
     after = await functions(store, *ORCHESTRATOR_VERBS)
 
     monkeypatch.setattr(schema, "directory", lambda: older)

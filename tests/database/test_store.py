@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import asyncpg
+import jsonschema
+import msgspec
 import pytest
 import trio
 
@@ -24,6 +29,9 @@ from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, Scenar
 from trio_runner.failure.record import claim_scenario
 from trio_runner.kafka.retry_event import event_id
 from trio_runner.model import Claim, Detection
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "predictions.json"
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 
 @pytest.fixture
@@ -356,13 +364,155 @@ async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, sc
     await store.store(claim, 0, [replace(make_result(0), detections=found), make_result(1)])
     rows = await ledger.query("SELECT * FROM detections WHERE scenario_id = $1 ORDER BY x1", scenario_id)
     assert [tuple(row.values()) for row in rows] == [
-        (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0, 640, 480),
-        (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25, 640, 480),
+        (scenario_id, 0, 0.0, "dog", 0.25, 0.0, 1.5, 2.0, 3.0, 640, 480, None, {}),
+        (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25, 640, 480, None, {}),
     ]
     assert await reading.label_counts(store, scenario_id) == [
         {"label": '"Größe\\"', "boxes": 1, "frames": 1},
         {"label": "dog", "boxes": 1, "frames": 1},
     ]
+
+
+WHOLE = Detection(
+    "person",
+    0.5,
+    (0.0, 0.0, 9.5, 9.0),
+    class_id=-(2**63),
+    attributes={
+        "keypoints": [[1.0, 2.5, 0.25], [3.0, 4.0, None]],
+        "mask": {"polygon": [[0.0, 0.0], [9.5, 0.0], [9.5, 9.0]]},
+        "track_id": 17,
+        "text": "STOP",
+        "raw": {"anything": [1, None, {"at": "all"}]},
+    },
+)
+NO_BOXES = (
+    Detection("cat", 0.75, None),
+    Detection("class 0", None, None, class_id=0),
+    Detection("dog", 1.0, (1.0, 2.0, 3.0, 4.0), attributes={"mask": {"rle": {"size": [480, 640], "counts": "abc"}}}),
+    Detection("dog", 0.0, (1.0, 2.0, 3.0, 4.0), attributes={"mask": {"rle": {"size": [2, 2], "counts": [1, 3]}}}),
+    Detection("car", 0.5, (1.0, 2.0, 3.0, 4.0), attributes={"track_id": "a-7"}),
+    WHOLE,
+)
+
+
+async def test_what_is_stored_of_a_frame_is_what_its_schema_says(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    found = (*NO_BOXES, Detection("dog", None, (0.0, 1.5, 2.0, 3.0)))
+    await store.store(claim, 0, [replace(make_result(0), detections=found), make_result(1)])
+    for row in await ledger.predictions(scenario_id):
+        VALIDATOR.validate(row["detections"])
+    (stored, _) = await ledger.predictions(scenario_id)
+    assert msgspec.convert(stored["detections"], tuple[Detection, ...]) == found
+
+
+def test_the_schema_of_stored_detections_is_sound_and_refuses_what_no_reader_expects() -> None:
+    jsonschema.Draft202012Validator.check_schema(VALIDATOR.schema)
+    good = {"label": "dog", "confidence": 0.5, "bbox": [1, 2, 3, 4]}
+    VALIDATOR.validate([good])
+    for broken in (
+        {"label": "dog", "confidence": 0.5},
+        {"label": "dog", "bbox": None},
+        good | {"label": ""},
+        good | {"confidence": 1.5},
+        good | {"bbox": [1, 2, 3]},
+        good | {"box": None},
+        good | {"class_id": 2**63},
+        good | {"attributes": {}},
+        good | {"attributes": {"keypoints": [[1, 2]]}},
+        good | {"attributes": {"mask": {"polygon": [], "rle": {"size": [1, 1], "counts": []}}}},
+        good | {"attributes": {"shoe_size": 43}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            VALIDATOR.validate([broken])
+
+
+async def test_the_view_has_class_and_attributes_and_no_corners_where_there_is_no_box(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    found = (Detection("cat", 0.75, None, class_id=3), WHOLE)
+    await store.store(claim, 0, [replace(make_result(0), detections=found)])
+    rows = await ledger.query("SELECT * FROM detections WHERE scenario_id = $1 ORDER BY label", scenario_id)
+    assert [(row["label"], row["x1"], row["y1"], row["x2"], row["y2"], row["class_id"]) for row in rows] == [
+        ("cat", None, None, None, None, 3),
+        ("person", 0.0, 0.0, 9.5, 9.0, -(2**63)),
+    ]
+    assert [row["attributes"] for row in rows] == [{}, WHOLE.attributes]
+
+
+async def test_text_that_postgresql_cannot_hold_costs_no_attempt(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    r"""PostgreSQL's jsonb refuses a NUL; a backslash that stands before `u0000` in the text is no NUL."""
+    claim = await store.claim(attempt(scenario_id))
+    attributes = {"text": "a\x00b\x00\x00", "raw": {"k\x00": ["\\u0000", "\\\x00", "\\\\u0000"]}}
+    await store.store(claim, 0, [replace(make_result(0), detections=(Detection("x", None, None, None, attributes),))])
+    (row,) = await ledger.predictions(scenario_id)
+    assert row["detections"][0]["attributes"] == {
+        "text": "a\ufffdb\ufffd\ufffd",
+        "raw": {"k\ufffd": ["\\u0000", "\\\ufffd", "\\\\u0000"]},
+    }
+
+
+async def test_a_frame_that_was_not_inferred_is_never_one_in_which_nothing_was_seen(
+    store: Store, ledger: Ledger, scenario_id: int
+) -> None:
+    claim = await store.claim(attempt(scenario_id))
+    assert claim.frames_not_inferred == 0
+    failed = replace(make_result(1), error="inference_rejected: 413\nat http://me:c4n4ry@host/\x00" + "x" * 2000)
+    await store.store(claim, 0, [make_result(0, labels=("dog", "cat")), failed, make_result(2)])
+    rows = await ledger.predictions(scenario_id)
+    assert [row["detections"] is None for row in rows] == [False, True, False]
+    error = rows[1]["error"]
+    assert error.startswith("inference_rejected: 413 at http://")
+    assert (len(error), "c4n4ry" in error, "\x00" in error) == (1000, False, False)
+    frames = await ledger.query("SELECT * FROM frames WHERE scenario_id = $1 ORDER BY frame_index", scenario_id)
+    assert [(row["inferred"], row["error"], row["detections"]) for row in frames] == [
+        (True, None, 2),
+        (False, error, None),
+        (True, None, 0),
+    ]
+    assert (frames[0]["width"], frames[0]["height"], frames[0]["inference_ms"]) == (640, 480, 1.5)
+    assert len(await ledger.query("SELECT * FROM detections WHERE scenario_id = $1", scenario_id)) == 2
+    # The frame is stored, and the next attempt does not infer it either.
+    await report(store, claim)
+    again = await store.claim(attempt(scenario_id))
+    assert (again.next_frame, again.frames_stored, again.frames_not_inferred) == (3, 3, 1)
+    await store.store(again, 3, [replace(make_result(3), error="x")])
+    await store.finish(again, 4, "active")
+
+
+@pytest.mark.parametrize(("detections", "error"), [("[]", "x"), (None, None), (None, ""), ("{}", None), ("null", None)])
+async def test_a_frame_has_detections_or_a_reason_and_never_both_or_neither(
+    store: Store, ledger: Ledger, scenario_id: int, detections: str | None, error: str | None
+) -> None:
+    await store.claim(attempt(scenario_id))
+    with pytest.raises(asyncpg.CheckViolationError):
+        await ledger.query(
+            "INSERT INTO predictions (scenario_id, frame_index, epoch, pts_seconds, width, height, inference_ms,"
+            " detections, error) VALUES ($1, 0, 1, 0, 2, 2, 0, $2::text::jsonb, $3)",
+            scenario_id,
+            detections,
+            error,
+        )
+
+
+async def test_a_program_of_revision_1_stores_without_errors(store: Store, ledger: Ledger, scenario_id: int) -> None:
+    """While a fleet is upgraded, its older runners go on: they call `store` with eleven arguments."""
+    claim = await store.claim(attempt(scenario_id))
+    await store.fetch_one(
+        "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        scenario_id,
+        claim.epoch,
+        uuid.UUID(claim.instance_id),
+        timedelta(seconds=30),
+        0,
+        *([0, 1], [0.0, 0.04], [640, 640], [480, 480], ["[]", "[]"], [1.0, 1.0]),
+    )
+    assert [row["error"] for row in await ledger.predictions(scenario_id)] == [None, None]
 
 
 async def test_each_row_has_the_size_of_its_own_picture(store: Store, ledger: Ledger, scenario_id: int) -> None:

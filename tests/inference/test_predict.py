@@ -213,8 +213,8 @@ def test_a_box_comes_back_in_pixels_of_the_source() -> None:
 def test_sides_that_scale_differently_are_scaled_each_by_its_own() -> None:
     # 1919 x 1081 made 640 wide is 360.5 high, sent as 361 (or 360): the two scales differ.
     frame = make_frame(size=(1919, 1081), sent=(640, 361))
-    x1, y1, x2, y2 = detections({"boxes": [ITEM | {"bbox": [64, 36.1, 640, 361]}]}, frame)[0].bbox
-    assert (x1, y1, x2, y2) == (191.9, 108.1, 1919.0, 1081.0)
+    (found,) = detections({"boxes": [ITEM | {"bbox": [64, 36.1, 640, 361]}]}, frame)
+    assert found.bbox == (191.9, 108.1, 1919.0, 1081.0)
 
 
 def test_a_small_overshoot_is_cut_off() -> None:

@@ -52,10 +52,11 @@ def assert_sound(found: tuple[Detection, ...], frame: Frame) -> None:
         assert 0 < len(detection.label) <= MAX_LABEL_CHARACTERS
         assert not any(letter < " " or letter in "\x7f\u2028\u202e" for letter in detection.label)
         assert detection.confidence is None or 0 <= detection.confidence <= 1
-        x1, y1, x2, y2 = detection.bbox
-        assert all(math.isfinite(corner) for corner in detection.bbox)
-        assert 0 <= x1 <= x2 <= frame.width
-        assert 0 <= y1 <= y2 <= frame.height
+        if detection.bbox is not None:
+            x1, y1, x2, y2 = detection.bbox
+            assert all(math.isfinite(corner) for corner in detection.bbox)
+            assert 0 <= x1 <= x2 <= frame.width
+            assert 0 <= y1 <= y2 <= frame.height
     assert msgspec.json.decode(msgspec.json.encode(found), type=tuple[Detection, ...]) == found
 
 

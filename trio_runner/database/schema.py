@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from importlib.resources.abc import Traversable
 
-REVISION: Final = 1
+REVISION: Final = 2
 """Of the files in `sql/`; higher in each release that changes one of them."""
 
 MIGRATION_SECONDS: Final = 3600.0
@@ -192,7 +192,8 @@ def _unrecorded() -> RunnerError:
 def _differing(applied: Mapping[str, _Applied], texts: Mapping[str, str]) -> list[str]:
     """The names of files to apply, and of functions to drop because no file defines them any more."""
     if not applied:
-        return list(texts)
+        # tables.sql has every change in it.
+        return [name for name in texts if not name.startswith(_CHANGES)]
     if max(row.revision for row in applied.values()) > REVISION:
         return []
     changes = [name for name in texts if name.startswith(_CHANGES) and name not in applied]
@@ -215,8 +216,6 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
     if not names:
         return []
     if not applied:
-        # tables.sql has every change in it.
-        names = [name for name in names if not name.startswith(_CHANGES)]
         # IF NOT EXISTS would ask for the right to create schemas also where there is nothing to create.
         if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", SCHEMA):
             await connection.execute(f"CREATE SCHEMA {SCHEMA}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import trio
 
 from trio_runner.base import aio
-from trio_runner.base.text import printable
+from trio_runner.base.redact import redact
+from trio_runner.base.text import harmless, printable
 from trio_runner.database import rights, schema
 from trio_runner.database.connection import LIBRARY_ERRORS, connect, named_error
 from trio_runner.errors import ErrorCode, RunnerError
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
     import asyncpg
 
     from trio_runner.config.sections import DatabaseSection
-    from trio_runner.model import FrameResult
+    from trio_runner.model import Detection, FrameResult
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
+MAX_ERROR_CHARACTERS: Final = 1000
+"""The reason why a frame was not inferred is cut here; the table takes no longer one."""
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+"""A NUL in JSON, but not `\\u0000`, which is a backslash followed by letters and digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,7 @@ class Store:
             video_identity=row["claimed_identity"],
             sampling=row["claimed_sampling"],
             last_pts_seconds=row["claimed_last_pts"],
+            frames_not_inferred=row["claimed_frames_not_inferred"],
         )
 
     async def expired_claim(self, scenario_id: int) -> tuple[Claim, str, str] | None:
@@ -148,7 +155,7 @@ class Store:
             SupersededError: another runner has the claim now; nothing was written.
         """
         await self.fetch_one(
-            "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            "SELECT store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
             *self._fence(claim),
             self._lease,
             expected_frame,
@@ -156,8 +163,9 @@ class Store:
             [result.pts_seconds for result in results],
             [result.width for result in results],
             [result.height for result in results],
-            [self._encoder.encode(result.detections).decode() for result in results],
+            [self._json_of(result.detections) if result.error is None else None for result in results],
             [result.inference_ms for result in results],
+            [None if result.error is None else _error_line(result.error) for result in results],
         )
 
     async def heartbeat(self, claim: Claim) -> None:
@@ -230,6 +238,13 @@ class Store:
         """
         await self._run(rights.grant, self._connection, role, verbs)
 
+    def _json_of(self, detections: tuple[Detection, ...]) -> str:
+        """The JSON form that is stored. PostgreSQL's jsonb has no NUL, so a replacement character takes its place."""
+        encoded = self._encoder.encode(detections)
+        if b"\\u0000" in encoded:
+            encoded = _ESCAPED_NUL.sub(rb"\1\\ufffd", encoded)
+        return encoded.decode()
+
     @property
     def _lease(self) -> timedelta:
         return timedelta(seconds=self._config.lease_seconds)
@@ -280,6 +295,11 @@ async def open_store(
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and close_seconds and await aio.close(connection.close, seconds=close_seconds)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
+
+
+def _error_line(error: str) -> str:
+    """A reason as it is stored: one line without control characters and without the user part of a URL."""
+    return harmless(redact(error).replace("\n", " "))[:MAX_ERROR_CHARACTERS]
 
 
 def _claim_of(row: Mapping[str, Any]) -> Claim:

@@ -84,3 +84,5 @@ def _count(progress: Progress, stored: list[FrameResult]) -> None:
     progress.frames_stored += len(stored)
     progress.last_advance = trio.current_time()
     progress.detections += sum(len(result.detections) for result in stored)
+    progress.frames_not_inferred += sum(result.error is not None for result in stored)
+    progress.boxes_clipped += sum(result.clipped for result in stored)

@@ -180,6 +180,7 @@ async def _process(
 ) -> None:
     progress.next_frame = claim.next_frame
     progress.frames_stored_before = claim.frames_stored
+    progress.frames_not_inferred = claim.frames_not_inferred
     if video.info.video_streams > 1:
         logger.info(
             "the file has %d video streams; stream %d is decoded, as video.stream = %s",

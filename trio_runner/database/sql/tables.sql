@@ -14,7 +14,7 @@ CREATE TABLE scenarios (
     -- Attempt number, fencing token and dedupe key in one; it only ever grows. The row holds the epoch of the attempt that
     -- is running, or of the one that may be claimed next.
     epoch           bigint NOT NULL DEFAULT 1 CHECK (epoch > 0),
-    -- The number of the last attempt that is allowed. Each interrupted attempt that stored something raises it by one.
+    -- The number of the last attempt that is allowed. Each attempt that stored something and died raises it by one.
     last_epoch      bigint NOT NULL DEFAULT 50 CHECK (last_epoch > 0),
     -- The one process that claimed this epoch. The lease says whether that process is alive; safety rests on epoch and
     -- instance, never on the clock.
@@ -57,7 +57,7 @@ CREATE INDEX scenarios_dead_letter ON scenarios (dead_letter_due) WHERE dead_let
 -- The ids of scenarios that were submitted without one.
 CREATE SEQUENCE scenario_ids;
 
--- One row for every frame that was inferred, also when nothing was seen in it.
+-- One row for every frame that was processed, also when nothing was seen in it, or when it could not be inferred.
 CREATE TABLE predictions (
     scenario_id  bigint NOT NULL REFERENCES scenarios,
     frame_index  bigint NOT NULL CHECK (frame_index >= 0),
@@ -67,11 +67,18 @@ CREATE TABLE predictions (
     -- The picture as a player shows it; the boxes are in its pixels. A video may change its size on the way.
     width        integer NOT NULL CHECK (width BETWEEN 1 AND 65535),
     height       integer NOT NULL CHECK (height BETWEEN 1 AND 65535),
-    detections   jsonb NOT NULL CHECK (jsonb_typeof(detections) = 'array'),
+    -- NULL where the frame was not inferred, so that such a frame is never counted as one in which nothing was seen.
+    detections   jsonb CHECK (jsonb_typeof(detections) = 'array'),
     inference_ms real NOT NULL CHECK (inference_ms >= 0 AND inference_ms < 'Infinity'),
     created_at   timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (scenario_id, frame_index)
+    -- Why the frame was not inferred.
+    error        text CHECK (length(error) BETWEEN 1 AND 1000),
+    PRIMARY KEY (scenario_id, frame_index),
+    CHECK ((detections IS NULL) = (error IS NOT NULL))
 );
+
+-- A claim returns how many of the scenario's frames were not inferred.
+CREATE INDEX predictions_not_inferred ON predictions (scenario_id) WHERE error IS NOT NULL;
 
 CREATE TABLE attempts (
     scenario_id bigint NOT NULL REFERENCES scenarios,
@@ -120,14 +127,21 @@ CREATE TABLE commands (
     received_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- One row for each box, for people who ask with SQL.
+-- One row for each detection, for people who ask with SQL. A detection without a box has NULL in x1 to y2.
 CREATE VIEW detections AS
 SELECT p.scenario_id, p.frame_index, p.pts_seconds, d.value ->> 'label' AS label,
        (d.value ->> 'confidence')::double precision AS confidence,
        (d.value -> 'bbox' ->> 0)::double precision AS x1, (d.value -> 'bbox' ->> 1)::double precision AS y1,
        (d.value -> 'bbox' ->> 2)::double precision AS x2, (d.value -> 'bbox' ->> 3)::double precision AS y2,
-       p.width, p.height
+       p.width, p.height, (d.value ->> 'class_id')::bigint AS class_id,
+       coalesce(d.value -> 'attributes', '{}') AS attributes
   FROM predictions p CROSS JOIN LATERAL jsonb_array_elements(p.detections) AS d;
+
+-- One row for each stored frame, which tells a frame in which nothing was seen (0) from one that was not inferred (NULL).
+CREATE VIEW frames AS
+SELECT p.scenario_id, p.frame_index, p.pts_seconds, p.width, p.height, p.error IS NULL AS inferred, p.error,
+       jsonb_array_length(p.detections) AS detections, p.inference_ms
+  FROM predictions p;
 
 -- The deaths whose retry events Kafka has not acknowledged. A death that a takeover recorded need not be published once the
 -- next attempt, which recorded it, has begun.

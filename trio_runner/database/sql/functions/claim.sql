@@ -7,16 +7,18 @@ CREATE OR REPLACE FUNCTION claim(p_id bigint, p_video text, p_epoch bigint, p_in
                                  p_lease interval, p_max_failures integer, p_identity text, p_sampling jsonb,
                                  p_retry_topic text DEFAULT NULL)
 RETURNS TABLE (claimed_epoch bigint, claimed_next_frame bigint, claimed_frames_stored bigint, claimed_identity text,
-               claimed_sampling jsonb, claimed_last_pts double precision)
+               claimed_sampling jsonb, claimed_last_pts double precision, claimed_frames_not_inferred bigint)
 LANGUAGE plpgsql AS $$
-DECLARE s scenarios; last_pts double precision;
+DECLARE s scenarios; last_pts double precision; not_inferred bigint;
 BEGIN
     IF p_epoch = 0 THEN
         INSERT INTO scenarios (id, video_path, max_failures) VALUES (p_id, p_video, p_max_failures)
         ON CONFLICT DO NOTHING;
     END IF;
     SELECT * INTO s FROM scenarios WHERE id = p_id FOR UPDATE;
-    -- The presentation time of the last stored frame, from which the runner seeks. An assignment leaves FOUND as it is.
+    -- Assignments leave FOUND as it is. The runner seeks from `last_pts`, the presentation time of the last stored frame.
+    -- `inference.max_failed_frames` holds over all attempts, so the runner must know `not_inferred`.
+    not_inferred := (SELECT count(*) FROM predictions p WHERE p.scenario_id = p_id AND p.error IS NOT NULL);
     last_pts := (SELECT p.pts_seconds FROM predictions p WHERE p.scenario_id = p_id AND p.frame_index = s.next_frame - 1);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'scenario % does not exist', p_id USING ERRCODE = 'RN006';
@@ -26,7 +28,7 @@ BEGIN
         IF s.frames_stored = 0 THEN
             UPDATE scenarios SET video_identity = coalesce(p_identity, s.video_identity) WHERE id = p_id RETURNING * INTO s;
         END IF;
-        RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts;
+        RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts, not_inferred;
         RETURN;
     ELSIF s.outcome = 'completed' THEN
         RAISE EXCEPTION 'scenario % is completed: % frames stored', p_id, s.frames_stored USING ERRCODE = 'RN002';
@@ -61,5 +63,5 @@ BEGIN
                          sampling = CASE WHEN frames_stored = 0 THEN coalesce(p_sampling, sampling)
                                          ELSE coalesce(sampling, p_sampling) END
      WHERE id = p_id RETURNING * INTO s;
-    RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts;
+    RETURN QUERY SELECT s.epoch, s.next_frame, s.frames_stored, s.video_identity, s.sampling, last_pts, not_inferred;
 END $$;

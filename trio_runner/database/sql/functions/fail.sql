@@ -3,7 +3,8 @@
 -- which know of the death from the lease alone, when the lease has been renewed.
 --
 -- `failures` counts attempts that failed without progress: an attempt that stored something sets it to 0, and an
--- interrupted one leaves it as it is. The scenario is given up, and owes a dead letter, after a permanent failure, after
+-- interrupted one leaves it as it is. An attempt that stored something also raises last_epoch by one, so that it never
+-- counts towards giving up. The scenario is given up, and owes a dead letter, after a permanent failure, after
 -- max_failures, and after last_epoch.
 CREATE OR REPLACE FUNCTION fail(p_id bigint, p_epoch bigint, p_instance uuid, p_event uuid, p_reporter text, p_class text,
                                 p_body jsonb, p_retry_after interval DEFAULT '0 s')
@@ -17,7 +18,7 @@ BEGIN
     END IF;
     SELECT s.next_frame > a.first_frame INTO progressed FROM attempts a WHERE a.scenario_id = p_id AND a.epoch = p_epoch;
     counted := CASE WHEN p_class = 'interrupted' THEN s.failures WHEN progressed THEN 0 ELSE s.failures + 1 END;
-    IF p_class = 'interrupted' AND progressed THEN
+    IF progressed THEN
         s.last_epoch := s.last_epoch + 1;
     END IF;
     given_up := p_class = 'permanent' OR counted >= s.max_failures OR s.epoch >= s.last_epoch;
