@@ -76,7 +76,12 @@ def test_an_item_has_several_spellings(item: dict[str, Any]) -> None:
 
 
 def test_a_class_number_is_a_label() -> None:
-    assert detections({"predictions": [ITEM | {"class": 0}]})[0].label == "0"
+    (found,) = detections({"predictions": [ITEM | {"class": 0}]})
+    assert (found.label, found.class_id) == ("class 0", 0)
+    assert detections({"predictions": [ITEM]})[0].class_id is None
+    assert "$.predictions[0].class: a class number beyond 64 bits" in refusal(
+        {"predictions": [ITEM | {"class": 2**63}]}
+    )
 
 
 def test_a_missing_confidence_is_none_and_not_a_number() -> None:

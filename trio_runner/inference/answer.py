@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_DETECTIONS = 1000
 MAX_LABEL_CHARACTERS = 200
+MAX_CLASS_ID = 2**63 - 1
 MAX_QUOTED_CHARACTERS = 200
 _JOINERS = "\u200c\u200d"
 """Format characters without which Persian, Hindi and many emoji cannot be written."""
@@ -106,10 +107,20 @@ def confidence(value: Any, path: str) -> float:
     return score
 
 
+def class_id(value: Any, path: str) -> int | None:
+    """The value if it is a class number, which PostgreSQL can hold, and None if not; raises BadAnswerError."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if not -MAX_CLASS_ID <= value <= MAX_CLASS_ID:
+        raise BadAnswerError(f"{path}: a class number beyond 64 bits")
+    return value
+
+
 def label(value: Any, path: str) -> str:
-    """A printable name, or the decimal form of a class number; raises BadAnswerError."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    """A printable name; `class 0` for a class number without a name; raises BadAnswerError."""
+    number_of_class = class_id(value, path)
+    if number_of_class is not None:
+        return f"class {number_of_class}"
     if not isinstance(value, str) or not 0 < len(value) <= MAX_LABEL_CHARACTERS:
         raise BadAnswerError(f"{path}: expected a name of 1 to {MAX_LABEL_CHARACTERS} characters")
     if not value.isprintable() and any(map(_is_unprintable, value)):

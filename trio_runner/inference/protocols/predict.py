@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from trio_runner.inference.answer import BadAnswerError, box, confidence, items, label, number, parse_json, quoted
+from trio_runner.inference.answer import (
+    BadAnswerError,
+    box,
+    class_id,
+    confidence,
+    items,
+    label,
+    number,
+    parse_json,
+    quoted,
+)
 from trio_runner.model import Detection
 
 if TYPE_CHECKING:
@@ -84,6 +94,7 @@ def _detection(item: Any, frame: Frame, path: str) -> Detection:
         label=label(item[label_key], f"{path}.{label_key}"),
         confidence=None if score_key is None else confidence(item[score_key], f"{path}.{score_key}"),
         bbox=_box(item, frame, path),
+        class_id=class_id(item[label_key], f"{path}.{label_key}"),
     )
 
 
