@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.makers import make_claim
 from trio_runner.cli.display import Display
 from trio_runner.config.load import Config
 from trio_runner.errors import ErrorCode
@@ -41,6 +42,11 @@ def runner_with(**attributes: Any) -> Any:
             Progress(next_frame=91, frames_stored=21, frames_stored_before=10, declared_frames=665, max_frames=60),
             "frame 31 of at most 60 ·",
         ),
+        (
+            Progress(next_frame=31, frames_stored=31, frames_not_inferred=2, detections=7),
+            "frame 31 of unknown · 6.2 fps · 7 detections · 2 not inferred\n",
+        ),
+        (Progress(next_frame=31, frames_stored=31, detections=7), "frame 31 of unknown · 6.2 fps · 7 detections\n"),
     ],
 )
 async def test_the_progress_line_counts_to_the_number_of_frames_that_are_selected(
@@ -98,3 +104,36 @@ async def test_the_summary_suggests_commands_that_work(
     runner = runner_with(outcome=Outcome(ending=ending, claim=None, failure=failure), progress=Progress())
     await Display(config_path="a.toml").summarise(Config(), runner)
     assert shown in capsys.readouterr().out
+
+
+async def summary(progress: Progress, ending: Ending, capsys: pytest.CaptureFixture[str]) -> str:
+    display = Display(config_path="a.toml")
+    runner = runner_with(outcome=Outcome(ending=ending, claim=make_claim()), progress=progress)
+    # At time 0 the display would take the attempt for one that has not begun.
+    await trio.sleep(1)
+    with trio.move_on_after(1):
+        await display.watch(runner)
+    await display.summarise(Config(), runner)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [Ending.COMPLETED, Ending.DRAINED])
+async def test_the_summary_counts_frames_that_were_not_inferred_and_clipped_boxes(
+    ending: Ending,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def no_labels(*_: Any, **__: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(sys, "argv", ["trio-runner"])
+    monkeypatch.setattr(Display, "_note_labels", no_labels)
+    flawed = Progress(frames_stored=50, frames_stored_before=10, frames_not_inferred=3, boxes_clipped=12)
+    shown = await summary(flawed, ending, capsys)
+    assert "  inferred:    all but 3 of these frames; the reasons: trio-runner show a.toml" in shown
+    assert "  clipped:     12 boxes, which overshot the picture\n" in shown
+    shown = await summary(Progress(frames_stored=50), ending, capsys)
+    assert "stored:" in shown
+    assert "inferred" not in shown
+    assert "clipped" not in shown

@@ -22,6 +22,7 @@ ROWS: list[dict[str, Any]] = [
         "epoch": 12,
         "last_epoch": 50,
         "frames_stored": 1030,
+        "frames_not_inferred": 0,
         "total_frames": 4000,
         "failures": 1,
         "max_failures": 5,

@@ -407,7 +407,8 @@ async def test_a_ledger_of_revision_1_becomes_what_a_new_one_is(
     for name in CHANGES:
         (sql / name).unlink()
     monkeypatch.setattr(schema, "REVISION", 1)
-    # PostgreSQL reads the body of a PL/pgSQL function when it runs, so those of revision 2 can stand on the old tables.
+    # The functions of revision 2 are made on the tables of revision 1, where PostgreSQL would miss a column.
+    await store.fetch_all("SET check_function_bodies = off")
     await store.create_schema()
     await store.fetch_all("INSERT INTO scenarios (id, video_path) VALUES (7, '/a.mp4')")
     await store.fetch_all(

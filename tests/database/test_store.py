@@ -368,8 +368,8 @@ async def test_the_view_has_a_row_for_every_box(store: Store, ledger: Ledger, sc
         (scenario_id, 0, 0.0, '"Größe\\"', None, 4.0, 5.0, 6.0, 7.25, 640, 480, None, {}),
     ]
     assert await reading.label_counts(store, scenario_id) == [
-        {"label": '"Größe\\"', "boxes": 1, "frames": 1},
-        {"label": "dog", "boxes": 1, "frames": 1},
+        {"label": '"Größe\\"', "detections": 1, "frames": 1},
+        {"label": "dog", "detections": 1, "frames": 1},
     ]
 
 

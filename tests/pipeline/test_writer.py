@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -190,6 +191,16 @@ async def test_detections_are_counted_when_they_are_stored(autojump_clock: MockC
         await under_way.results.send(make_result(1))
         await under_way.results.send(make_result(2, labels=("cat",)))
     assert under_way.progress.detections == 4
+
+
+async def test_frames_that_were_not_inferred_and_clipped_boxes_are_counted(autojump_clock: MockClock) -> None:
+    async with writing() as under_way:
+        under_way.progress.frames_not_inferred = 2
+        await under_way.results.send(replace(make_result(0, labels=("dog", "dog")), clipped=1))
+        await under_way.results.send(replace(make_result(1), error="inference_timeout: 1 s"))
+        await under_way.results.send(replace(make_result(2, labels=("dog", "dog")), clipped=2))
+    assert (under_way.progress.frames_stored, under_way.progress.detections) == (3, 4)
+    assert (under_way.progress.frames_not_inferred, under_way.progress.boxes_clipped) == (3, 3)
 
 
 async def test_stored_frames_make_room_in_the_window(autojump_clock: MockClock) -> None:

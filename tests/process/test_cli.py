@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
@@ -178,6 +179,44 @@ async def test_show(cli: Cli, write_config: WriteConfig, scenario_id: int, clip:
     (attempt,) = one_json["attempts"]
     assert (attempt["outcome"], attempt["error"]["code"]) == ("failed", "inference_unavailable")
     assert sum(label["frames"] for label in one_json["found"]) == one_json["frames_stored"]
+
+
+async def test_show_and_status_tell_frames_that_were_not_inferred_from_frames_with_nothing(
+    cli: Cli, write_config: WriteConfig, ledger: Ledger, scenario_id: int
+) -> None:
+    config = write_config()
+    assert (await cli("submit", config, "--video", "/videos/a.mp4", "--id", str(scenario_id))).code == 0
+    found = [{"label": "cat", "confidence": 0.5, "bbox": None}]
+    rows: list[tuple[int, Any, str | None]] = [
+        (0, found, None),
+        (1, [], None),
+        (2, [], None),
+        *((number, None, f"inference_rejected: 413 {HOSTILE} {number}") for number in range(3, 28)),
+    ]
+    for number, detections, error in rows:
+        await ledger.query(
+            "INSERT INTO predictions (scenario_id, epoch, frame_index, pts_seconds, width, height, inference_ms,"
+            " detections, error) VALUES ($1, 1, $2, $3, 2, 2, 1, $4, $5)",
+            *(scenario_id, number, number / 8, detections, error),
+        )
+    await ledger.query("UPDATE scenarios SET next_frame = 28, frames_stored = 28 WHERE id = $1", scenario_id)
+
+    shown = await cli("show", config, str(scenario_id))
+    assert (shown.code, shown.err) == (0, "")
+    assert "stored:     28 frames, next is frame 28\n  inferred:   3 of them; nothing was seen in 2\n" in shown.out
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["cat", "1", "1"] in lines
+    assert ["frame", "time", "not", "inferred", "because"] in lines
+    assert lines[-2][:5] == ["22", "2.750", "s", "inference_rejected:", "413"]
+    assert shown.out.endswith("\nand 5 more, which the view trio_runner.frames has\n")
+    assert not any(forbidden in shown.out for forbidden in ("\x1b", "\x07", "\x9b", "\u202e"))
+
+    as_json = json.loads((await cli("show", config, str(scenario_id), "--json")).out)
+    assert as_json["frames"] == {"with_detections": 1, "without_detections": 2, "not_inferred": 25}
+    assert as_json["not_inferred"][0] == {"frame_index": 3, "pts_seconds": 0.375, "reason": rows[3][2]}
+
+    (line,) = (line for line in (await cli("status", config)).out.splitlines() if line.startswith(f"{scenario_id} "))
+    assert "28, 25 not inferred" in line
 
 
 async def test_show_without_a_number_is_status(

@@ -120,7 +120,7 @@ async def test_a_death_and_a_takeover_under_the_role(
         claim = await store.claim(attempt(first))
         await store.finish(claim, 1, "active")
         assert await store.is_completed(claim)
-        assert await reading.label_counts(store, first) == [{"label": "dog", "boxes": 1, "frames": 1}]
+        assert await reading.label_counts(store, first) == [{"label": "dog", "detections": 1, "frames": 1}]
         lost = await store.claim(attempt(second))
         assert await store.expired_claim(second) is None
         await scene.ledger.query("UPDATE scenarios SET lease_until = now() - interval '1 s' WHERE id = $1", second)
@@ -336,7 +336,7 @@ async def test_what_the_caller_puts_in_front_of_the_tables_is_not_looked_at(
         with pytest.raises(RunnerError) as caught:
             await store.heartbeat(stranger)
         assert caught.value.code is ErrorCode.SUPERSEDED
-        assert await reading.label_counts(store, scene.scenario_id) == [{"label": "dog", "boxes": 1, "frames": 1}]
+        assert await reading.label_counts(store, scene.scenario_id) == [{"label": "dog", "detections": 1, "frames": 1}]
         assert await store.expired_claim(scene.scenario_id) is None
         await store.finish(claim, 1, "active")
         assert await store.is_completed(claim)

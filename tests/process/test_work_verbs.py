@@ -24,6 +24,7 @@ ROW: dict[str, Any] = {
     "epoch": 2,
     "last_epoch": 50,
     "frames_stored": 30,
+    "frames_not_inferred": 0,
     "total_frames": None,
     "failures": 1,
     "max_failures": 5,

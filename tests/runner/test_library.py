@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,8 @@ from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import load_config
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError
 from trio_runner.failure.publication import Publication
+from trio_runner.inference.client import InferenceClient
+from trio_runner.model import Frame, FrameResult
 from trio_runner.runner.outcome import Ending
 from trio_runner.runner.runner import RunnerDead
 
@@ -55,6 +58,44 @@ async def test_success(new_runner: Callable[[str], Runner], ledger: Ledger, scen
     assert (runner.progress.frames_stored, runner.progress.next_frame) == (60, 60)
     rows = await ledger.predictions(scenario_id)
     assert [row["detections"] for row in rows] == [stored_for(number, 320, 240) for number in range(60)]
+
+
+async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and_how_many_boxes_were_clipped(
+    new_runner: Callable[[str], Runner],
+    ledger: Ledger,
+    scenario_id: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of the whole scenario, also where an earlier attempt stored the frames that were not inferred."""
+    infer = InferenceClient.infer
+
+    async def flawed(client: InferenceClient, frame: Frame) -> FrameResult:
+        result = await infer(client, frame)
+        if frame.index in {3, 50}:
+            return replace(result, detections=(), error=f"inference_rejected: frame {frame.index}")
+        if frame.index == 40 and failing:
+            raise RunnerError(ErrorCode.INFERENCE_UNAVAILABLE, "503")
+        return replace(result, clipped=frame.index == 59)
+
+    monkeypatch.setattr(InferenceClient, "infer", flawed)
+    async with open_fake() as fake:
+        failing = True
+        first = new_runner(fake.url)
+        assert await first.process_scenario(scenario_id) is False
+        failing = False
+        second = new_runner(fake.url)
+        with caplog.at_level("INFO", logger="trio_runner.runner.attempt"):
+            assert await second.process_scenario(scenario_id) is True
+    assert first.outcome is not None
+    assert second.outcome is not None
+    assert (first.outcome.frames_not_inferred, first.outcome.boxes_clipped) == (1, 0)
+    assert (second.outcome.frames_not_inferred, second.outcome.boxes_clipped) == (2, 1)
+    assert "2 of the 60 stored frames were not inferred; the view trio_runner.frames has the reasons" in caplog.text
+    assert "1 boxes overshot the picture and were clipped at its border" in caplog.text
+    rows = await ledger.predictions(scenario_id)
+    assert [row["frame_index"] for row in rows if row["detections"] is None] == [3, 50]
+    await ledger.check_invariants(scenario_id)
 
 
 async def test_start_leaves_an_empty_database_empty(

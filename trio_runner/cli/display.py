@@ -108,11 +108,17 @@ class Display:
         progress, seconds = runner.progress, trio.current_time() - self._started
         rate = f"{progress.frames_stored / seconds:.1f} frames/s" if seconds > 0 else ""
         before = f" ({progress.frames_stored_before} by earlier attempts)" if progress.frames_stored_before else ""
-        self.note(f"  stored:      {progress.frames_stored_before + progress.frames_stored} frames{before}")
+        stored = progress.frames_stored_before + progress.frames_stored
+        self.note(f"  stored:      {stored} frames{before}")
+        if progress.frames_not_inferred:
+            why = command("show", self._config_path, config.scenario.id)
+            self.note(f"  inferred:    all but {progress.frames_not_inferred} of these frames; the reasons: {why}")
+        if progress.boxes_clipped:
+            self.note(f"  clipped:     {progress.boxes_clipped} boxes, which overshot the picture")
         self.note(f"  took:        {seconds:.1f} s, {rate}")
         # After a failure the database may be the reason, and nobody waits for labels.
         if outcome.ending is Ending.COMPLETED:
-            await self._note_labels(config)
+            await self._note_labels(config, inferred=stored - progress.frames_not_inferred)
         self.note(f"  where:       {config.database.url}, table trio_runner.predictions")
         self.note(f"  look at it:  {command('show', self._config_path, config.scenario.id)}")
 
@@ -124,15 +130,17 @@ class Display:
         if outcome.event is not None and outcome.ending is not Ending.SUPERSEDED:
             self.note(f"  retry event: {outcome.event.value}, topic {config.kafka.retry_topic}")
 
-    async def _note_labels(self, config: Config) -> None:
+    async def _note_labels(self, config: Config, *, inferred: int) -> None:
         try:
             async with open_store(config.database, application_name="trio-runner summary") as store:
                 labels = await reading.label_counts(store, config.scenario.id)
         except RunnerError as error:
             self.note(f"  found:       cannot be read back: {error}")
             return
-        found = ", ".join(f"{row['boxes']} {row['label']} in {row['frames']} frames" for row in labels[:SUMMARY_LABELS])
-        self.note(f"  found:       {found or 'nothing'}")
+        found = ", ".join(
+            f"{row['detections']} {row['label']} in {row['frames']} frames" for row in labels[:SUMMARY_LABELS]
+        )
+        self.note(f"  found:       {found or ('nothing' if inferred else 'unknown: no frame was inferred')}")
 
     async def _draw_bar(self, runner: Runner) -> None:
         # Imported here: only a terminal has use for rich, which takes long to load.
@@ -177,6 +185,7 @@ class Display:
     def _line(self, runner: Runner) -> str:
         return runner.progress.activity or (
             f"frame {runner.progress.position} · {self._rate(runner):.1f} fps · {runner.progress.detections} detections"
+            + (f" · {failed} not inferred" if (failed := runner.progress.frames_not_inferred) else "")
         )
 
     def _rate(self, runner: Runner) -> float:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from trio_runner.database.store import Store
 
 WATCH_SECONDS: Final = 1.0
+SHOWN_NOT_INFERRED: Final = 20
+"""So many frames that were not inferred are shown with their reasons; the view `frames` has all of them."""
 COLUMNS: Final = (*("id", "state", "attempt", "frames", "per s", "runner", "lease", "failures", "video", "last error"),)
 
 
@@ -40,6 +42,8 @@ async def show(config: Config, *, scenario: int | None, as_json: bool) -> ExitCo
             row["video_path"] = redact(row["video_path"])
             row["attempts"] = await reading.attempts(store, scenario)
             row["found"] = await reading.label_counts(store, scenario)
+            row["frames"] = await reading.frame_counts(store, scenario)
+            row["not_inferred"] = await reading.not_inferred(store, scenario, SHOWN_NOT_INFERRED)
             row["first_stored_at"] = await reading.first_stored_at(store, scenario)
     if as_json:
         print_json(row)
@@ -90,7 +94,7 @@ def _overview_line(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["id"]),
         state_of(row),
         str(row["epoch"]),
-        f"{row['frames_stored']}/{row['total_frames']}" if row["total_frames"] else str(row["frames_stored"]),
+        _frames_cell(row),
         f"{rate:.1f}" if works and rate else "",
         (row["runner_id"] or "") if works else "",
         f"{row['lease_seconds']:.0f} s" if works else "",
@@ -100,11 +104,18 @@ def _overview_line(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _frames_cell(row: Mapping[str, Any]) -> str:
+    total = f"/{row['total_frames']}" if row["total_frames"] else ""
+    failed = f", {row['frames_not_inferred']} not inferred" if row["frames_not_inferred"] else ""
+    return f"{row['frames_stored']}{total}{failed}"
+
+
 def _print_scenario(row: Mapping[str, Any]) -> None:
     say(
         f"scenario {row['id']}: {state_of(row)}\n"
         f"  video:      {_one_line(row['video_path'])}\n"
         f"  stored:     {row['frames_stored']} frames, next is frame {row['next_frame']}\n"
+        f"{_inferred_line(row['frames'])}"
         f"  failures:   {row['failures']} of {row['max_failures']}\n"
         f"  last error: {_one_line(error_line(row['last_error'])) or 'none'}"
     )
@@ -126,8 +137,28 @@ def _print_scenario(row: Mapping[str, Any]) -> None:
     )
     print_table(attempts)
     if row["found"]:
-        found = [(label["label"], str(label["boxes"]), str(label["frames"])) for label in row["found"]]
-        print_table(FittedTable(("label", "boxes", "frames"), found, cut=("label",)))
+        found = [(label["label"], str(label["detections"]), str(label["frames"])) for label in row["found"]]
+        print_table(FittedTable(("label", "detections", "frames"), found, cut=("label",)))
+    if row["not_inferred"]:
+        _print_not_inferred(row)
+
+
+def _inferred_line(frames: Mapping[str, int]) -> str:
+    """Tells frames in which nothing was seen from frames that were not inferred; empty where all were inferred."""
+    if not frames["not_inferred"]:
+        return ""
+    inferred = frames["with_detections"] + frames["without_detections"]
+    return f"  inferred:   {inferred} of them; nothing was seen in {frames['without_detections']}\n"
+
+
+def _print_not_inferred(row: Mapping[str, Any]) -> None:
+    reasons = [
+        (str(frame["frame_index"]), f"{frame['pts_seconds']:.3f} s", _one_line(frame["reason"]))
+        for frame in row["not_inferred"]
+    ]
+    print_table(FittedTable(("frame", "time", "not inferred because"), reasons, cut=("not inferred because",)))
+    if others := row["frames"]["not_inferred"] - len(reasons):
+        say(f"and {others} more, which the view trio_runner.frames has")
 
 
 def _one_line(text: str) -> str:

@@ -27,8 +27,29 @@ async def first_stored_at(store: Store, scenario_id: int) -> float | None:
 
 
 async def label_counts(store: Store, scenario_id: int) -> list[dict[str, Any]]:
-    """Label, number of boxes, and number of frames with at least one such box; most boxes first."""
+    """Label, number of detections, and number of frames with at least one of them; most detections first."""
     return await store.fetch_all("SELECT * FROM label_counts($1)", scenario_id)
+
+
+async def frame_counts(store: Store, scenario_id: int) -> dict[str, int]:
+    """How many stored frames have detections, have none, and were not inferred."""
+    row = await store.fetch_one(
+        "SELECT count(*) FILTER (WHERE detections > 0) AS with_detections,"
+        " count(*) FILTER (WHERE detections = 0) AS without_detections,"
+        " count(*) FILTER (WHERE NOT inferred) AS not_inferred FROM frames WHERE scenario_id = $1",
+        scenario_id,
+    )
+    return dict(row) if row else {}
+
+
+async def not_inferred(store: Store, scenario_id: int, limit: int) -> list[dict[str, Any]]:
+    """Index, presentation time and reason of the first frames that were not inferred, in the order of the video."""
+    return await store.fetch_all(
+        "SELECT frame_index, pts_seconds, error AS reason FROM frames WHERE scenario_id = $1 AND NOT inferred"
+        " ORDER BY frame_index LIMIT $2",
+        scenario_id,
+        limit,
+    )
 
 
 async def retry_events(store: Store) -> list[dict[str, Any]]:

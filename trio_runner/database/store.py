@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 import trio
 
 from trio_runner.base import aio
-from trio_runner.base.redact import redact
-from trio_runner.base.text import harmless, printable
+from trio_runner.base.text import printable
 from trio_runner.database import rights, schema
 from trio_runner.database.connection import LIBRARY_ERRORS, connect, named_error
+from trio_runner.database.stored_form import detections_json, error_line
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import Claim
 
@@ -28,17 +26,13 @@ if TYPE_CHECKING:
     import asyncpg
 
     from trio_runner.config.sections import DatabaseSection
-    from trio_runner.model import Detection, FrameResult
+    from trio_runner.model import FrameResult
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
-MAX_ERROR_CHARACTERS: Final = 1000
-"""The reason why a frame was not inferred is cut here; the table takes no longer one."""
-_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
-"""A NUL in JSON, but not `\\u0000`, which is a backslash followed by letters and digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +61,6 @@ class Store:
         self._config = config
         # asyncpg refuses a second operation while one is under way; the heartbeat and the writer share this connection.
         self._turn = trio.Lock()
-        self._encoder = msgspec.json.Encoder()
 
     async def claim(self, attempt: Attempt) -> Claim:
         """Take the scenario; a missing row is created when no epoch is named.
@@ -163,9 +156,9 @@ class Store:
             [result.pts_seconds for result in results],
             [result.width for result in results],
             [result.height for result in results],
-            [self._json_of(result.detections) if result.error is None else None for result in results],
+            [detections_json(result) for result in results],
             [result.inference_ms for result in results],
-            [None if result.error is None else _error_line(result.error) for result in results],
+            [error_line(result) for result in results],
         )
 
     async def heartbeat(self, claim: Claim) -> None:
@@ -238,13 +231,6 @@ class Store:
         """
         await self._run(rights.grant, self._connection, role, verbs)
 
-    def _json_of(self, detections: tuple[Detection, ...]) -> str:
-        """The JSON form that is stored. PostgreSQL's jsonb has no NUL, so a replacement character takes its place."""
-        encoded = self._encoder.encode(detections)
-        if b"\\u0000" in encoded:
-            encoded = _ESCAPED_NUL.sub(rb"\1\\ufffd", encoded)
-        return encoded.decode()
-
     @property
     def _lease(self) -> timedelta:
         return timedelta(seconds=self._config.lease_seconds)
@@ -295,11 +281,6 @@ async def open_store(
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.
         if not (clean and close_seconds and await aio.close(connection.close, seconds=close_seconds)):  # noqa: ASYNC102 - close shields and bounds
             connection.terminate()
-
-
-def _error_line(error: str) -> str:
-    """A reason as it is stored: one line without control characters and without the user part of a URL."""
-    return harmless(redact(error).replace("\n", " "))[:MAX_ERROR_CHARACTERS]
 
 
 def _claim_of(row: Mapping[str, Any]) -> Claim:

@@ -192,19 +192,35 @@ async def _process(
     progress.max_frames = config.video.max_frames
     progress.last_advance = trio.current_time()
     video.start(claim.next_frame, frames_stored=claim.frames_stored, last_pts_seconds=claim.last_pts_seconds)
-    end = await run_pipeline(
-        video,
-        inference,
-        store,
-        claim=claim,
-        config=config,
-        progress=progress,
-        drain=controls.drain,
-        on_failure=controls.on_failure,
-    )
+    try:
+        end = await run_pipeline(
+            video,
+            inference,
+            store,
+            claim=claim,
+            config=config,
+            progress=progress,
+            drain=controls.drain,
+            on_failure=controls.on_failure,
+        )
+    finally:
+        _log_flaws(progress)
     if end.skipped_corrupt:
         logger.warning("%d damaged frames were passed over", end.skipped_corrupt)
     await store.finish(claim, end.selected, config.scenario.on_complete)
+
+
+def _log_flaws(progress: Progress) -> None:
+    """Log how many stored frames were not inferred and how many boxes were clipped; nothing where there are none."""
+    if progress.frames_not_inferred:
+        stored = progress.frames_stored_before + progress.frames_stored
+        logger.warning(
+            "%d of the %d stored frames were not inferred; the view trio_runner.frames has the reasons",
+            progress.frames_not_inferred,
+            stored,
+        )
+    if progress.boxes_clipped:
+        logger.info("%d boxes overshot the picture and were clipped at its border", progress.boxes_clipped)
 
 
 def _check_same(claim: Claim, attempt: Attempt) -> None:

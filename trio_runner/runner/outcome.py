@@ -32,6 +32,10 @@ class Outcome:
     claim: Claim | None
     failure: Failure | None = None
     event: Publication | None = None
+    frames_not_inferred: int = 0
+    """Of the scenario's stored frames, those of earlier attempts included."""
+    boxes_clipped: int = 0
+    """In the frames that this run stored."""
 
 
 def exit_code(outcome: Outcome | None) -> ExitCode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -162,13 +163,18 @@ class Runner:
         async with aio.open_loop(), open_addresses(config) as live:
             try:
                 secrets = await secrets_of(live)
-                self.outcome = await run_attempt(
+                outcome = await run_attempt(
                     live,
                     spool,
                     instance_id=self._instance_id,
                     progress=self.progress,
                     controls=self._controls(names),
                     secrets=secrets,
+                )
+                self.outcome = replace(
+                    outcome,
+                    frames_not_inferred=self.progress.frames_not_inferred,
+                    boxes_clipped=self.progress.boxes_clipped,
                 )
             except ClaimRefusedError as error:
                 completed = isinstance(error, ScenarioCompletedError)
