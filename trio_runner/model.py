@@ -29,11 +29,11 @@ class VideoInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One selected frame as JPEG bytes.
+    """One selected frame as it is sent.
 
     `sequence` counts the frames of this attempt from 0 without gaps; `index` is the 0-based index of the decoded
-    source frame; `width` × `height` is the picture as a player shows it, `sent_width` × `sent_height` the one inside
-    `jpeg`.
+    source frame; `width` × `height` is the picture as a player shows it, `sent_width` × `sent_height` the one in
+    `content`.
     """
 
     sequence: int
@@ -43,7 +43,10 @@ class Frame:
     height: int
     sent_width: int
     sent_height: int
-    jpeg: bytes
+    content: bytes
+    """A JPEG, or the bytes of a tensor where the protocol wants one."""
+    inset: tuple[int, int, int, int] | None = None
+    """Left, top, width and height of the picture inside the one that is sent; None where there is no padding."""
 
 
 class Detection(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -21,11 +21,14 @@ import atheris
 with atheris.instrument_imports(include=["trio_runner.inference", "trio_runner.base.redact"]):
     from tests.support.hostile_answers import CASES, assert_refusal, assert_sound
     from tests.support.makers import make_frame
+    from trio_runner.config.inference import InferenceSection
     from trio_runner.inference.answer import BadAnswerError
-    from trio_runner.inference.protocols import predict
+from trio_runner.inference.protocol import Answer
+from trio_runner.inference.protocols import open_protocol, predict
 
 # A picture that is scaled differently on its two sides, which is the hardest for boxes.
 FRAME = make_frame(size=(1919, 1081), sent=(640, 361))
+PROTOCOL = open_protocol(InferenceSection())
 MAX_SEED_BYTES = 4096
 WORDS = (
     *predict.LIST_KEYS, *predict.LABEL_KEYS, *predict.SCORE_KEYS, *predict.BOX_KEYS, *predict.CORNER_KEYS,
@@ -42,11 +45,11 @@ VALUES = (
 def check(body: bytes) -> None:
     """One execution."""
     try:
-        found = predict.detections(body, FRAME)
+        (reading,) = PROTOCOL.read(Answer({}, body), [FRAME])
     except BadAnswerError as error:
         assert_refusal(str(error))
     else:
-        assert_sound(found, FRAME)
+        assert_sound(reading.detections, FRAME)
 
 
 def mutate(body: bytes, max_bytes: int, seed: int) -> bytes:

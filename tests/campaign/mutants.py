@@ -121,9 +121,9 @@ MUTANTS = {
             "import dataclasses\n"
             "from trio_runner.inference.client import InferenceClient\n"
             "infer, last = InferenceClient.infer, []\n"
-            "async def late(self, frame):\n"
-            "    result = await infer(self, frame)\n    last.append(result)\n"
-            "    return dataclasses.replace(result, detections=last[-2].detections) if len(last) == 30 else result\n"
+            "async def late(self, frames):\n"
+            "    (result,) = await infer(self, frames)\n    last.append(result)\n"
+            "    return [dataclasses.replace(result, detections=last[-2].detections) if len(last) == 30 else result]\n"
             "InferenceClient.infer = late"
         ),
     ),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.support.harness import REPOSITORY
 from trio_runner.cli.main import main
 from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.inference import EMBEDDED, InferenceSection
+from trio_runner.config.keys import is_table
 from trio_runner.config.lines import key_lines
 from trio_runner.config.load import Config, load_config, parse_config
-from trio_runner.config.sections import EMBEDDED
 from trio_runner.config.settings import parse_settings
 from trio_runner.errors import ErrorCode
 
@@ -22,7 +23,16 @@ KEYS = {
     section.name: [key.encode_name for key in msgspec.structs.fields(section.type)]
     for section in msgspec.structs.fields(Config)
 }
-ALL_KEYS = [(section, key) for section, keys in KEYS.items() for key in keys]
+ALL_KEYS = [
+    *((section, key) for section, keys in KEYS.items() for key in keys),
+    *(
+        (f"inference.{table.name}", key.name)
+        for table in msgspec.structs.fields(InferenceSection)
+        if is_table(table.type)
+        for key in msgspec.structs.fields(table.type)
+    ),
+]
+LISTS = {"url_prefixes", "labels"}
 
 
 def refused(text: str) -> ConfigError:
@@ -73,7 +83,7 @@ def test_an_empty_file_is_the_defaults() -> None:
 
 @pytest.mark.parametrize(("section", "key"), ALL_KEYS)
 def test_every_key_refuses_a_value_of_another_type_and_says_where(section: str, key: str) -> None:
-    value, found = ("1", "1") if key == "url_prefixes" else ("[]", "an array")
+    value, found = ("1", "1") if key in LISTS else ("[]", "an array")
     problem = the_problem(f"# one\n\n[{section}]\n{key} = {value}\n")
     assert (problem.key, problem.line, problem.found) == (f"{section}.{key}", 4, found)
     assert problem.allowed
@@ -168,10 +178,10 @@ def test_the_message_has_the_value_found_and_those_allowed(text: str, message: s
         ("inference.url", '"http://two words"'),
         ("inference.url", '"http://h?key=1"'),
         ("inference.url", '"http://h/#part"'),
-        ("inference.path", '"predict"'),
-        ("inference.path", '"/a b"'),
-        ("inference.path", '"/predict?x=1"'),
-        ("inference.path", '"/predict\\n"'),
+        ("inference.predict.path", '"predict"'),
+        ("inference.predict.path", '"/a b"'),
+        ("inference.predict.path", '"/predict?x=1"'),
+        ("inference.predict.path", '"/predict\\n"'),
         ("inference.in_flight", "0"),
         ("inference.in_flight", "257"),
         ("pipeline.max_buffered_bytes", "1"),
@@ -197,7 +207,7 @@ def test_the_message_has_the_value_found_and_those_allowed(text: str, message: s
     ],
 )
 def test_values_that_cannot_work_are_refused_by_key_and_line(key: str, value: str) -> None:
-    section, name = key.split(".")
+    section, _, name = key.rpartition(".")
     problem = the_problem(f"[{section}]\n{name} = {value}\n")
     assert (problem.key, problem.line) == (key, 2)
     assert problem.allowed or problem.remedy
@@ -786,3 +796,57 @@ def test_a_url_is_no_relative_path(tmp_path: Path) -> None:
     assert config.video.path == "s3://bucket/a b.mp4"
     assert config.storage.cache_dir == str(tmp_path / "cache")
     assert config.replace(video={"stride": 2}).storage.url_prefixes == ("s3://bucket/",)
+
+
+# tables inside a section
+
+
+def test_a_key_of_a_table_inside_has_its_line() -> None:
+    problem = the_problem("[inference]\nin_flight = 1\n\n[inference.predict]\nfeild = 'image'\n")
+    assert str(problem) == "line 5: inference.predict.feild: unknown key; did you mean 'field'?"
+    problem = the_problem("[inference]\npredict.path = 'predict'\n")
+    assert (problem.key, problem.line) == ("inference.predict.path", 2)
+
+
+def test_a_key_of_a_table_that_stands_above_it_is_met_with_that_table() -> None:
+    problem = the_problem("[inference]\nfield = 'image'\n")
+    assert str(problem) == "line 2: inference.field: unknown key; known in [inference.predict]"
+
+
+def test_a_table_inside_is_a_table() -> None:
+    assert str(the_problem("[inference]\npredict = 1\n")).endswith("found 1; allowed: the table [inference.predict]")
+
+
+def test_a_change_of_one_key_keeps_the_others_of_its_table() -> None:
+    config = Config().replace(inference={"predict": {"field": "image"}})
+    config = config.replace(inference={"predict": {"path": "/v2"}}).with_absolute_paths(BASE)
+    assert (config.inference.predict.field, config.inference.predict.path) == ("image", "/v2")
+
+
+def test_files_in_a_table_start_from_the_configs_directory() -> None:
+    text = "[inference]\nurl = 'https://h'\nheader_files = { a = 'k', b = '$CREDENTIALS_DIRECTORY/b' }\n"
+    config = parse_config(text, base_dir=BASE, environ={"CREDENTIALS_DIRECTORY": "/run/c"})
+    assert config.inference.header_files == {"a": str(BASE / "k"), "b": "/run/c/b"}
+    text = text.replace("'k'", "'$CREDENTIALS_DIRECTORY/k'")
+    with pytest.raises(ConfigError, match=r"line 3: inference\.header_files: \$CREDENTIALS_DIRECTORY is not set"):
+        parse_config(text, base_dir=BASE, environ={})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('headers = { Authorization = "Bearer abc" }', "Authorization looks like a secret"),
+        ('headers = { "X-Api-Key" = "abc" }', "X-Api-Key looks like a secret"),
+        ('query = { api_key = "abc" }', "api_key looks like a secret"),
+        ('headers = { "X-A" = "b" }\nheader_files = { "X-A" = "k" }', "X-A is set in inference.header_files too"),
+        ('headers = { "Content-Length" = "1" }', "content-length is set by the client"),
+        ('headers = { "a b" = "1" }', "bad value"),
+        ('headers = { a = "1\\r\\nb: 2" }', "bad value"),
+        ('header_files = { a = "k" }', "secrets of inference.header_files would be sent over a connection"),
+        ('labels = ["a"]\nlabels_file = "b"', "labels and labels_file are both set"),
+    ],
+)
+def test_headers_and_parameters_hold_no_secret_and_are_set_once(keys: str, message: str) -> None:
+    error = refused(f"[inference]\nurl = 'http://h:1'\n{keys}\n")
+    assert any(message in str(problem) for problem in error.problems)
+    assert "abc" not in str(error)

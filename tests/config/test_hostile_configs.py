@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.support.hostile_configs import CANARY, HOSTILE_CONFIGS, UNREADABLE, HostileConfig
 from trio_runner.config.errors import ConfigError
+from trio_runner.config.inference import EMBEDDED
 from trio_runner.config.load import Config, load_config, parse_config
-from trio_runner.config.sections import EMBEDDED
 from trio_runner.errors import ErrorCode
 
 KNOWN = {
@@ -160,9 +160,11 @@ def test_any_bytes_are_a_config_or_a_config_error(tmp_path_factory: pytest.TempP
     assert str(result)
 
 
-# Each is one mistake whatever stands beside it: no key takes an array, and no key has such a name.
+# Each is one mistake whatever stands beside it: no other key takes an array, and no key has such a name.
 mistakes: st.SearchStrategy[tuple[tuple[str, str], Any]] = st.tuples(
-    st.sampled_from([(section, key) for section, keys in KNOWN.items() for key in keys if key != "url_prefixes"]),
+    st.sampled_from(
+        [(section, key) for section, keys in KNOWN.items() for key in keys if key not in {"url_prefixes", "labels"}]
+    ),
     st.just([]),
 ) | st.tuples(st.tuples(st.sampled_from(list(KNOWN)), st.from_regex(r"q[xz]{4,8}", fullmatch=True)), st.integers(0, 9))
 

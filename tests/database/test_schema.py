@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from tests.support.database_server import OWNER, OWNER_PASSWORD, DatabaseServer
+from tests.support.database_server import OWNER, OWNER_PASSWORD, DatabaseServer, programs_of_the_wheel, serving_database
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import attempt, make_result, report
 from trio_runner.base import aio
@@ -29,6 +29,12 @@ IN_URL = "the%20%22owner%22%20%C3%A9"
 
 RELEASED: dict[int, str] = {}
 """By REVISION: `schema.digest` of the files of each release, all in one. A release adds its own line."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
+        yield started
 
 
 @pytest.fixture
@@ -440,7 +446,7 @@ async def test_a_change_may_take_longer_than_a_command(empty_database: DatabaseS
     """Neither the time of a command nor what the session allows a statement or a lock ends it."""
     hurried = DatabaseSection(
         **{name: getattr(empty_database, name) for name in empty_database.__struct_fields__}
-        | {"command_timeout_seconds": 3.0}
+        | {"command_timeout_seconds": 1.0}
     )
     async with (
         aio.open_loop(),
@@ -449,16 +455,16 @@ async def test_a_change_may_take_longer_than_a_command(empty_database: DatabaseS
     ):
         await reader.create_schema()
         await store.fetch_all("SET lock_timeout = '100ms'")
-        (sql / "changes" / "9001_slow.sql").write_text("SELECT pg_sleep(4); ALTER TABLE attempts ADD COLUMN note text;")
+        (sql / "changes" / "9001_slow.sql").write_text("SELECT pg_sleep(2); ALTER TABLE attempts ADD COLUMN note text;")
 
         async def read_for_long() -> None:
-            await reader.fetch_all("SELECT pg_sleep(6) FROM (SELECT count(*) FROM attempts) a")
+            await reader.fetch_all("SELECT pg_sleep(4) FROM (SELECT count(*) FROM attempts) a")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_for_long)
             assert await store.create_schema() == ["changes/9001_slow.sql"]
-        with pytest.raises(RunnerError, match=r"within 3 s|statement timeout"):
-            await store.fetch_all("SELECT pg_sleep(60)")
+        with pytest.raises(RunnerError, match=r"within 1 s|statement timeout"):
+            await store.fetch_all("SELECT pg_sleep(3)")
 
 
 async def test_a_change_is_bounded_all_the_same(

@@ -16,7 +16,7 @@ import trio
 
 from tests.support.harness import PATIENCE_SECONDS, free_port
 from tests.support.makers import make_frame
-from trio_runner.config.sections import InferenceSection
+from trio_runner.config.inference import InferenceSection, PredictSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError
 from trio_runner.inference.client import MAX_RETRY_AFTER_SECONDS, InferenceClient, open_client
 from trio_runner.model import FrameResult
@@ -109,7 +109,7 @@ def answers(*responses: bytes) -> Script:
 
 async def infer(config: InferenceSection) -> FrameResult:
     async with open_client(config) as client:
-        return await client.infer(make_frame(sequence=3))
+        return (await client.infer([make_frame(sequence=3)]))[0]
 
 
 async def failure(script: Script, **config: object) -> RunnerError:
@@ -117,7 +117,7 @@ async def failure(script: Script, **config: object) -> RunnerError:
         section = InferenceSection(url=server.url, **config)  # type: ignore[arg-type]
         async with open_client(section) as client:
             with pytest.raises(RunnerError) as caught:
-                await client.infer(make_frame())
+                await client.infer([make_frame()])
     assert server.url in caught.value.message
     return caught.value
 
@@ -136,7 +136,7 @@ async def test_an_answer_becomes_the_frames_result() -> None:
 async def test_a_result_has_the_size_of_the_picture_that_its_boxes_are_in() -> None:
     """The picture that was sent is smaller."""
     async with serving(answers(http())) as server, open_client(InferenceSection(url=server.url)) as client:
-        result = await client.infer(make_frame(size=(1280, 960), sent=(640, 480)))
+        result = (await client.infer([make_frame(size=(1280, 960), sent=(640, 480))]))[0]
     assert (result.width, result.height) == (1280, 960)
     assert [found.bbox for found in result.detections] == [(2.0, 4.0, 6.0, 8.0)]
 
@@ -149,7 +149,7 @@ async def test_the_request_asks_for_no_compression_and_carries_no_credentials() 
         await stream.send_all(http())
 
     async with serving(script) as server:
-        await infer(InferenceSection(url=server.url, path="/v2/predict", field="image"))
+        await infer(InferenceSection(url=server.url, predict=PredictSection(path="/v2/predict", field="image")))
     head = seen[0].lower().partition(b"\r\n\r\n")[0]
     assert head.startswith(b"post /v2/predict http/1.1\r\n")
     assert f"\r\nhost: 127.0.0.1:{server.port}".encode() in head
@@ -163,7 +163,7 @@ async def test_the_request_asks_for_no_compression_and_carries_no_credentials() 
 async def test_one_connection_serves_many_frames() -> None:
     async with serving(answers(*[http()] * 5)) as server, open_client(InferenceSection(url=server.url)) as client:
         for number in range(5):
-            assert (await client.infer(make_frame(number))).sequence == number
+            assert (await client.infer([make_frame(number)]))[0].sequence == number
         assert server.connections == 1
 
 
@@ -171,7 +171,7 @@ async def test_a_server_that_closes_after_every_answer_is_no_failure() -> None:
     async with serving(answers(http(ANSWER, "200 OK", "Connection: close"))) as server:
         async with open_client(InferenceSection(url=server.url)) as client:
             for number in range(5):
-                await client.infer(make_frame(number))
+                await client.infer([make_frame(number)])
         assert server.connections == 5
 
 
@@ -194,7 +194,7 @@ async def test_senders_do_not_wait_for_each_others_connections() -> None:
         config = InferenceSection(url=server.url, in_flight=in_flight, timeout_seconds=PATIENCE_SECONDS)
         async with open_client(config) as client, trio.open_nursery() as nursery:
             for number in range(in_flight):
-                nursery.start_soon(client.infer, make_frame(number))
+                nursery.start_soon(client.infer, [make_frame(number)])
 
 
 async def test_a_cancelled_exchange_leaves_the_client_usable() -> None:
@@ -213,13 +213,13 @@ async def test_a_cancelled_exchange_leaves_the_client_usable() -> None:
         for _ in range(6):
             asked = trio.Event()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.infer, make_frame())
+                nursery.start_soon(client.infer, [make_frame()])
                 await asked.wait()
                 nursery.cancel_scope.cancel()
         silent = False
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.infer, make_frame())
-            nursery.start_soon(client.infer, make_frame())
+            nursery.start_soon(client.infer, [make_frame()])
+            nursery.start_soon(client.infer, [make_frame()])
 
 
 # statuses
@@ -336,10 +336,10 @@ async def test_an_answer_too_many_is_not_taken_for_the_next_frames() -> None:
         open_client(InferenceSection(url=server.url, in_flight=1)) as client,
     ):
         with pytest.raises(RunnerError, match="went on after its answer") as caught:
-            await client.infer(make_frame(0))
+            await client.infer([make_frame(0)])
         assert caught.value.code is ErrorCode.INFERENCE_BAD_ANSWER
         for number in (1, 2):
-            assert [found.label for found in (await client.infer(make_frame(number))).detections] == ["dog"]
+            assert [found.label for found in (await client.infer([make_frame(number)]))[0].detections] == ["dog"]
         assert server.connections == 2
 
 
@@ -419,7 +419,7 @@ async def test_the_deadline_is_for_the_whole_exchange(script: Script) -> None:
         config = InferenceSection(url=server.url, timeout_seconds=0.3)
         async with open_client(config) as client:
             with pytest.raises(RunnerError) as caught:
-                await client.infer(make_frame(jpeg=bytes(10 * 2**20)))
+                await client.infer([make_frame(content=bytes(10 * 2**20))])
     assert caught.value.code is ErrorCode.INFERENCE_TIMEOUT
     assert "0.3 s" in caught.value.message
 
@@ -447,7 +447,7 @@ async def black_hole() -> AsyncIterator[str]:
 
 
 Action = Callable[[InferenceClient], Awaitable[object]]
-ACTIONS = [lambda client: client.infer(make_frame()), lambda client: client.check()]
+ACTIONS = [lambda client: client.infer([make_frame()]), lambda client: client.check()]
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=["infer", "check"])

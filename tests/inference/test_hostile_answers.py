@@ -16,11 +16,12 @@ from tests.support.fake_inference import open_fake
 from tests.support.faults import HARMLESS, Fault
 from tests.support.hostile_answers import CASES, Case, assert_refusal, assert_sound
 from tests.support.makers import make_frame
-from trio_runner.config.sections import InferenceSection
+from trio_runner.config.inference import InferenceSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.client import open_client
-from trio_runner.inference.protocols import predict
+from trio_runner.inference.protocol import Answer
+from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import Detection, Frame
 
 # As in test_client.py: httpcore leaves generators behind when an exchange breaks off in the middle.
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 MEBIBYTE = 2**20
 FRAME = make_frame()
+PROTOCOL = open_protocol(InferenceSection())
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,18 +47,18 @@ def painted(number: int) -> Frame:
     """A frame that the fake can read, of the size that the cases are about."""
     coded, jpeg = cv2.imencode(".jpg", clips.paint(number, (FRAME.width, FRAME.height)))
     assert coded
-    return make_frame(number, jpeg=jpeg.tobytes())
+    return make_frame(number, content=jpeg.tobytes())
 
 
 def ending(body: bytes) -> tuple[Detection, ...] | str:
     """What the decoder makes of it, proven sound, or its refusal, proven sayable."""
     try:
-        found = predict.detections(body, FRAME)
+        (reading,) = PROTOCOL.read(Answer({}, body), [FRAME])
     except BadAnswerError as error:
         assert_refusal(str(error))
         return str(error)
-    assert_sound(found, FRAME)
-    return found
+    assert_sound(reading.detections, FRAME)
+    return reading.detections
 
 
 # the decoder
@@ -120,11 +122,11 @@ async def test_every_case_has_the_same_end_when_it_comes_over_http() -> None:
         for number, case in enumerate(CASES):
             if case.refused:
                 with pytest.raises(RunnerError) as caught:
-                    await client.infer(painted(number))
+                    await client.infer([painted(number)])
                 assert caught.value.code is ErrorCode.INFERENCE_BAD_ANSWER
                 assert caught.value.message.startswith(f"{fake.url}: {case.refused}"), case.name
             else:
-                assert (await client.infer(painted(number))).detections == case.accepted, case.name
+                assert (await client.infer([painted(number)]))[0].detections == case.accepted, case.name
     assert len(fake.numbers) == len(CASES)
 
 
@@ -175,10 +177,10 @@ async def test_a_fault_has_a_name_and_the_client_is_well_after_it(fault: Fault) 
             open_client(InferenceSection(url=fake.url, timeout_seconds=timeout_seconds)) as client,
         ):
             with pytest.raises(RunnerError) as caught:
-                await client.infer(painted(0))
+                await client.infer([painted(0)])
             assert caught.value.code in FAULTS[fault], caught.value
             assert fake.url in caught.value.message
-            result = await client.infer(painted(1))
+            result = (await client.infer([painted(1)]))[0]
         assert [found.label for found in result.detections] == ["frame-1"]
         assert elsewhere.numbers == [], "a redirect was followed"
     assert fake.numbers == [0, 1]
@@ -191,7 +193,7 @@ async def test_what_is_only_unusual_is_an_answer_every_time(fault: Fault) -> Non
         open_client(InferenceSection(url=fake.url, timeout_seconds=60)) as client,
     ):
         for number in range(5):
-            result = await client.infer(painted(number))
+            result = (await client.infer([painted(number)]))[0]
             assert [found.label for found in result.detections] == [f"frame-{number}"]
 
 
@@ -204,7 +206,7 @@ async def test_an_answer_too_many_is_not_the_next_frames() -> None:
     ):
         for number in range(3):
             try:
-                labels.append([found.label for found in (await client.infer(painted(number))).detections])
+                labels.append([found.label for found in (await client.infer([painted(number)]))[0].detections])
             except RunnerError as error:
                 labels.append([error.code])
     assert labels[0] in (["frame-0"], ["inference_bad_answer"])
@@ -219,7 +221,7 @@ async def test_an_answer_that_comes_before_the_body_was_read_is_accepted(size: i
         open_client(InferenceSection(url=fake.url, timeout_seconds=60)) as client,
     ):
         with pytest.raises(RunnerError) as caught:
-            await client.infer(make_frame(jpeg=bytes(size)))
+            await client.infer([make_frame(content=bytes(size))])
     assert caught.value.code is ErrorCode.INFERENCE_UNAVAILABLE
 
 

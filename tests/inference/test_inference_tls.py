@@ -21,14 +21,14 @@ from tests.support.certificates import Authority
 from tests.support.fake_inference import open_fake
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import make_frame
-from trio_runner.config.sections import InferenceSection
+from trio_runner.config.inference import InferenceSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference import client
 from trio_runner.inference.client import InferenceClient, open_client
 
 Action = Callable[[InferenceClient], Awaitable[object]]
 BOTH = pytest.mark.parametrize(
-    "action", [lambda client: client.infer(painted(7)), lambda client: client.check()], ids=["infer", "check"]
+    "action", [lambda client: client.infer([painted(7)]), lambda client: client.check()], ids=["infer", "check"]
 )
 
 
@@ -258,7 +258,7 @@ async def test_the_token_goes_with_every_frame_and_into_no_log(
         section = InferenceSection(url=server.url, token_file=str(tmp_path / "token"))
         async with open_client(section) as client:
             for number in range(3):
-                await client.infer(make_frame(number))
+                await client.infer([make_frame(number)])
     assert [head.count(b"\r\nAuthorization: Bearer c4n4ry.token-~+/=") for head in heads] == [1, 1, 1]
     assert "c4n4ry" not in caplog.text
 

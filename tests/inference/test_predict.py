@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
-from trio_runner.config.sections import InferenceSection
+from trio_runner.config.inference import InferenceSection, PredictSection
 from trio_runner.inference.answer import MAX_DETECTIONS, BadAnswerError
-from trio_runner.inference.protocols import predict
+from trio_runner.inference.protocol import Answer, Reading
+from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import Detection, Frame
 
 FRAME = make_frame(size=(640, 480))
@@ -20,14 +23,20 @@ ITEM: dict[str, Any] = {"class": "person", "confidence": 0.9, "bbox": BOX}
 PERSON = Detection("person", 0.9, (10.0, 20.0, 30.5, 40.0))
 
 
-def detections(answer: Any, frame: Frame = FRAME) -> tuple[Detection, ...]:
-    return predict.detections(json.dumps(answer).encode(), frame)
+def read(body: bytes, frame: Frame = FRAME, **config: Any) -> Reading:
+    protocol = open_protocol(msgspec.convert({"predict": config}, InferenceSection))
+    (reading,) = protocol.read(Answer({}, body), [frame])
+    return reading
+
+
+def detections(answer: Any, frame: Frame = FRAME, **config: Any) -> tuple[Detection, ...]:
+    return read(json.dumps(answer).encode(), frame, **config).detections
 
 
 def parsed(body: bytes, frame: Frame = FRAME) -> tuple[Detection, ...] | BadAnswerError:
     """Either of the two; anything else that is raised is a bug."""
     try:
-        return predict.detections(body, frame)
+        return read(body, frame).detections
     except BadAnswerError as error:
         return error
 
@@ -43,13 +52,16 @@ def refusal(answer: Any) -> str:
 
 
 def test_the_request_is_a_multipart_post_of_the_jpeg() -> None:
-    config = InferenceSection(url="http://h:8001/v1/", path="/predict", field="image")
-    request = predict.request(config, make_frame(jpeg=b"\xff\xd8pixels\xff\xd9"))
-    body = request.read()
-    assert (request.method, str(request.url)) == ("POST", "http://h:8001/v1/predict")
-    assert request.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+    config = InferenceSection(predict=PredictSection(path="/predict", field="image"))
+    call = open_protocol(config).call([make_frame(content=b"\xff\xd8pixels\xff\xd9")])
+    body = b"".join(call.body)
+    assert (call.method, call.path) == ("POST", "/predict")
+    ((name, content_type),) = call.headers
+    boundary = content_type.removeprefix("multipart/form-data; boundary=").encode()
+    assert name == "Content-Type"
+    assert body.startswith(b"--" + boundary + b"\r\n")
+    assert body.endswith(b"\r\n--" + boundary + b"--\r\n")
     assert b'name="image"; filename="frame.jpg"\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8pixels\xff\xd9\r\n' in body
-    assert int(request.headers["Content-Length"]) == len(body)
 
 
 # spellings that services are known to use
@@ -156,12 +168,18 @@ def test_the_order_of_the_service_is_kept() -> None:
         ({"predictions": [ITEM | {"bbox": {"x1": 1}}]}, "$.predictions[0].bbox: "),
         ({"predictions": [ITEM | {"bbox": [1, 2, 3, "4"]}]}, "$.predictions[0].bbox[3]: "),
         ({"predictions": [ITEM | {"bbox": [1, 2, 3, True]}]}, "$.predictions[0].bbox[3]: "),
-        ({"predictions": [ITEM | {"bbox": [30, 20, 10, 40]}]}, "$.predictions[0].bbox: corners"),
-        ({"predictions": [ITEM | {"bbox": [10, 40, 30, 20]}]}, "$.predictions[0].bbox: corners"),
-        ({"predictions": [ITEM | {"bbox": [-13, 20, 30, 40]}]}, "$.predictions[0].bbox: "),
-        ({"predictions": [ITEM | {"bbox": [10, -10, 30, 40]}]}, "$.predictions[0].bbox: "),
-        ({"predictions": [ITEM | {"bbox": [10, 20, 653, 40]}]}, "$.predictions[0].bbox: "),
-        ({"predictions": [ITEM | {"bbox": [10, 20, 30, 490]}]}, "$.predictions[0].bbox: "),
+        (
+            {"predictions": [ITEM | {"bbox": [30, 20, 10, 40]}]},
+            "$.predictions[0].bbox: [30, 20, 10, 40] has its corners out of order",
+        ),
+        (
+            {"predictions": [ITEM | {"bbox": [10, 40, 30, 20]}]},
+            "$.predictions[0].bbox: [10, 40, 30, 20] has its corners out of order",
+        ),
+        ({"predictions": [ITEM | {"bbox": [-65, 20, 30, 40]}]}, "$.predictions[0].bbox: "),
+        ({"predictions": [ITEM | {"bbox": [10, -49, 30, 40]}]}, "$.predictions[0].bbox: "),
+        ({"predictions": [ITEM | {"bbox": [10, 20, 705, 40]}]}, "$.predictions[0].bbox: "),
+        ({"predictions": [ITEM | {"bbox": [10, 20, 30, 529]}]}, "$.predictions[0].bbox: "),
         ({"predictions": [ITEM | {"bbox": [0, 0, 10**300, 1]}]}, "$.predictions[0].bbox"),
     ],
     ids=lambda value: json.dumps(value)[:60] if not isinstance(value, str) else "",
@@ -198,7 +216,7 @@ def test_a_thousand_detections_are_taken_and_one_more_is_not() -> None:
 )
 def test_what_is_no_strict_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadAnswerError, match=r"^\$"):
-        predict.detections(body, FRAME)
+        read(body, FRAME)
 
 
 # the box
@@ -222,9 +240,71 @@ def test_sides_that_scale_differently_are_scaled_each_by_its_own() -> None:
     assert found.bbox == (191.9, 108.1, 1919.0, 1081.0)
 
 
-def test_a_small_overshoot_is_cut_off() -> None:
-    # 2 % of 640 x 480 is 12.8 x 9.6.
-    assert detections({"boxes": [ITEM | {"bbox": [-12.8, -9.6, 652.8, 489.6]}]})[0].bbox == (0.0, 0.0, 640.0, 480.0)
+def test_what_overshoots_the_border_is_cut_off_and_counted() -> None:
+    reading = read(json.dumps({"boxes": [ITEM, ITEM | {"bbox": [-64, -48, 704, 528]}]}).encode())
+    assert [found.bbox for found in reading.detections] == [PERSON.bbox, (0.0, 0.0, 640.0, 480.0)]
+    assert reading.clipped == 1
+
+
+def test_a_few_boxes_may_overshoot_by_far() -> None:
+    reading = read(json.dumps({"boxes": [ITEM, ITEM | {"bbox": [-600, 20, 30, 4000]}]}).encode())
+    assert [found.bbox for found in reading.detections] == [PERSON.bbox, (0.0, 20.0, 30.0, 480.0)]
+
+
+@pytest.mark.parametrize(
+    ("box", "setting"),
+    [
+        ([100, 200, 900, 990], 'inference.predict.box_scale = "0-1000"'),
+        ([0.1, 0.2, 0.9, 0.99], 'inference.predict.box_scale = "0-1"'),
+        ([600, 400, 30, 60], 'inference.predict.box_format = "xywh"'),
+        ([900, 300, 950, 200], ""),
+    ],
+)
+def test_the_refusal_of_a_scale_names_the_setting_that_fits(box: list[float], setting: str) -> None:
+    message = refusal({"predictions": [ITEM | {"bbox": box}] * 3})
+    assert setting in message
+    assert ("inference.predict" in message) is bool(setting)
+
+
+def test_pixels_that_are_configured_may_all_lie_within_0_to_1() -> None:
+    answer = {"predictions": [ITEM | {"bbox": [0, 0, 1, 1]}]}
+    assert detections(answer, box_scale="pixels")[0].bbox == (0.0, 0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("form", "box"),
+    [
+        ("xyxy", [64, 96, 128, 144]),
+        ("xywh", [64, 96, 64, 48]),
+        ("cxcywh", [96, 120, 64, 48]),
+        ("yxyx", [96, 64, 144, 128]),
+        ("xxyy", [64, 128, 96, 144]),
+    ],
+)
+@pytest.mark.parametrize("scale", ["pixels", "0-1", "0-1000"])
+def test_boxes_are_read_in_the_configured_form_and_scale(form: str, box: list[float], scale: str) -> None:
+    across, down = {"pixels": (1.0, 1.0), "0-1": (1 / 640, 1 / 480), "0-1000": (1000 / 640, 1000 / 480)}[scale]
+    sides = {"yxyx": (down, across, down, across), "xxyy": (across, across, down, down)}
+    factors = sides.get(form, (across, down, across, down))
+    written = [number * factor for number, factor in zip(box, factors, strict=True)]
+    (found,) = detections({"boxes": [ITEM | {"bbox": written}]}, box_format=form, box_scale=scale)
+    assert found.bbox == (64.0, 96.0, 128.0, 144.0)
+
+
+def test_a_box_in_a_padded_picture_is_moved_and_one_in_the_padding_is_left_out() -> None:
+    # 1280 x 720 in 640 x 640: scaled to 640 x 360, with 140 rows of padding above and below.
+    frame = dataclasses.replace(make_frame(size=(1280, 720), sent=(640, 640)), inset=(0, 140, 640, 360))
+    body = json.dumps({"boxes": [ITEM | {"bbox": box} for box in ([0, 140, 320, 500], [10, 10, 90, 90])]}).encode()
+    reading = read(body, frame)
+    assert [found.bbox for found in reading.detections] == [(0.0, 0.0, 640.0, 720.0)]
+    assert reading.clipped == 1
+
+
+def test_class_numbers_have_their_names() -> None:
+    protocol = open_protocol(InferenceSection(), ["person", "", "car"])
+    body = json.dumps({"boxes": [ITEM | {"class": number} for number in (2, 1, 7, -1)]}).encode()
+    ((reading,)) = protocol.read(Answer({}, body), [FRAME])
+    assert [found.label for found in reading.detections] == ["car", "class 1", "class 7", "class -1"]
 
 
 def test_a_box_without_area_is_a_box() -> None:
@@ -279,8 +359,8 @@ def test_any_bytes_are_sound_detections_or_a_bad_answer(body: bytes) -> None:
         assert_sound(found, FRAME)
 
 
-boxes = st.tuples(st.floats(-12, 652), st.floats(-9, 489), st.floats(0, 640), st.floats(0, 480)).map(
-    lambda box: [box[0], box[1], min(box[0] + box[2], 652), min(box[1] + box[3], 489)]
+boxes = st.tuples(st.floats(-64, 640), st.floats(-48, 480), st.floats(0, 640), st.floats(0, 480)).map(
+    lambda box: [box[0], box[1], min(max(box[0] + box[2], 0), 704), min(max(box[1] + box[3], 0), 528)]
 )
 
 
@@ -289,6 +369,7 @@ def test_every_box_within_the_slack_is_kept_sound_whatever_the_scale(
     given_boxes: list[list[float]], width: int, height: int
 ) -> None:
     frame = make_frame(size=(width, height), sent=(640, 480))
-    found = detections({"predictions": [ITEM | {"bbox": box} for box in given_boxes]}, frame)
+    answer = {"predictions": [ITEM | {"bbox": box} for box in given_boxes]}
+    found = detections(answer, frame, box_scale="pixels")
     assert len(found) == len(given_boxes)
     assert_sound(found, frame)

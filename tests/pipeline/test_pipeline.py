@@ -45,7 +45,7 @@ class FakeSource:
             self.cancelled = True
             raise
         if self.read < len(self._sizes):
-            frame = make_frame(self.read, jpeg=bytes(self._sizes[self.read]))
+            frame = make_frame(self.read, content=bytes(self._sizes[self.read]))
             self.read += 1
             return frame
         if self._ending is not None:
@@ -63,14 +63,17 @@ class FakeInference:
         self.started: list[int] = []
         self.cancelled = 0
 
-    async def infer(self, frame: Frame) -> FrameResult:
+    max_frames = 1
+
+    async def infer(self, frames: Sequence[Frame]) -> list[FrameResult]:
+        (frame,) = frames
         self.started.append(frame.sequence)
-        self.under_way[frame.sequence] = len(frame.jpeg)
+        self.under_way[frame.sequence] = len(frame.content)
         self.most_frames = max(self.most_frames, len(self.under_way))
         self.most_bytes = max(self.most_bytes, sum(self.under_way.values()))
         try:
             await trio.sleep(self._seconds(frame.sequence))
-            return await self.answer(frame)
+            return [await self.answer(frame)]
         except trio.Cancelled:
             self.cancelled += 1
             raise
@@ -324,13 +327,14 @@ async def test_a_pipeline_that_stands_still_although_nothing_fails_is_stalled(au
 
 async def test_the_first_error_is_reported_before_the_other_tasks_are_cancelled(autojump_clock: MockClock) -> None:
     class Noting(FakeInference):
-        async def infer(self, frame: Frame) -> FrameResult:
+        async def infer(self, frames: Sequence[Frame]) -> list[FrameResult]:
+            (frame,) = frames
             if frame.sequence == 0:
                 # When the others are under way.
                 await trio.sleep(0.5)
                 raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, "zero")
             try:
-                return await super().infer(frame)
+                return await super().infer(frames)
             finally:
                 failures_when_cancelled.append(run.failures)
 

@@ -159,8 +159,8 @@ async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: S
 async def test_a_bug_has_a_name_too_and_its_stack(scene: Scene, clip: Path) -> None:
     buggy = (
         "from trio_runner.inference.protocols import predict\n"
-        "def detections(body, frame):\n    secret = 'c4n4ry'\n    return 1 / 0\n"
-        "predict.detections = detections"
+        "def parse_json(body):\n    secret = 'c4n4ry'\n    return 1 / 0\n"
+        "predict.parse_json = parse_json"
     )
     async with open_fake() as fake:
         config = scene.write_config(video={"path": str(clip)}, inference={"url": fake.url})
@@ -170,6 +170,6 @@ async def test_a_bug_has_a_name_too_and_its_stack(scene: Scene, clip: Path) -> N
     assert done.code == 75, done.err
     body = await scene.check_death(done, "internal", named="division by zero")
     assert body["error"]["type"] == "ZeroDivisionError"
-    assert body["error"]["stack"][-1].endswith(":detections")
+    assert body["error"]["stack"][-1].endswith(":parse_json")
     assert "c4n4ry" not in done.err + str(body), "a stack says where, and never a value"
     await scene.check_resume(frames=60, video={"path": str(clip)})

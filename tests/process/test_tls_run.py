@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,10 @@ from tests.support.tls_database import pytestmark, tls_server, unknown_authority
 
 
 @pytest.fixture
-def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Iterator[Scene]:
+def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Scene:
     """As everywhere, but its ledger is in the database with TLS."""
     mine = server.servers(servers)
-    with Ledger(mine) as ledger:
-        yield dataclasses.replace(scene, servers=mine, ledger=ledger)
+    return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
 
 
 class Recording(trio.abc.Stream):

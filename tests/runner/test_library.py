@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,13 +70,13 @@ async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and
     """Of the whole scenario, also where an earlier attempt stored the frames that were not inferred."""
     infer = InferenceClient.infer
 
-    async def flawed(client: InferenceClient, frame: Frame) -> FrameResult:
-        result = await infer(client, frame)
+    async def flawed(client: InferenceClient, frames: Sequence[Frame]) -> list[FrameResult]:
+        (frame,), (result,) = frames, await infer(client, frames)
         if frame.index in {3, 50}:
-            return replace(result, detections=(), error=f"inference_rejected: frame {frame.index}")
+            return [replace(result, detections=(), error=f"inference_rejected: frame {frame.index}")]
         if frame.index == 40 and failing:
             raise RunnerError(ErrorCode.INFERENCE_UNAVAILABLE, "503")
-        return replace(result, clipped=frame.index == 59)
+        return [replace(result, clipped=frame.index == 59)]
 
     monkeypatch.setattr(InferenceClient, "infer", flawed)
     async with open_fake() as fake:

@@ -158,8 +158,8 @@ LABELS = (
 BOXES = (
     "null", "true", "0", '"1,2,3,4"', '"[1,2,3,4]"', "{}", '{"x1": 1, "y1": 2, "x2": 3, "y2": 4}', "[]", "[1]",
     "[1, 2, 3, 4, 5]", "[[1, 2], [3, 4]]", "[[[1, 2, 3, 4]]]", "[[1, 2, 3, 4], [1, 2, 3, 4]]", "[1, 2, 3]",
-    '["1", "2", "3", "4"]', "[1, 2, 3, null]", "[true, 2, 3, 4]", "[3, 2, 1, 4]", "[1, 4, 3, 2]", "[-13, 2, 3, 4]",
-    "[1, -10, 3, 4]", "[1, 2, 653, 4]", "[1, 2, 3, 490]", "[1e308, 1e308, 1e308, 1e308]", "[-1e308, 0, 1e308, 1]",
+    '["1", "2", "3", "4"]', "[1, 2, 3, null]", "[true, 2, 3, 4]", "[3, 2, 1, 4]", "[1, 4, 3, 2]", "[-65, 2, 3, 4]",
+    "[1, -49, 3, 4]", "[1, 2, 705, 4]", "[1, 2, 3, 529]", "[1e308, 1e308, 1e308, 1e308]", "[-1e308, 0, 1e308, 1]",
     "[0, 0, 18446744073709551616, 1]", "[0, 0, " + "9" * 400 + ", 1]", "[" + "0, " * 10_000 + "0]", "[1, 2, 3, [4]]",
     "[1, 2, 3, 4,5]", "[null, null, null, null]",
 )  # fmt: skip
@@ -193,7 +193,15 @@ REFUSED = {
     '{"predictions": [[]]}': "$.predictions[0]: expected an object",
     '{"predictions": ["dog"]}': "$.predictions[0]: expected an object",
     '{"predictions": [{}]}': "$.predictions[0]: none of class",
-    '{"predictions": [{"class": "dog", "confidence": 0.5}]}': "$.predictions[0]: none of bbox",
+    '{"predictions": [{"class": "dog"}]}': "$.predictions[0]: none of bbox",
+    '{"predictions": [{"class": "dog", "confidence": 0.5, "rect": [1, 2, 3, 4]}]}': "$.predictions[0]: none of bbox",
+    '{"predictions": [{"class": "dog", "confidence": 0.5, "x": 1, "y": 2}]}': "$.predictions[0]: none of bbox",
+    '{"predictions": [{"class": "dog", "score": 1, "bbox": [1, 2, 3, 4]}, {"class": "cat", "score": 1}]}': (
+        "$.predictions[1]: no box"
+    ),
+    '{"predictions": [{"class": "dog", "confidence": 0.5, "bbox": [0.1, 0.2, 0.3, 0.4]}]}': (
+        "$.predictions[0].bbox: all boxes lie within 0 to 1"
+    ),
     '{"predictions": [{"confidence": 0.5, "bbox": [1, 2, 3, 4]}]}': "$.predictions[0]: none of class",
     '{"predictions": [{"class": "dog", "label": "cat", "bbox": [1, 2, 3, 4]}]}': "$.predictions[0]: both",
     '{"predictions": [{"class": "dog", "score": 1, "confidence": 1, "bbox": [1, 2, 3, 4]}]}': "$.predictions[0]: both",
@@ -262,8 +270,12 @@ ACCEPTED: dict[str, tuple[bytes, tuple[Detection, ...]]] = {
     "next to nothing": (_item(confidence="1e-400"), (Detection("dog", 0.0, DOG.bbox),)),
     "a negative nothing": (_item(confidence="-0.0"), (Detection("dog", 0.0, DOG.bbox),)),
     "over the border by a little": (
-        _item(box="[-12, -9, 652, 489]"),
+        _item(box="[-64, -48, 704, 528]"),
         (Detection("dog", 0.5, (0.0, 0.0, 640.0, 480.0)),),
+    ),
+    "a classification": (
+        b'{"predictions": [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]}',
+        (Detection("cat", 0.9, None), Detection("dog", 0.1, None)),
     ),
     "a class number": (_item(label="17"), (Detection("class 17", 0.5, DOG.bbox, class_id=17),)),
     "a negative class number": (_item(label="-1"), (Detection("class -1", 0.5, DOG.bbox, class_id=-1),)),

@@ -175,7 +175,11 @@ VALUES: Sequence[HostileConfig] = (
     HostileConfig("Cyrillic letter", "[log]\nlevel = 'inf\u043e'\n", (("log.level", 2),)),
     HostileConfig("full-width digits", "[kafka]\nbrokers = 'h:\uff19\uff10\uff19\uff12'\n", (("kafka.brokers", 2),)),
     HostileConfig("zero-width space", "[inference]\nurl = 'http://h\u200b:1'\n", (("inference.url", 2),)),
-    HostileConfig("header smuggled into a path", '[inference]\npath = "/x\\r\\nHost: y"\n', (("inference.path", 2),)),
+    HostileConfig(
+        "header smuggled into a path",
+        '[inference.predict]\npath = "/x\\r\\nHost: y"\n',
+        (("inference.predict.path", 2),),
+    ),
     HostileConfig("NUL in a path", '[video]\npath = "a\\u0000.mp4"\n', (("video.path", 2),)),
     HostileConfig("NUL in a user name", '[kafka]\nusername = "a\\u0000b"\n', (("kafka.username", 2),)),
     HostileConfig("other scheme", "[inference]\nurl = 'file:///etc/passwd'\n", (("inference.url", 2),)),

@@ -19,7 +19,7 @@ VIDEO = "/videos/a.mp4"
 def make_frame(
     sequence: int = 0,
     *,
-    jpeg: bytes = b"\xff\xd8jpeg\xff\xd9",
+    content: bytes = b"\xff\xd8jpeg\xff\xd9",
     size: tuple[int, int] = (640, 480),
     sent: tuple[int, int] | None = None,
 ) -> Frame:
@@ -32,7 +32,7 @@ def make_frame(
         height=size[1],
         sent_width=sent_width,
         sent_height=sent_height,
-        jpeg=jpeg,
+        content=content,
     )
 
 

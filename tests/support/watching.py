@@ -42,7 +42,7 @@ class Showing:
 
 def picture(frame: Frame) -> Image:
     """The decoded JPEG."""
-    image = cv2.imdecode(np.frombuffer(frame.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(frame.content, np.uint8), cv2.IMREAD_COLOR)
     return np.asarray(image, np.uint8)
 
 

@@ -135,7 +135,7 @@ async def test_threads_change_nothing(clip: Path) -> None:
 
 
 async def test_jpeg_quality_is_heeded(clip: Path) -> None:
-    sizes = [len((await watch(clip, max_frames=1, jpeg_quality=quality)).frames[0].jpeg) for quality in (10, 100)]
+    sizes = [len((await watch(clip, max_frames=1, jpeg_quality=quality)).frames[0].content) for quality in (10, 100)]
     assert sizes[0] < sizes[1]
 
 

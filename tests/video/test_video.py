@@ -349,5 +349,5 @@ async def test_records_arrive_whole_however_they_are_cut(pretend: PretendChild, 
     end = End(decoded=6, selected=6, skipped_corrupt=0)
     pretend("cat >/dev/null", output + header(end))
     shown = await watch(clip)
-    assert [frame.jpeg for frame in shown.frames] == bodies
+    assert [frame.content for frame in shown.frames] == bodies
     assert shown.end == end

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from trio_runner.config.kinds import PeerSection
     from trio_runner.config.load import Config
-    from trio_runner.config.sections import PeerSection
 
 T = TypeVar("T")
 
@@ -85,6 +85,8 @@ async def secrets_of(config: Config) -> frozenset[str]:
     found = {query} if is_url(config.video.path) and (query := config.video.path.partition("?")[2]) else set()
     for key, path in (
         ("inference.token_file", config.inference.token_file),
+        *((f"inference.header_files.{name}", path) for name, path in config.inference.header_files.items()),
+        *((f"inference.query_files.{name}", path) for name, path in config.inference.query_files.items()),
         ("database.password_file", config.database.password_file),
         ("kafka.password_file", config.kafka.password_file),
         ("storage.s3_secret_key_file", config.storage.s3_secret_key_file),

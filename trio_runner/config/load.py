@@ -12,12 +12,14 @@ import tomli
 
 from trio_runner.base.files import read_small_file
 from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.inference import EMBEDDED, InferenceSection
+from trio_runner.config.inference_rules import inference_rules
 from trio_runner.config.keys import check_tables, is_credential
+from trio_runner.config.kinds import PeerSection, Section
 from trio_runner.config.lines import broken_line, key_lines, written_twice
 from trio_runner.config.location import absolute_path
 from trio_runner.config.rules import (
     database_rules,
-    inference_rules,
     kafka_rules,
     kubernetes_rules,
     orchestrator_rules,
@@ -27,19 +29,15 @@ from trio_runner.config.rules import (
     video_rules,
 )
 from trio_runner.config.sections import (
-    EMBEDDED,
     OPTIONAL_PATHS,
     DatabaseSection,
-    InferenceSection,
     KafkaSection,
     KubernetesSection,
     LogSection,
     OrchestratorSection,
-    PeerSection,
     PipelineSection,
     RunnerSection,
     ScenarioSection,
-    Section,
     StorageSection,
     SystemdSection,
     VideoSection,
@@ -94,7 +92,7 @@ class Config(Section, frozen=True, kw_only=True):
         """A checked copy with single keys changed: `config.replace(video={"path": "a.mp4"})`; raises ConfigError."""
         changed: dict[str, dict[str, Any]] = msgspec.to_builtins(self)
         for name, keys in sections.items():
-            changed[name] = changed.get(name, {}) | keys
+            changed[name] = _merged(changed.get(name, {}), keys, getattr(self, name, None))
         return _checked(changed)
 
     def with_absolute_paths(self, base_dir: Path) -> Config:
@@ -106,13 +104,26 @@ class Config(Section, frozen=True, kw_only=True):
         for name, keys in OPTIONAL_PATHS.items():
             section = getattr(self, name)
             changed.setdefault(name, {}).update(
-                {
-                    key: str(base_dir / path)
-                    for key in keys
-                    if (path := getattr(section, key)) and not is_credential(key, path)
-                }
+                {key: _absolute(key, path, base_dir) for key in keys if (path := getattr(section, key))}
             )
         return self.replace(**changed)
+
+
+def _absolute(key: str, path: Any, base_dir: Path) -> Any:
+    """The path, or each path of a table; `$CREDENTIALS_DIRECTORY/name` stays."""
+    if isinstance(path, dict):
+        return {name: _absolute(key, each, base_dir) for name, each in path.items()}
+    return path if is_credential(key, path) else str(base_dir / path)
+
+
+def _merged(table: Mapping[str, Any], keys: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    """The table with these keys; a table inside the section keeps the keys of its own that are not given."""
+    merged = {**table, **keys}
+    for name, value in keys.items():
+        inside = getattr(section, name, None)
+        if isinstance(inside, Section) and isinstance(value, dict):
+            merged[name] = _merged(table[name], value, inside)
+    return merged
 
 
 def load_config(path: Path, environ: Mapping[str, str] | None = os.environ, *, with_video: bool = False) -> Config:

@@ -1,16 +1,25 @@
-"""The tables of a config file: every key with its type, its range in words and its default."""
+"""The tables of a config file: every key with its type and its default."""
 
 from __future__ import annotations
 
-import json
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta
 
-EMBEDDED = "embedded"
-"""In place of an address: the runner starts a real server of its own."""
+from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import (
+    DnsName,
+    FilePath,
+    Name,
+    NotNegative,
+    PeerSection,
+    Positive,
+    Quantity,
+    Seconds,
+    Section,
+    Topic,
+)
 
 CACHE_NAME: Final = "videos"
 """Where in `runner.data_dir` fetched videos lie, unless `storage.cache_dir` says otherwise."""
@@ -18,7 +27,15 @@ CACHE_NAME: Final = "videos"
 OPTIONAL_PATHS: Final = MappingProxyType(
     {
         "video": ("root",),
-        "inference": ("ca_file", "certificate_file", "key_file", "token_file"),
+        "inference": (
+            "ca_file",
+            "certificate_file",
+            "header_files",
+            "key_file",
+            "labels_file",
+            "query_files",
+            "token_file",
+        ),
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),
         "storage": (
@@ -36,55 +53,6 @@ OPTIONAL_PATHS: Final = MappingProxyType(
     }
 )
 """Keys that may be empty; a relative path in them starts from the config's directory."""
-
-Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-FilePath = Annotated[
-    str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z", description="a path of at most 4096 characters")
-]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Name = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=200,
-        pattern=r"^[A-Za-z0-9._:@-]+\Z",
-        description="1 to 200 letters, digits or any of . _ : @ -",
-    ),
-]
-DnsName = Annotated[
-    str,
-    Meta(
-        max_length=63,
-        pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?\Z",
-        description="at most 63 small letters, digits or -, as Kubernetes names its objects",
-    ),
-]
-Quantity = Annotated[
-    str,
-    Meta(
-        max_length=30,
-        pattern=r"^([0-9]+(\.[0-9]+)?(m|k|[MGT]|[KMGT]i)?)?\Z",
-        description='a quantity of Kubernetes, as "500m" or "2Gi"; "" for none',
-    ),
-]
-
-
-Topic = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits or any of . _ -")
-]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the config file."""
-
-
-class PeerSection(Section, frozen=True, kw_only=True):
-    """TLS with a peer; without `ca_file` the system's authorities are trusted."""
-
-    ca_file: FilePath = ""
-    certificate_file: FilePath = ""
-    key_file: FilePath = ""
 
 
 class RunnerSection(Section, frozen=True, kw_only=True):
@@ -160,23 +128,6 @@ class StorageSection(PeerSection, frozen=True, kw_only=True):
     s3_key_id_file: FilePath = ""
     s3_secret_key_file: FilePath = ""
     s3_session_token_file: FilePath = ""
-
-
-class InferenceSection(PeerSection, frozen=True, kw_only=True):
-    """Where frames are sent and how long an answer may take."""
-
-    url: str = EMBEDDED
-    protocol: Literal["predict"] = "predict"
-    path: Annotated[
-        str, Meta(pattern=r"^/((?![?#])[!-~])*\Z", description="a path that begins with /, without blanks, ? and #")
-    ] = "/predict"
-    field: Name = "frame"
-    in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
-    connect_timeout_seconds: Seconds = 3.0
-    timeout_seconds: Seconds = 10.0
-    token_file: FilePath = ""
-    allow_plaintext_token: bool = False
-    max_response_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20)] = 2**20
 
 
 class PipelineSection(Section, frozen=True, kw_only=True):
@@ -282,18 +233,3 @@ class KubernetesSection(Section, frozen=True, kw_only=True):
     memory_limit: Quantity = "3Gi"
     startup_seconds: Seconds = 120.0
     ttl_seconds: NotNegative = 3600
-
-
-def allowed(kind: Any) -> str:
-    """The values that a key of this type takes, in words."""
-    base, *metas = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-    for meta in reversed(metas):
-        if meta.description:
-            return str(meta.description)
-    if get_origin(base) is Literal:
-        return " | ".join(map(json.dumps, get_args(base)))
-    if base is not int and base is not float:
-        return "true or false" if base is bool else "text in quotes"
-    limits = {name: getattr(meta, name) for meta in metas for name in ("ge", "gt", "le")}
-    span = f"from {limits['ge']} to" if limits["gt"] is None else f"above {limits['gt']}, at most"
-    return f"{'an integer' if base is int else 'a number'} {span} {limits['le']}"

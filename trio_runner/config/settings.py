@@ -54,11 +54,16 @@ def parse_settings(given: Iterable[str]) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for text in given:
         path, equals, value = text.partition("=")
-        section, dot, key = path.strip().partition(".")
-        if not (equals and dot and section and key):
+        *tables, key = path.strip().split(".")
+        if not (equals and tables and key and all(tables)):
             problem = Problem(problem="not of the form section.key=value", path=(path.strip() or "--set",))
             raise ConfigError([problem])
-        sections.setdefault(section, {})[key] = _value(value.strip())
+        holder: Any = sections
+        for table in tables:
+            holder = holder.setdefault(table, {})
+            if not isinstance(holder, dict):
+                raise ConfigError([Problem(problem="set as a key and as a table", path=tuple(tables))])
+        holder[key] = _value(value.strip())
     return sections
 
 

@@ -1,10 +1,10 @@
-"""The part that all wire protocols share: their interface, strict JSON, and checks of every value in an answer."""
+"""Checks of an answer that all wire protocols share: strict JSON, and every value in it."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 import msgspec
@@ -13,10 +13,7 @@ from trio_runner.base.redact import redact
 from trio_runner.base.strict_json import RepeatedKeyError, refuse_repeated_keys
 
 if TYPE_CHECKING:
-    import httpx
-
-    from trio_runner.config.sections import InferenceSection
-    from trio_runner.model import Detection, Frame
+    from collections.abc import Sequence
 
 MAX_DETECTIONS = 1000
 MAX_LABEL_CHARACTERS = 200
@@ -28,18 +25,6 @@ _JOINERS = "\u200c\u200d"
 
 class BadAnswerError(ValueError):
     """The service's answer is not one of this protocol; the message begins with the JSON path."""
-
-
-class WireProtocol(Protocol):
-    """How one kind of service is asked and its answer read; pure, so that a test needs no network."""
-
-    def request(self, config: InferenceSection, frame: Frame) -> httpx.Request:
-        """The request that carries `frame`."""
-        ...
-
-    def detections(self, body: bytes, frame: Frame) -> tuple[Detection, ...]:
-        """The answer's detections, with boxes in source pixels; raises BadAnswerError."""
-        ...
 
 
 def parse_json(body: bytes) -> Any:
@@ -107,6 +92,18 @@ def confidence(value: Any, path: str) -> float:
     return score
 
 
+def named(value: Any, path: str, names: Sequence[str] = ()) -> tuple[str, int | None]:
+    """The label, and the class number if the service gives one; raises BadAnswerError.
+
+    A class number has its name from `names`; without one it is called `class 7`.
+    """
+    number_of_class = class_id(value, path)
+    if number_of_class is None:
+        return label(value, path), None
+    known = 0 <= number_of_class < len(names) and names[number_of_class]
+    return known or f"class {number_of_class}", number_of_class
+
+
 def class_id(value: Any, path: str) -> int | None:
     """The value if it is a class number, which PostgreSQL can hold, and None if not; raises BadAnswerError."""
     if not isinstance(value, int) or isinstance(value, bool):
@@ -117,38 +114,9 @@ def class_id(value: Any, path: str) -> int | None:
 
 
 def label(value: Any, path: str) -> str:
-    """A printable name; `class 0` for a class number without a name; raises BadAnswerError."""
-    number_of_class = class_id(value, path)
-    if number_of_class is not None:
-        return f"class {number_of_class}"
+    """A printable name; raises BadAnswerError."""
     if not isinstance(value, str) or not 0 < len(value) <= MAX_LABEL_CHARACTERS:
         raise BadAnswerError(f"{path}: expected a name of 1 to {MAX_LABEL_CHARACTERS} characters")
     if not value.isprintable() and any(map(_is_unprintable, value)):
         raise BadAnswerError(f"{path}: holds a control character")
     return value
-
-
-def box(corners: tuple[float, float, float, float], frame: Frame, path: str) -> tuple[float, float, float, float]:
-    """The box in source pixels, given in pixels of the picture that was sent; raises BadAnswerError.
-
-    A detector may overshoot the border a little: up to 2 % of the side is cut off, more is an error.
-    """
-    x1, y1, x2, y2 = corners
-    slack_x, slack_y = 0.02 * frame.sent_width, 0.02 * frame.sent_height
-    if not (x1 <= x2 and y1 <= y2):
-        raise BadAnswerError(f"{path}: corners out of order: [{x1:g}, {y1:g}, {x2:g}, {y2:g}]")
-    if x1 < -slack_x or y1 < -slack_y or x2 > frame.sent_width + slack_x or y2 > frame.sent_height + slack_y:
-        raise BadAnswerError(
-            f"{path}: [{x1:g}, {y1:g}, {x2:g}, {y2:g}] lies outside the frame of {frame.sent_width}×{frame.sent_height}"
-        )
-    scale_x, scale_y = frame.width / frame.sent_width, frame.height / frame.sent_height
-
-    def inside(value: float, scale: float, side: int) -> float:
-        return round(min(max(value * scale, 0.0), float(side)), 2)
-
-    return (
-        inside(x1, scale_x, frame.width),
-        inside(y1, scale_y, frame.height),
-        inside(x2, scale_x, frame.width),
-        inside(y2, scale_y, frame.height),
-    )

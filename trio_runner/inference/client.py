@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import httpx
 import trio
 
-from trio_runner.config.credentials import read_secret, tls_context
+from trio_runner.config.credentials import tls_context
 from trio_runner.config.tls import causes, tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
-from trio_runner.inference.protocols import PROTOCOLS
+from trio_runner.inference.credentials import read_headers, read_labels, read_query
+from trio_runner.inference.protocol import Answer
+from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import FrameResult
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from trio_runner.config.sections import InferenceSection
+    from trio_runner.config.inference import InferenceSection
+    from trio_runner.inference.protocol import Call, WireProtocol
     from trio_runner.model import Frame
 
 KEEPALIVE_SECONDS: Final = 2.0
@@ -41,17 +43,29 @@ class InferenceClient:
     """Sends frames; made by `open_client`. `infer` may be called from several tasks."""
 
     def __init__(
-        self, http: httpx.AsyncClient, config: InferenceSection, *, tls: ssl.SSLContext | None, token: str
+        self,
+        http: httpx.AsyncClient,
+        config: InferenceSection,
+        protocol: WireProtocol,
+        *,
+        tls: ssl.SSLContext | None,
+        headers: Mapping[str, str],
+        query: str,
     ) -> None:
-        """Use this HTTP client, which `open_client` closes. An empty token means no Authorization header."""
+        """Use this HTTP client, which `open_client` closes; `headers` and `query` are added to every request."""
         self._http = http
         self._config = config
+        self._protocol = protocol
         self._tls = tls
-        self._token = token
-        self._protocol = PROTOCOLS[config.protocol]
+        self._headers, self._query = headers, query
 
-    async def infer(self, frame: Frame) -> FrameResult:
-        """Send one frame and wait for its detections, all within `timeout_seconds`.
+    @property
+    def max_frames(self) -> int:
+        """How many frames `infer` takes at once."""
+        return self._protocol.max_frames
+
+    async def infer(self, frames: Sequence[Frame]) -> list[FrameResult]:
+        """Send frames in one request and wait for their detections, all within `timeout_seconds`.
 
         Raises:
             RunnerError: One of the `inference_*` codes. A frame is not sent again; the next attempt does that.
@@ -62,7 +76,7 @@ class InferenceClient:
             # httpx has timeouts for each read and write, but none for the whole exchange: a service that sends a byte
             # now and then could keep it up for ever.
             with trio.fail_after(seconds):
-                body = await self._exchange(self._protocol.request(self._config, frame))
+                answer = await self._exchange(self._protocol.call(frames))
         except trio.TooSlowError as error:
             raise RunnerError(
                 ErrorCode.INFERENCE_TIMEOUT,
@@ -76,18 +90,23 @@ class InferenceClient:
         except httpx.HTTPError as error:
             raise self._named(error) from error
         try:
-            detections = self._protocol.detections(body, frame)
+            readings = self._protocol.read(answer, frames)
         except BadAnswerError as error:
             raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url}: {error}") from error
-        return FrameResult(
-            sequence=frame.sequence,
-            index=frame.index,
-            pts_seconds=frame.pts_seconds,
-            width=frame.width,
-            height=frame.height,
-            detections=detections,
-            inference_ms=round(1000 * (trio.current_time() - started), 3),
-        )
+        milliseconds = round(1000 * (trio.current_time() - started), 3)
+        return [
+            FrameResult(
+                sequence=frame.sequence,
+                index=frame.index,
+                pts_seconds=frame.pts_seconds,
+                width=frame.width,
+                height=frame.height,
+                detections=reading.detections,
+                clipped=reading.clipped,
+                inference_ms=milliseconds,
+            )
+            for frame, reading in zip(frames, readings, strict=True)
+        ]
 
     async def check(self) -> None:
         """Connect, and for https shake hands, within `connect_timeout_seconds`; no request is sent.
@@ -128,15 +147,23 @@ class InferenceClient:
             refused = RunnerError(ErrorCode.INFERENCE_TLS, f"{self._config.url}: {why}")
             raise (cause and self._broken_tls(cause)) or refused from cause
 
-    async def _exchange(self, request: httpx.Request) -> bytes:
-        request.headers["Accept-Encoding"] = "identity"
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        request.stream = _Body(request.content)
+    async def _exchange(self, call: Call) -> Answer:
+        address = self._config.url.rstrip("/") + call.path
+        if self._query:
+            address += ("&" if "?" in call.path else "?") + self._query
+        request = httpx.Request(call.method, address, headers=self._headers, stream=_Body(call.body))
+        request.headers.update(
+            {
+                "Host": request.url.netloc.decode(),
+                "Accept-Encoding": "identity",
+                "Content-Length": str(sum(map(len, call.body))),
+                **dict(call.headers),
+            }
+        )
         response = await self._http.send(request, stream=True)
         try:
             self._check_status(response)
-            return await self._read(response)
+            return Answer(response.headers, await self._read(response))
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await response.aclose()
@@ -156,22 +183,24 @@ class InferenceClient:
         if status in _UNAUTHORISED:
             raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{answered}: check the token in inference.token_file")
         if status != httpx.codes.OK:
-            raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{answered}: check inference.url, path and field")
+            raise RunnerError(
+                ErrorCode.INFERENCE_REJECTED, f"{answered}: check inference.url and [inference.{self._config.protocol}]"
+            )
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} compressed its answer unasked")
 
     async def _read(self, response: httpx.Response) -> bytes:
+        limit = self._config.max_response_bytes or self._protocol.max_answer_bytes
         body = bytearray()
         # `aiter_raw` would return the connection to the pool before `_give_up_if_more_came` has looked at it.
         stream = cast("httpx.AsyncByteStream", response.stream)
         async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(stream))) as chunks:
             async for chunk in chunks:
                 body += chunk
-                if len(body) > self._config.max_response_bytes:
+                if len(body) > limit:
                     raise RunnerError(
                         ErrorCode.INFERENCE_BAD_ANSWER,
-                        f"{self._config.url} answered with more than {self._config.max_response_bytes} bytes"
-                        " (inference.max_response_bytes)",
+                        f"{self._config.url} answered with more than {limit} bytes (inference.max_response_bytes)",
                     )
         if _give_up_if_more_came(response):
             raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} went on after its answer")
@@ -196,23 +225,22 @@ class InferenceClient:
 
 
 class _Body(httpx.AsyncByteStream):
-    """A whole body in one piece.
+    """A whole body in its pieces.
 
     httpx's own body is an async generator. After a cancellation the garbage collector would close it at some later
     time, with a warning from Trio.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self._content: bytes | None = content
+    def __init__(self, pieces: tuple[bytes, ...]) -> None:
+        self._pieces = iter(pieces)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        content, self._content = self._content, None
-        if content is None:
-            raise StopAsyncIteration
-        return content
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 @asynccontextmanager
@@ -220,10 +248,11 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
     """A client for one service: no proxies or credentials from the environment, no redirects.
 
     Raises:
-        RunnerError: `credential_unreadable`: a certificate or the token.
+        RunnerError: `credential_unreadable`: a certificate, or a file with a secret or with the labels.
     """
     tls = await tls_context(config, "inference") if config.url.startswith("https:") else None
-    token = await _read_token(config.token_file) if config.token_file else ""
+    headers, query = await read_headers(config), await read_query(config)
+    protocol = open_protocol(config, await read_labels(config))
     http = httpx.AsyncClient(
         verify=tls or False,
         trust_env=False,
@@ -237,19 +266,10 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
         ),
     )
     try:
-        yield InferenceClient(http, config, tls=tls, token=token)
+        yield InferenceClient(http, config, protocol, tls=tls, headers=headers, query=query)
     finally:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await http.aclose()
-
-
-async def _read_token(path: str) -> str:
-    """The token, if it fits into a header: a line break in it would begin another header."""
-    token = await read_secret(path, "inference.token_file")
-    if not re.fullmatch(r"[!-~]+", token):
-        why = "it must hold one line of printable ASCII without spaces"
-        raise RunnerError(ErrorCode.CREDENTIAL_UNREADABLE, f"cannot use inference.token_file {path}: {why}")
-    return token
 
 
 def _root_cause(error: BaseException) -> str:

@@ -40,7 +40,7 @@ async def read_frames(
                 return frame
             progress.frames_read += 1
             progress.last_advance = trio.current_time()
-            await window.admit(len(frame.jpeg))
+            await window.admit(len(frame.content))
             try:
                 await frames.send(frame)
             except trio.BrokenResourceError:

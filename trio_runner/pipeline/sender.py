@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Iterator, Sequence
 
     from trio_runner.model import Frame, FrameResult
     from trio_runner.pipeline.window import Window
 
 
 class Inference(Protocol):
-    """Answers a frame: the HTTP client, or a fake in tests."""
+    """Answers frames: the HTTP client, or a fake in tests."""
 
-    async def infer(self, frame: Frame) -> FrameResult:
-        """The frame's detections; bounded in time; raises RunnerError."""
+    @property
+    def max_frames(self) -> int:
+        """How many frames `infer` takes at once."""
+        ...
+
+    async def infer(self, frames: Sequence[Frame]) -> Sequence[FrameResult]:
+        """The detections of each frame; bounded in time; raises RunnerError."""
         ...
 
 
@@ -25,13 +33,22 @@ async def send_frames(
     results: trio.MemorySendChannel[FrameResult],
     window: Window,
 ) -> None:
-    """Send one frame at a time to the service until there are no more; several of these tasks run side by side.
+    """Send frames to the service until there are no more, those that wait together; several of these tasks run at once.
 
     The channels are closed without a checkpoint. At a checkpoint a cancellation would replace the error that is being
     raised, and the reader could find its channel broken before it is cancelled.
     """
     with frames, results:
         async for frame in frames:
-            result = await inference.infer(frame)
-            window.release_bytes(len(frame.jpeg))
-            await results.send(result)
+            batch = [frame, *_waiting(frames, inference.max_frames - 1)]
+            answered = await inference.infer(batch)
+            window.release_bytes(sum(len(each.content) for each in batch))
+            for result in answered:
+                await results.send(result)
+
+
+def _waiting(frames: trio.MemoryReceiveChannel[Frame], most: int) -> Iterator[Frame]:
+    """At most so many of the frames that can be received at once."""
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        for _ in range(most):
+            yield frames.receive_nowait()

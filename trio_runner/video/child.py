@@ -82,7 +82,7 @@ class Video:
             record = await self._next(self._options.frame_timeout_seconds)
             match record:
                 case messages.FrameHeader():
-                    return Frame(**msgspec.structs.asdict(record), jpeg=self._child.body)
+                    return Frame(**msgspec.structs.asdict(record), content=self._child.body)
                 case End():
                     return record
                 case messages.Passed():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, cast
-
-from trio_runner.inference.protocols import predict
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
-    from trio_runner.inference.answer import WireProtocol
+    from trio_runner.config.inference import InferenceSection
+    from trio_runner.inference.protocol import WireProtocol
 
-PROTOCOLS: Final[Mapping[str, WireProtocol]] = MappingProxyType({"predict": cast("WireProtocol", predict)})
+
+def open_protocol(config: InferenceSection, names: Sequence[str] = ()) -> WireProtocol:
+    """The protocol that the config names; `names` are the labels of class numbers.
+
+    A module is called what its protocol and its table in the config are called. Only the module in use is imported: one
+    of the others may need numpy.
+    """
+    protocol: WireProtocol = import_module(f"{__name__}.{config.protocol}").open_protocol(config, names)
+    return protocol

@@ -10,27 +10,24 @@ accepted, and nothing else. One wrong item makes the whole answer an error; so d
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
-from trio_runner.inference.answer import (
-    BadAnswerError,
-    box,
-    class_id,
-    confidence,
-    items,
-    label,
-    number,
-    parse_json,
-    quoted,
-)
-from trio_runner.model import Detection
+from trio_runner.inference.answer import BadAnswerError, confidence, items, named, number, parse_json, quoted
+from trio_runner.inference.boxes import Found, reading
+from trio_runner.inference.multipart import form
+from trio_runner.inference.protocol import Call
 
 if TYPE_CHECKING:
-    from trio_runner.config.sections import InferenceSection
+    from collections.abc import Sequence
+
+    from trio_runner.config.inference import InferenceSection, PredictSection
+    from trio_runner.inference.boxes import Four
+    from trio_runner.inference.protocol import Answer, Reading, WireProtocol
     from trio_runner.model import Frame
 
+TABLE: Final = "inference.predict"
 LIST_KEYS: Final = ("predictions", "detections", "boxes", "prediction")
 LABEL_KEYS: Final = ("class", "class_name", "label")
 SCORE_KEYS: Final = ("confidence", "score")
@@ -40,35 +37,50 @@ COMPLAINT_KEYS: Final = ("error", "errors", "detail", "message", "reason")
 FAILED_STATUSES: Final = frozenset({"error", "fail", "failed", "failure"})
 
 
-def request(config: InferenceSection, frame: Frame) -> httpx.Request:
-    """`POST {url}{path}` with the JPEG in the multipart field named `config.field`."""
-    made = httpx.Request(
-        "POST",
-        config.url.rstrip("/") + config.path,
-        files={config.field: ("frame.jpg", frame.jpeg, "image/jpeg")},
-    )
-    # Read into one piece: httpx would send the form's head, each 64 KiB of the picture and the form's tail separately.
-    made.read()
-    return made
+def open_protocol(config: InferenceSection, names: Sequence[str]) -> WireProtocol:
+    """The protocol with the table `[inference.predict]` and the names of the classes."""
+    return Predict(config.predict, tuple(names), secrets.token_hex(16))
 
 
-def detections(body: bytes, frame: Frame) -> tuple[Detection, ...]:
-    """The answer's detections in source pixels; raises BadAnswerError with the JSON path of the wrong value."""
-    answer = parse_json(body)
-    if not isinstance(answer, dict):
-        raise BadAnswerError(f"$: expected an object, got {type(answer).__name__}")
-    _refuse_failure(answer)
-    key = _only_one(answer, LIST_KEYS, "$")
-    return tuple(
-        _detection(item, frame, f"$.{key}[{place}]") for place, item in enumerate(items(answer[key], f"$.{key}"))
-    )
+@dataclass(frozen=True, slots=True)
+class Predict:
+    """One service of this kind."""
+
+    keys: PredictSection
+    names: tuple[str, ...]
+    boundary: str
+    """Separates the parts of the form; random, so that no picture holds it."""
+    max_answer_bytes: int = 2**20
+    max_frames: int = 1
+
+    def call(self, frames: Sequence[Frame]) -> Call:
+        """`POST {url}{path}` with the JPEG in the multipart field `field`."""
+        (frame,) = frames
+        content_type, body = form(self.boundary, self.keys.field, frame.content)
+        return Call(path=self.keys.path, headers=(("Content-Type", content_type),), body=body)
+
+    def read(self, answer: Answer, frames: Sequence[Frame]) -> Sequence[Reading]:
+        """The frame's detections; raises BadAnswerError with the JSON path of the wrong value."""
+        (frame,) = frames
+        whole = parse_json(answer.body)
+        if not isinstance(whole, dict):
+            raise BadAnswerError(f"$: expected an object, got {type(whole).__name__}")
+        refuse_failure(whole, LIST_KEYS)
+        key = _only_one(whole, LIST_KEYS, "$")
+        listed = items(whole[key], f"$.{key}")
+        found = [_found(item, f"$.{key}[{place}]", self.names) for place, item in enumerate(listed)]
+        return [reading(found, frame, self.keys, TABLE)]
+
+    def readiness(self) -> Call | None:
+        """None: the protocol has no request of that kind."""
+        return None
 
 
-def _refuse_failure(answer: dict[str, Any]) -> None:
+def refuse_failure(answer: dict[str, Any], list_keys: Sequence[str]) -> None:
     """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
     complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
     sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
-    if not sign and complaint and answer.keys().isdisjoint(LIST_KEYS):
+    if not sign and complaint and answer.keys().isdisjoint(list_keys):
         sign = "$"
     if sign:
         raise BadAnswerError(f"{sign}: the service reports a failure with status 200{complaint}")
@@ -85,22 +97,27 @@ def _means_failure(key: str, value: Any) -> bool:
     return False
 
 
-def _detection(item: Any, frame: Frame, path: str) -> Detection:
+def _found(item: Any, path: str, names: Sequence[str]) -> Found:
     if not isinstance(item, dict):
         raise BadAnswerError(f"{path}: expected an object, got {type(item).__name__}")
     label_key = _only_one(item, LABEL_KEYS, path)
     score_key = _only_one(item, SCORE_KEYS, path, required=False)
-    return Detection(
-        label=label(item[label_key], f"{path}.{label_key}"),
+    label, class_id = named(item[label_key], f"{path}.{label_key}", names)
+    return Found(
+        path=path,
+        label=label,
+        class_id=class_id,
         confidence=None if score_key is None else confidence(item[score_key], f"{path}.{score_key}"),
-        bbox=_box(item, frame, path),
-        class_id=class_id(item[label_key], f"{path}.{label_key}"),
+        box=_box(item, path),
     )
 
 
-def _box(item: dict[str, Any], frame: Frame, path: str) -> tuple[float, float, float, float]:
+def _box(item: dict[str, Any], path: str) -> tuple[str, Four] | None:
+    """The place of the box and its four numbers; None for a classification, which has label and score alone."""
     # A box may also be four scalars; the first one's key stands for all of them.
-    key = _only_one(item, (*BOX_KEYS, CORNER_KEYS[0]), path)
+    key = _only_one(item, (*BOX_KEYS, CORNER_KEYS[0]), path, required=not _is_classification(item))
+    if key is None:
+        return None
     if key == CORNER_KEYS[0]:
         corners = [item[name] for name in CORNER_KEYS if name in item]
     else:
@@ -110,7 +127,15 @@ def _box(item: dict[str, Any], frame: Frame, path: str) -> tuple[float, float, f
     if not isinstance(corners, list) or len(corners) != len(CORNER_KEYS):
         raise BadAnswerError(f"{path}: expected [x1, y1, x2, y2]")
     x1, y1, x2, y2 = (number(corner, f"{path}[{place}]") for place, corner in enumerate(corners))
-    return box((x1, y1, x2, y2), frame, path)
+    return path, (x1, y1, x2, y2)
+
+
+def _is_classification(item: dict[str, Any]) -> bool:
+    """Whether an item has a label and a score and, beside them, nothing in which a box could be hidden."""
+    others = {key: value for key, value in item.items() if key not in (*LABEL_KEYS, *SCORE_KEYS)}
+    numbers = [value for key, value in others.items() if isinstance(value, int | float) and not key.endswith("_id")]
+    tables = [value for value in others.values() if isinstance(value, list | dict)]
+    return len(others) < len(item) - 1 and not numbers and not tables
 
 
 def _only_one(holder: dict[str, Any], keys: tuple[str, ...], path: str, *, required: bool = True) -> Any:

@@ -11,8 +11,9 @@ import tomli_w
 
 from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.inference import EMBEDDED
 from trio_runner.config.load import load_config
-from trio_runner.config.sections import CACHE_NAME, EMBEDDED
+from trio_runner.config.sections import CACHE_NAME
 from trio_runner.config.settings import check_scenario_settings, is_canonical
 
 if TYPE_CHECKING:

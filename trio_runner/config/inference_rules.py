@@ -1,0 +1,83 @@
+"""Rules of `[inference]` beyond the type of one key: the address, and secrets in the open."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from trio_runner.config.address import split_url
+from trio_runner.config.broken import broken, lonely_key_file, no_tls_files
+from trio_runner.config.errors import SECRET_NAME, shown
+from trio_runner.config.inference import EMBEDDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trio_runner.config.errors import Problem
+    from trio_runner.config.inference import InferenceSection
+
+SECRET_FILES: Final = ("token_file", "header_files", "query_files")
+_SECRET_HEADER: Final = re.compile(r"authorization|cookie|[-_]key$|^key$|[-_]auth$", re.IGNORECASE)
+_OURS: Final = frozenset(
+    {"accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+)
+
+
+def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
+    """The address, the labels, and whether secrets are written here or would be sent unencrypted."""
+    key = "inference.url"
+    yield from _headers(inference)
+    if inference.labels and inference.labels_file:
+        yield broken("inference.labels_file", "labels and labels_file are both set", "choose one", "inference.labels")
+    if inference.url == EMBEDDED:
+        yield from no_tls_files(inference, "inference", "the embedded service speaks no TLS", "remove it", key)
+        if inference.token_file:
+            yield broken("inference.token_file", "the embedded service wants no token", "remove it", key)
+        return
+    parts = split_url(inference.url, {"http", "https"})
+    if parts is None or not parts.hostname:
+        found = shown(("inference", "url"), inference.url)
+        yield broken(
+            key, "not a usable address", found=found, allowed='http://host:port, https://host:port, "embedded"'
+        )
+        return
+    if "@" in parts.netloc:
+        yield broken(key, "holds a user name or a secret", "remove it; a token is read from inference.token_file")
+        return
+    if parts.query or parts.fragment:
+        yield broken(key, "has a query or a fragment", "write the address alone, and parameters in inference.query")
+    path, path_key = inference.predict.path, "inference.predict.path"
+    if inference.protocol == "predict" and path != "/" and inference.url.rstrip("/").endswith(path):
+        yield broken(key, f"ends with {path_key}", "write the address alone", path_key)
+    if parts.scheme == "https":
+        yield from lonely_key_file(inference, "inference")
+        return
+    why, remedy = f"{key} begins with http://", "write https:// there, or remove this"
+    yield from no_tls_files(inference, "inference", why, remedy, key)
+    secret = next((f"inference.{name}" for name in SECRET_FILES if getattr(inference, name)), "")
+    if secret and not inference.allow_plaintext_token:
+        what = "the token" if secret.endswith("token_file") else f"the secrets of {secret}"
+        yield broken(
+            key,
+            f"{what} would be sent over a connection that is not encrypted",
+            "write https://, or set inference.allow_plaintext_token = true",
+            secret,
+            "inference.allow_plaintext_token",
+        )
+
+
+def _headers(inference: InferenceSection) -> Iterator[Problem]:
+    """No secret stands in the config, no header is set twice, and none is set that the client sets."""
+    for table, files, is_secret in (("headers", "header_files", _SECRET_HEADER), ("query", "query_files", SECRET_NAME)):
+        for name in getattr(inference, table):
+            key = f"inference.{table}"
+            if is_secret.search(name) or SECRET_NAME.search(name.replace("-", "_")):
+                remedy = f"write the value into a file and name that in inference.{files}"
+                yield broken(key, f"{name} looks like a secret", remedy, f"inference.{files}")
+            if name in getattr(inference, files):
+                yield broken(key, f"{name} is set in inference.{files} too", "choose one", f"inference.{files}")
+    names = [name.lower() for name in (*inference.headers, *inference.header_files)]
+    for name in sorted(_OURS.intersection(names)):
+        yield broken("inference.headers", f"{name} is set by the client", "remove it", "inference.header_files")
+    if inference.token_file and "authorization" in names:
+        yield broken("inference.token_file", "Authorization is set twice", "choose one", "inference.header_files")
