@@ -23,8 +23,8 @@ import h11
 import numpy as np
 import trio
 
-from tests.support.clips import Image, read_frame_number
 from tests.support.faults import ELSEWHERE, HARMLESS, RETRY_AFTER_SECONDS, Fault, send_answer
+from tests.support.numbers import Image, answer_for, read_frame_number
 
 __all__ = [
     "RETRY_AFTER_SECONDS",
@@ -79,13 +79,6 @@ def once(*numbers: int) -> Plan:
 def random_delays(seed: int, longest_seconds: float) -> Callable[[int], float]:
     """A delay for each frame number, the same for the same seed, so that answers overtake each other."""
     return lambda number: random.Random(f"{seed}:{number}").uniform(0, longest_seconds)
-
-
-def answer_for(number: int, width: int, height: int) -> dict[str, Any]:
-    """The one detection in the picture `number`, in pixels of a picture of `width` × `height`."""
-    left, top = (number % 8) / 16, (number // 8 % 8) / 16
-    box = [left * width, top * height, (left + 0.25) * width, (top + 0.25) * height]
-    return {"class": f"frame-{number}", "confidence": number % 100 / 100, "bbox": box}
 
 
 def stored_for(number: int, width: int, height: int) -> list[dict[str, Any]]:
