@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 import uuid
@@ -10,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,6 +18,7 @@ import pytest
 import trio
 
 from tests.support.harness import Ledger, Servers, until
+from tests.support.hostile_answers import DETECTIONS_SCHEMA
 from tests.support.makers import VIDEO, attempt, expire, make_result, report
 from trio_runner.base import aio
 from trio_runner.config.sections import DatabaseSection
@@ -29,9 +28,6 @@ from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, Scenar
 from trio_runner.failure.record import claim_scenario
 from trio_runner.kafka.retry_event import event_id
 from trio_runner.model import Claim, Detection
-
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "predictions.json"
-VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 
 @pytest.fixture
@@ -403,15 +399,15 @@ async def test_what_is_stored_of_a_frame_is_what_its_schema_says(
     found = (*NO_BOXES, Detection("dog", None, (0.0, 1.5, 2.0, 3.0)))
     await store.store(claim, 0, [replace(make_result(0), detections=found), make_result(1)])
     for row in await ledger.predictions(scenario_id):
-        VALIDATOR.validate(row["detections"])
+        DETECTIONS_SCHEMA.validate(row["detections"])
     (stored, _) = await ledger.predictions(scenario_id)
     assert msgspec.convert(stored["detections"], tuple[Detection, ...]) == found
 
 
 def test_the_schema_of_stored_detections_is_sound_and_refuses_what_no_reader_expects() -> None:
-    jsonschema.Draft202012Validator.check_schema(VALIDATOR.schema)
+    jsonschema.Draft202012Validator.check_schema(DETECTIONS_SCHEMA.schema)
     good = {"label": "dog", "confidence": 0.5, "bbox": [1, 2, 3, 4]}
-    VALIDATOR.validate([good])
+    DETECTIONS_SCHEMA.validate([good])
     for broken in (
         {"label": "dog", "confidence": 0.5},
         {"label": "dog", "bbox": None},
@@ -426,7 +422,7 @@ def test_the_schema_of_stored_detections_is_sound_and_refuses_what_no_reader_exp
         good | {"attributes": {"shoe_size": 43}},
     ):
         with pytest.raises(jsonschema.ValidationError):
-            VALIDATOR.validate([broken])
+            DETECTIONS_SCHEMA.validate([broken])
 
 
 async def test_the_view_has_class_and_attributes_and_no_corners_where_there_is_no_box(

@@ -98,6 +98,31 @@ async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and
     await ledger.check_invariants(scenario_id)
 
 
+async def test_a_secret_that_a_service_repeats_is_not_stored_as_the_reason_of_a_frame(
+    write_config: WriteConfig,
+    ledger: Ledger,
+    scenario_id: int,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    infer = InferenceClient.infer
+
+    async def repeating(client: InferenceClient, frames: Sequence[Frame]) -> list[FrameResult]:
+        results = await infer(client, frames)
+        return [replace(result, detections=(), error="400: no such token: c4n4ry-t0ken") for result in results]
+
+    monkeypatch.setattr(InferenceClient, "infer", repeating)
+    token = tmp_path / "token"
+    token.write_text("c4n4ry-t0ken")
+    token.chmod(0o600)
+    async with open_fake() as fake:
+        inference = {"url": fake.url, "token_file": str(token), "allow_plaintext_token": True}
+        runner = Runner.from_config(load_config(write_config(video={"path": str(clip)}, inference=inference)))
+        assert await runner.process_scenario(scenario_id) is True
+    assert {row["error"] for row in await ledger.predictions(scenario_id)} == {"400: no such token: ***"}
+
+
 async def test_start_leaves_an_empty_database_empty(
     write_config: WriteConfig, servers: Servers, scenario_id: int, clip: Path
 ) -> None:

@@ -12,8 +12,10 @@ import json
 import math
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 
 from trio_runner.inference.answer import MAX_DETECTIONS, MAX_LABEL_CHARACTERS
@@ -23,6 +25,9 @@ GOOD_ITEM: dict[str, Any] = {"class": "dog", "confidence": 0.5, "bbox": [1, 2, 3
 DOG = Detection("dog", 0.5, (1.0, 2.0, 3.0, 4.0))
 GOOD = json.dumps({"predictions": [GOOD_ITEM]}).encode()
 NOT_JSON = "$: not JSON"
+DETECTIONS_SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "predictions.json").read_text())
+)
 DEEP = "$: nested too deeply"
 FAILURE = "the service reports a failure with status 200"
 
@@ -46,7 +51,7 @@ def _item(*, label: str = '"dog"', confidence: str = "0.5", x2: str = "3", box: 
 
 
 def assert_sound(found: tuple[Detection, ...], frame: Frame) -> None:
-    """What holds for detections whatever they came from: PostgreSQL takes them, and they are about this picture."""
+    """What holds for every protocol's detections: PostgreSQL takes them, and they are about this picture."""
     assert len(found) <= MAX_DETECTIONS
     for detection in found:
         assert 0 < len(detection.label) <= MAX_LABEL_CHARACTERS
@@ -57,6 +62,8 @@ def assert_sound(found: tuple[Detection, ...], frame: Frame) -> None:
             assert all(math.isfinite(corner) for corner in detection.bbox)
             assert 0 <= x1 <= x2 <= frame.width
             assert 0 <= y1 <= y2 <= frame.height
+        if detection.attributes:
+            DETECTIONS_SCHEMA.validate(msgspec.to_builtins([detection]))
     assert msgspec.json.decode(msgspec.json.encode(found), type=tuple[Detection, ...]) == found
 
 

@@ -55,10 +55,13 @@ class Attempt:
 class Store:
     """One connection to the ledger, made by `open_store`. Several tasks may call its methods at the same time."""
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], config: DatabaseSection) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection[asyncpg.Record], config: DatabaseSection, secrets: frozenset[str]
+    ) -> None:
         """Take the connection over; `open_store` closes it."""
         self._connection = connection
         self._config = config
+        self._secrets = secrets
         # asyncpg refuses a second operation while one is under way; the heartbeat and the writer share this connection.
         self._turn = trio.Lock()
 
@@ -158,7 +161,7 @@ class Store:
             [result.height for result in results],
             [detections_json(result) for result in results],
             [result.inference_ms for result in results],
-            [error_line(result) for result in results],
+            [error_line(result, self._secrets) for result in results],
         )
 
     async def heartbeat(self, claim: Claim) -> None:
@@ -263,11 +266,16 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    config: DatabaseSection, *, application_name: str, close_seconds: float = CLOSE_SECONDS
+    config: DatabaseSection,
+    *,
+    application_name: str,
+    close_seconds: float = CLOSE_SECONDS,
+    secrets: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Store]:
     """Connect within `connect_timeout_seconds`. After an error the connection is cut off, otherwise closed in order.
 
-    Closing in order takes at most `close_seconds`.
+    Closing in order takes at most `close_seconds`. The values in `secrets` are masked in the errors of frames, because
+    an inference service may repeat what was sent to it.
 
     Raises:
         RunnerError: `store_unreachable`, `store_tls`, `store_auth` or `credential_unreadable`, naming the cause.
@@ -275,7 +283,7 @@ async def open_store(
     connection = await connect(config, application_name=application_name)
     clean = False
     try:
-        yield Store(connection, config)
+        yield Store(connection, config, secrets)
         clean = True
     finally:
         # close() waits for the server; on an error path the server may be the error, so the socket is just dropped.

@@ -33,8 +33,8 @@ def detections_json(result: FrameResult) -> str | None:
     return encoded.decode()
 
 
-def error_line(result: FrameResult) -> str | None:
-    """Why the frame was not inferred, on one line without control characters and without the user part of a URL."""
+def error_line(result: FrameResult, secrets: frozenset[str]) -> str | None:
+    """Why the frame was not inferred, on one line without control characters and without the values in `secrets`."""
     if result.error is None:
         return None
-    return harmless(redact(result.error).replace("\n", " "))[:MAX_ERROR_CHARACTERS]
+    return harmless(redact(result.error, secrets).replace("\n", " "))[:MAX_ERROR_CHARACTERS]

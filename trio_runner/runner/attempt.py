@@ -77,7 +77,8 @@ async def run_attempt(
     claim: Claim | None = None
     try:
         with controls.work:
-            async with open_clients(config, spool, on_passed=partial(_advance, progress)) as (store, inference, video):
+            clients = open_clients(config, spool, on_passed=partial(_advance, progress), secrets=secrets)
+            async with clients as (store, inference, video):
                 identity = video.info.identity if video else None
                 attempt = replace(attempt, video_identity=identity, sampling=sampling_of(config.video))
                 try:

@@ -34,7 +34,12 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_clients(
-    config: Config, spool: Spool, *, prepare: bool = True, on_passed: Callable[[], None] = lambda: None
+    config: Config,
+    spool: Spool,
+    *,
+    prepare: bool = True,
+    on_passed: Callable[[], None] = lambda: None,
+    secrets: frozenset[str] = frozenset(),
 ) -> AsyncIterator[tuple[Store, InferenceClient, Video | None]]:
     """The database, the inference service and the video, open and checked.
 
@@ -48,6 +53,7 @@ async def open_clients(
         spool: Where a reserve is taken.
         prepare: Whether to create the schema, where the config allows that, and to publish the retry events that wait.
         on_passed: See `spawn_decoder`.
+        secrets: Values that are masked in what is stored.
 
     Raises:
         RunnerError: The first of them that cannot be used.
@@ -57,7 +63,7 @@ async def open_clients(
     decoder = nullcontext() if location else spawn_decoder(config.video, on_passed=on_passed)
     async with decoder as video:
         await spool.reserve()
-        async with _open_ledger(config, prepare=prepare) as store:
+        async with _open_ledger(config, prepare=prepare, secrets=secrets) as store:
             reachable = await _check_kafka(config)
             if prepare and reachable:
                 await flush(config, spool, store)
@@ -82,9 +88,9 @@ async def _check_kafka(config: Config) -> bool:
 
 
 @asynccontextmanager
-async def _open_ledger(config: Config, *, prepare: bool) -> AsyncIterator[Store]:
+async def _open_ledger(config: Config, *, prepare: bool, secrets: frozenset[str]) -> AsyncIterator[Store]:
     application = f"trio-runner {config.runner.id} scenario {config.scenario.id}"
-    async with open_store(config.database, application_name=application) as store:
+    async with open_store(config.database, application_name=application, secrets=secrets) as store:
         may_create = config.database.create_schema
         if prepare and may_create:
             await store.create_schema()
