@@ -43,9 +43,9 @@ test: $(VENV)/.dev
 
 lock: $(VENV)/.uv
 	$(COMPILE) --extra embedded $(LOCK_ARGS) --output-file requirements.lock
-	$(COMPILE) --extra embedded --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
+	$(COMPILE) --extra embedded --extra http2 --extra kubernetes $(LOCK_ARGS) --group dev --constraints requirements.lock \
 	    --output-file requirements-dev.lock
-	$(COMPILE) --extra kubernetes $(LOCK_ARGS) --no-emit-package uv --constraints requirements-dev.lock \
+	$(COMPILE) --extra http2 --extra kubernetes $(LOCK_ARGS) --no-emit-package uv --constraints requirements-dev.lock \
 	    --output-file requirements-runtime.lock
 
 campaign: $(VENV)/.dev

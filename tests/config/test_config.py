@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.harness import REPOSITORY
 from trio_runner.cli.main import main
+from trio_runner.config import inference_rules
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.inference import EMBEDDED, InferenceSection
 from trio_runner.config.keys import is_table
@@ -182,6 +183,9 @@ def test_the_message_has_the_value_found_and_those_allowed(text: str, message: s
         ("inference.predict.path", '"/a b"'),
         ("inference.predict.path", '"/predict?x=1"'),
         ("inference.predict.path", '"/predict\\n"'),
+        ("inference.url", '"unix:model.sock"'),
+        ("inference.url", '"unix:/a\\u0000b"'),
+        ("inference.url", f'"unix:/{"a" * 107}"'),
         ("inference.in_flight", "0"),
         ("inference.in_flight", "257"),
         ("pipeline.max_buffered_bytes", "1"),
@@ -218,6 +222,7 @@ def test_values_that_cannot_work_are_refused_by_key_and_line(key: str, value: st
     [
         ("inference.url", "https://gpu.example.org/v1"),
         ("inference.url", "http://[::1]:8001"),
+        ("inference.url", f"unix:/{'a' * 106}"),
         ("database.url", "postgresql:///local_database"),
         ("database.url", "postgres://user@h:5432/db"),
         ("database.url", "postgresql:///db?host=/run/postgresql&port=5433&user=me"),
@@ -850,3 +855,38 @@ def test_headers_and_parameters_hold_no_secret_and_are_set_once(keys: str, messa
     error = refused(f"[inference]\nurl = 'http://h:1'\n{keys}\n")
     assert any(message in str(problem) for problem in error.problems)
     assert "abc" not in str(error)
+
+
+PROXY = "proxy = 'http://h:3128'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "remedy"),
+    [
+        ("[inference]\nurl = 'unix:/s'\nca_file = 'c'\n", [("inference.ca_file", 3)], "remove it"),
+        ("[inference]\nurl = 'unix:/s'\n" + PROXY, [("inference.proxy", 3)], "remove it"),
+        ("[inference]\nurl = 'unix:/s'\nhttp2 = true\n", [("inference.http2", 3)], "remove it"),
+        ("[inference]\n" + PROXY, [("inference.proxy", 2)], "remove it"),
+        (INFERENCE + PROXY + "http2 = true\n", [("inference.http2", 4)], "choose one"),
+        (INFERENCE + "proxy = 'h:3128'\n", [("inference.proxy", 3)], ""),
+        (INFERENCE + "proxy = 'https://h:3128'\n", [("inference.proxy", 3)], ""),
+        (INFERENCE + "proxy = 'http://h:3128/path'\n", [("inference.proxy", 3)], ""),
+    ],
+)
+def test_the_way_to_the_service_is_one_that_there_is(text: str, expected: list[tuple[str, int]], remedy: str) -> None:
+    problems = refused(text).problems
+    assert [(problem.key, problem.line) for problem in problems] == expected
+    assert remedy in problems[0].remedy
+
+
+def test_a_proxy_with_a_password_is_refused_and_not_repeated() -> None:
+    text = str(refused(INFERENCE + f"proxy = 'http://user:{CANARY}@h:3128'\n"))
+    assert "inference.proxy" in text
+    assert CANARY not in text
+
+
+def test_http2_without_its_package_is_refused_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_rules, "find_spec", lambda _: None)
+    problem = the_problem(INFERENCE + "http2 = true\n")
+    assert (problem.key, problem.line) == ("inference.http2", 3)
+    assert "trio_runner[http2]" in problem.remedy

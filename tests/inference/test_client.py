@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,6 @@ from trio_runner.config.inference import InferenceSection, PredictSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError
 from trio_runner.inference.client import MAX_RETRY_AFTER_SECONDS, InferenceClient, open_client
 from trio_runner.model import FrameResult
-
-# httpx and httpcore iterate bodies by async generators that nobody closes when an exchange breaks off in the middle.
-# The connection itself is closed; Trio finalises the generators, and warns.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:Exception ignored in. <async_generator object"
-    r" (\w*Stream\.__aiter__|Response\.aiter_raw|AsyncHTTP11Connection\.)"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Let those generators be collected here, and not in the next module, which does not expect them."""
-    yield
-    gc.collect()
-
 
 Script = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -69,10 +52,11 @@ class Server:
         self._script = script
         self.connections = 0
         self.port = 0
+        self.scheme = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     async def handle(self, stream: trio.SocketStream) -> None:
         self.connections += 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 
 import cv2
 import pytest
@@ -24,23 +22,9 @@ from trio_runner.inference.protocol import Answer
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import Detection, Frame
 
-# As in test_client.py: httpcore leaves generators behind when an exchange breaks off in the middle.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:Exception ignored in. <async_generator object"
-    r" (\w*Stream\.__aiter__|Response\.aiter_raw|AsyncHTTP11Connection\.)"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
-
 MEBIBYTE = 2**20
 FRAME = make_frame()
 PROTOCOL = open_protocol(InferenceSection())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Let those generators be collected here."""
-    yield
-    gc.collect()
 
 
 def painted(number: int) -> Frame:

@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 DATABASE_PARAMETERS: Final = ("host", "port", "user", "dbname")
 """What the query of `database.url` may hold. Of the rest that libpq knows, most would override keys of ours."""
 
+_UNIX: Final = "unix:"
+
 _DATABASE_PORT: Final = 5432
 
 _SOCKET_DIRECTORIES: Final = ("/run/postgresql", "/var/run/postgresql")
@@ -51,6 +53,16 @@ def split_url(url: str, schemes: set[str]) -> SplitResult | None:
     except ValueError:
         return None
     return parts if usable and re.fullmatch(r"[!-~]+", url) else None
+
+
+def socket_path(url: str) -> str:
+    """The path in `unix:/path`; empty for any other address."""
+    return url.removeprefix(_UNIX) if url.startswith(_UNIX) else ""
+
+
+def http_base(url: str) -> str:
+    """The address that HTTP paths are appended to; a service on a Unix socket is called localhost."""
+    return "http://localhost" if socket_path(url) else url.rstrip("/")
 
 
 def is_host_and_port(address: str) -> bool:

@@ -51,6 +51,8 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
         Meta(max_length=10_000, description='a list of names, as ["person", "bicycle"]'),
     ] = ()
     labels_file: FilePath = ""
+    proxy: str = ""
+    http2: bool = False
     token_file: FilePath = ""
     allow_plaintext_token: bool = False
     headers: HeaderTable = msgspec.field(default_factory=dict)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from trio_runner.config.address import split_url
+from trio_runner.config.address import socket_path, split_url
 from trio_runner.config.broken import broken, lonely_key_file, no_tls_files
 from trio_runner.config.errors import SECRET_NAME, shown
 from trio_runner.config.inference import EMBEDDED
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from trio_runner.config.errors import Problem
     from trio_runner.config.inference import InferenceSection
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""What fits into sockaddr_un on Linux."""
 
 SECRET_FILES: Final = ("token_file", "header_files", "query_files")
 _SECRET_HEADER: Final = re.compile(r"authorization|cookie|[-_]key$|^key$|[-_]auth$", re.IGNORECASE)
@@ -29,17 +33,27 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
     yield from _headers(inference)
     if inference.labels and inference.labels_file:
         yield broken("inference.labels_file", "labels and labels_file are both set", "choose one", "inference.labels")
+    yield from _way_to_the_service(inference)
     if inference.url == EMBEDDED:
         yield from no_tls_files(inference, "inference", "the embedded service speaks no TLS", "remove it", key)
         if inference.token_file:
             yield broken("inference.token_file", "the embedded service wants no token", "remove it", key)
         return
+    if path := socket_path(inference.url):
+        yield from no_tls_files(inference, "inference", "no TLS is spoken at a Unix socket", "remove it", key)
+        if not path.startswith("/") or len(path.encode()) > MAX_SOCKET_PATH_BYTES or "\0" in path:
+            problem = f"not an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes"
+            yield broken(key, problem, "write unix: and the path of a socket")
+        return
+    yield from _address(inference, key)
+
+
+def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
     parts = split_url(inference.url, {"http", "https"})
     if parts is None or not parts.hostname:
         found = shown(("inference", "url"), inference.url)
-        yield broken(
-            key, "not a usable address", found=found, allowed='http://host:port, https://host:port, "embedded"'
-        )
+        allowed = 'http://host:port, https://host:port, unix:/path, "embedded"'
+        yield broken(key, "not a usable address", found=found, allowed=allowed)
         return
     if "@" in parts.netloc:
         yield broken(key, "holds a user name or a secret", "remove it; a token is read from inference.token_file")
@@ -64,6 +78,25 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
             secret,
             "inference.allow_plaintext_token",
         )
+
+
+def _way_to_the_service(inference: InferenceSection) -> Iterator[Problem]:
+    """A proxy forwards to a host, by HTTP/1.1; neither it nor HTTP/2 is used within this machine."""
+    proxy, http2 = "inference.proxy", "inference.http2"
+    local = inference.url == EMBEDDED or socket_path(inference.url)
+    for key in (proxy, http2):
+        if local and getattr(inference, key.removeprefix("inference.")):
+            where = "the embedded one" if inference.url == EMBEDDED else "at a Unix socket"
+            yield broken(key, f"of no use, for the service is {where}", "remove it", "inference.url")
+    if inference.proxy:
+        parts = split_url(inference.proxy, {"http"})
+        if parts is None or not parts.hostname or "@" in parts.netloc or parts.path.strip("/") or parts.query:
+            found = shown(("inference", "proxy"), inference.proxy)
+            yield broken(proxy, "not a usable address", found=found, allowed="http://host:port")
+        if inference.http2:
+            yield broken(http2, "inference.proxy is set", "choose one", proxy)
+    if inference.http2 and find_spec("h2") is None:
+        yield broken(http2, "the package h2 is not installed", "install trio_runner[http2], or remove it")
 
 
 def _headers(inference: InferenceSection) -> Iterator[Problem]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httpx
 import trio
 
+from trio_runner.config.address import http_base, socket_path
 from trio_runner.config.credentials import tls_context
 from trio_runner.config.tls import causes, tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_query
+from trio_runner.inference.http1 import ExtraDataError
 from trio_runner.inference.protocol import Answer
 from trio_runner.inference.protocols import open_protocol
+from trio_runner.inference.transport import KEEPALIVE_SECONDS, Body, TrioTransport
 from trio_runner.model import FrameResult
 
 if TYPE_CHECKING:
@@ -25,10 +27,6 @@ if TYPE_CHECKING:
     from trio_runner.config.inference import InferenceSection
     from trio_runner.inference.protocol import Call, WireProtocol
     from trio_runner.model import Frame
-
-KEEPALIVE_SECONDS: Final = 2.0
-"""Shorter than that of any common server (uvicorn 5 s, nginx 75 s). If the server closed a connection just when the
-next frame is sent on it, the service would seem to fail."""
 
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
 CLOSE_SECONDS: Final = 2.0
@@ -44,19 +42,22 @@ class InferenceClient:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        transport: httpx.AsyncBaseTransport,
+        connector: TrioTransport,
         config: InferenceSection,
         protocol: WireProtocol,
         *,
-        tls: ssl.SSLContext | None,
         headers: Mapping[str, str],
         query: str,
     ) -> None:
-        """Use this HTTP client, which `open_client` closes; `headers` and `query` are added to every request."""
-        self._http = http
+        """Use these transports, which `open_client` closes: one for frames, one for `check`.
+
+        `headers` and `query` are added to every request.
+        """
+        self._transport = transport
+        self._connector = connector
         self._config = config
         self._protocol = protocol
-        self._tls = tls
         self._headers, self._query = headers, query
 
     @property
@@ -83,11 +84,7 @@ class InferenceClient:
                 f"{self._config.url} gave no whole answer within {seconds:g} s. Lower inference.in_flight, or raise "
                 "inference.timeout_seconds",
             ) from error
-        except httpx.ConnectTimeout as error:
-            raise self._unreachable("did not accept a connection in time") from error
-        except UnicodeError as error:
-            raise self._unreachable(f"not a host name: {error}") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, UnicodeError) as error:
             raise self._named(error) from error
         try:
             readings = self._protocol.read(answer, frames)
@@ -114,27 +111,18 @@ class InferenceClient:
         Raises:
             RunnerError: `inference_unreachable` or `inference_tls`.
         """
-        url = httpx.URL(self._config.url)
-        port = url.port or (443 if self._tls else 80)
+        url = httpx.URL(self._config.proxy or http_base(self._config.url))
         try:
-            with trio.fail_after(self._config.connect_timeout_seconds) as deadline:
-                stream = await trio.open_tcp_stream(url.host, port)
-                try:
-                    if self._tls:
-                        secured = trio.SSLStream(stream, self._tls, server_hostname=url.host, https_compatible=True)
-                        await secured.do_handshake()
-                        deadline.deadline = math.inf
-                        await self._await_verdict(secured)
-                finally:
-                    await trio.aclose_forcefully(stream)
-        except trio.TooSlowError as error:
-            raise self._unreachable("did not accept a connection in time") from error
-        except trio.BrokenResourceError as error:
-            raise self._broken_tls(error) or self._unreachable(_root_cause(error)) from error
-        except (OSError, UnicodeError) as error:
-            raise self._unreachable(_root_cause(error)) from error
+            connection = await self._connector.connect(url, self._config.connect_timeout_seconds)
+        except (httpx.HTTPError, UnicodeError) as error:
+            raise self._named(error) from error
+        try:
+            if url.scheme == "https":
+                await self._await_verdict(connection.stream)
+        finally:
+            connection.close()
 
-    async def _await_verdict(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+    async def _await_verdict(self, stream: trio.abc.ReceiveStream) -> None:
         """Wait whether the service refuses our certificate: with TLS 1.3 it checks it only after the handshake."""
         with trio.move_on_after(VERDICT_SECONDS):
             cause: trio.BrokenResourceError | None = None
@@ -148,10 +136,10 @@ class InferenceClient:
             raise (cause and self._broken_tls(cause)) or refused from cause
 
     async def _exchange(self, call: Call) -> Answer:
-        address = self._config.url.rstrip("/") + call.path
+        address = http_base(self._config.url) + call.path
         if self._query:
             address += ("&" if "?" in call.path else "?") + self._query
-        request = httpx.Request(call.method, address, headers=self._headers, stream=_Body(call.body))
+        request = httpx.Request(call.method, address, headers=self._headers, stream=Body(*call.body))
         request.headers.update(
             {
                 "Host": request.url.netloc.decode(),
@@ -160,7 +148,8 @@ class InferenceClient:
                 **dict(call.headers),
             }
         )
-        response = await self._http.send(request, stream=True)
+        request.extensions["timeout"] = httpx.Timeout(None, connect=self._config.connect_timeout_seconds).as_dict()
+        response = await self._transport.handle_async_request(request)
         try:
             self._check_status(response)
             return Answer(response.headers, await self._read(response))
@@ -192,7 +181,7 @@ class InferenceClient:
     async def _read(self, response: httpx.Response) -> bytes:
         limit = self._config.max_response_bytes or self._protocol.max_answer_bytes
         body = bytearray()
-        # `aiter_raw` would return the connection to the pool before `_give_up_if_more_came` has looked at it.
+        # The streams of httpx's own transport are async generators, which have to be closed here.
         stream = cast("httpx.AsyncByteStream", response.stream)
         async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(stream))) as chunks:
             async for chunk in chunks:
@@ -202,11 +191,15 @@ class InferenceClient:
                         ErrorCode.INFERENCE_BAD_ANSWER,
                         f"{self._config.url} answered with more than {limit} bytes (inference.max_response_bytes)",
                     )
-        if _give_up_if_more_came(response):
-            raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} went on after its answer")
         return bytes(body)
 
-    def _named(self, error: httpx.HTTPError) -> RunnerError:
+    def _named(self, error: httpx.HTTPError | UnicodeError) -> RunnerError:
+        if isinstance(error, UnicodeError):
+            return self._unreachable(f"not a host name: {error}")
+        if isinstance(error, httpx.ConnectTimeout):
+            return self._unreachable("did not accept a connection in time")
+        if isinstance(error, ExtraDataError):
+            return RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} {error}")
         if broken := self._broken_tls(error):
             return broken
         if isinstance(error, httpx.ConnectError):
@@ -224,25 +217,6 @@ class InferenceClient:
         return RunnerError(ErrorCode.INFERENCE_UNREACHABLE, f"{self._config.url}: {why}")
 
 
-class _Body(httpx.AsyncByteStream):
-    """A whole body in its pieces.
-
-    httpx's own body is an async generator. After a cancellation the garbage collector would close it at some later
-    time, with a warning from Trio.
-    """
-
-    def __init__(self, pieces: tuple[bytes, ...]) -> None:
-        self._pieces = iter(pieces)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            return piece
-        raise StopAsyncIteration
-
-
 @asynccontextmanager
 async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient]:
     """A client for one service: no proxies or credentials from the environment, no redirects.
@@ -253,44 +227,36 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
     tls = await tls_context(config, "inference") if config.url.startswith("https:") else None
     headers, query = await read_headers(config), await read_query(config)
     protocol = open_protocol(config, await read_labels(config))
-    http = httpx.AsyncClient(
+    ours = TrioTransport(tls=tls, socket_path=socket_path(config.url), max_idle=config.in_flight)
+    transport = _httpx_transport(config, tls) if config.proxy or config.http2 else ours
+    try:
+        yield InferenceClient(transport, ours, config, protocol, headers=headers, query=query)
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await transport.aclose()
+
+
+def _httpx_transport(config: InferenceSection, tls: ssl.SSLContext | None) -> httpx.AsyncBaseTransport:
+    return httpx.AsyncHTTPTransport(
         verify=tls or False,
         trust_env=False,
-        follow_redirects=False,
-        timeout=httpx.Timeout(None, connect=config.connect_timeout_seconds),
+        http1=not config.http2,
+        http2=config.http2,
+        proxy=config.proxy or None,
         # As many connections as senders, so that no sender waits for one: httpcore would lose connections (#1093).
         limits=httpx.Limits(
             max_connections=config.in_flight,
-            max_keepalive_connections=config.in_flight,
+            # By HTTP/1.1, httpcore may take what comes behind an answer for the answer to the next request.
+            max_keepalive_connections=config.in_flight if config.http2 else 0,
             keepalive_expiry=KEEPALIVE_SECONDS,
         ),
     )
-    try:
-        yield InferenceClient(http, config, protocol, tls=tls, headers=headers, query=query)
-    finally:
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            await http.aclose()
 
 
 def _root_cause(error: BaseException) -> str:
     """The system's own error, which httpx and Trio wrap into "all attempts to connect failed"."""
     *_, error = causes(error)
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def _give_up_if_more_came(response: httpx.Response) -> bool:
-    """Whether more bytes came behind the answer; if so, the connection is not used again.
-
-    Otherwise they would be taken for the answer to the next frame on this connection. httpcore keeps them in a private
-    attribute, so its version is bounded in pyproject.toml. A connection in an error state is closed.
-    """
-    layer: Any = response.stream
-    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
-        layer = getattr(layer, name)
-    more = bool(layer.trailing_data[0])
-    if more:
-        layer.send_failed()
-    return more
 
 
 def _retry_after(response_headers: httpx.Headers) -> float | None:
