@@ -15,6 +15,9 @@ from typing import BinaryIO
 
 import trio
 
+START_SECONDS = 120.0
+"""Bounds the wait for the fork server, which must first have imported the program."""
+
 
 class ForkedProcess:
     """A process that the fork server started: of `trio.Process`, what the tests use."""
@@ -76,7 +79,7 @@ class ForkServer:
             descriptors = [out.fileno(), err.fileno(), theirs.fileno()]
             socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
         # From here on there may be a process: nothing may cancel us before its pid is known.
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), trio.fail_after(START_SECONDS):
             pid = b""
             while not pid.endswith(b"\n"):
                 # One byte at a time: what follows the pid is the exit code.

@@ -201,7 +201,9 @@ class Cli:
                 # One may have gone along with the one before.
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
-            with trio.CancelScope(shield=True):
+            # One that the fork server has only just started leads no session yet.
+            process.send_signal(signal.SIGKILL)
+            with trio.CancelScope(shield=True), trio.fail_after(PATIENCE_SECONDS):
                 await process.wait()
             for text in (running.out(), running.err()):
                 assert not any(canary in text for canary in self.canaries), "a secret was printed or logged"
