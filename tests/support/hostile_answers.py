@@ -62,8 +62,8 @@ def assert_sound(found: tuple[Detection, ...], frame: Frame) -> None:
             assert all(math.isfinite(corner) for corner in detection.bbox)
             assert 0 <= x1 <= x2 <= frame.width
             assert 0 <= y1 <= y2 <= frame.height
-        if detection.attributes:
-            DETECTIONS_SCHEMA.validate(msgspec.to_builtins([detection]))
+        if detection.attributes or detection.class_id is not None:
+            DETECTIONS_SCHEMA.validate(json.loads(msgspec.json.encode([detection])))
     assert msgspec.json.decode(msgspec.json.encode(found), type=tuple[Detection, ...]) == found
 
 

@@ -217,7 +217,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     init_db.add_argument("--grant", metavar="ROLE", help="give this role the rights of a runner, and no others")
     init_db.add_argument("--grant-orchestrator", metavar="ROLE", help="the same for an orchestrator")
-    show = add_with_config("show", "cli.show:show", "show a scenario's state, attempts, detections and last error")
+    show = add_with_config(
+        "show",
+        "cli.show:show",
+        "show a scenario's state, attempts, detections, last error and frames that were not inferred",
+    )
     show.add_argument("scenario", type=int, nargs="?", help="one scenario in detail; without it what `status` shows")
     _add_json(show, "one JSON document on stdout")
     events = add_with_config("events", "cli.events:events", "print the retry events on the Kafka topic")
