@@ -119,6 +119,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory, canaries: set[str]) -> Ite
             password_file=Path(password_file) if password_file else None,
             brokers=live["kafka"]["brokers"],
             inference_url=live["inference"]["url"],
+            inference_token_file=Path(live["inference"]["token_file"]),
         )
         canaries |= {servers.password} - {""}
         trio.run(_create_schema, servers)
@@ -214,12 +215,15 @@ def write_config(tmp_path: Path, servers: Servers, scenario_id: int, topic: str)
     base: dict[str, dict[str, Any]] = {
         "runner": {"id": "runner_under_test", "data_dir": "data"},
         "scenario": {"id": scenario_id},
-        "inference": {"url": servers.inference_url},
+        "inference": servers.inference,
         "database": servers.database,
         "kafka": {"brokers": servers.brokers, "retry_topic": topic},
     }
 
     def write(name: str = "runner.toml", **sections: dict[str, Any]) -> Path:
+        # The token belongs to the session's own service.
+        without_token = {"token_file": None} if "url" in sections.get("inference", {}) else {}
+        sections["inference"] = without_token | sections.get("inference", {})
         merged = {
             section: {
                 key: value

@@ -69,7 +69,7 @@ def _config(name: str, servers: Servers, directory: Path, options: argparse.Name
     return as_toml(
         {
             "runner": {"id": name, "data_dir": str(directory / name)},
-            "inference": {"url": servers.inference_url},
+            "inference": servers.inference,
             "database": servers.database | {"lease_seconds": options.lease, "batch_frames": 4},
             "kafka": {"brokers": servers.brokers, "retry_topic": TOPIC},
             "orchestrator": {"node": name, "max_runners": options.room},

@@ -24,6 +24,7 @@ import cv2
 import httpx
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -500,3 +501,27 @@ def test_decoding_one_cell(stride: int, data: st.DataObject) -> None:
     np.testing.assert_allclose(boxes, [[x - left, y - top, x + right, y + bottom]], atol=1e-3)
     assert confidences.tolist() == pytest.approx([0.9])
     assert classes.tolist() == [label]
+
+
+def test_a_request_without_the_token_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret-of-this-test\n")
+    service = start_service("--token-file", str(tmp_path / "token"))
+    try:
+        picture = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "s3cret-of-this-test"}):
+            asked = service.predict(content=picture, headers=headers), service.client.get("/healthz", headers=headers)
+            for answer in asked:
+                assert answer.status_code == 401
+                assert "token" in answer.json()["error"]
+        allowed = {"Authorization": "Bearer s3cret-of-this-test"}
+        assert service.predict(content=picture, headers=allowed).json()["predictions"] == []
+        assert "s3cret-of-this-test" not in " ".join(psutil.Process(service.process.pid).cmdline())
+    finally:
+        stop_service(service)
+
+
+def test_a_token_that_cannot_be_read_ends_the_service(tmp_path: Path) -> None:
+    command = [*COMMAND, "--token-file", str(tmp_path / "none")]
+    process = subprocess.run(command, capture_output=True, cwd=ROOT, check=False)
+    assert process.returncode == 78
+    assert "cannot read the token" in process.stderr.decode()

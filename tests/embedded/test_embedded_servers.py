@@ -493,7 +493,7 @@ async def test_many_at_once_have_one_host(tmp_path: Path, neighbour: Callable[..
 
 async def test_without_services_nothing_is_touched(tmp_path: Path) -> None:
     async with servers(tmp_path / "data", frozenset()) as addresses:
-        assert addresses == Addresses(None, None, None, None, hosted=False, data_dir=tmp_path / "data")
+        assert addresses == Addresses(None, None, None, None, None, hosted=False, data_dir=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -549,6 +549,7 @@ def test_addresses_become_lines_of_a_config(tmp_path: Path) -> None:
         data_dir / "postgres-password",
         "127.0.0.1:34567",
         "http://127.0.0.1:8001",
+        data_dir / "inference-token",
         hosted=True,
         data_dir=data_dir,
     )
@@ -557,7 +558,8 @@ def test_addresses_become_lines_of_a_config(tmp_path: Path) -> None:
     assert config.database.password_file == str(addresses.database_password_file)
     assert config.kafka.brokers == addresses.kafka_brokers
     assert config.inference.url == addresses.inference_url
-    assert addresses_as_toml(Addresses(None, None, None, None, hosted=False, data_dir=data_dir)) == ""
+    assert config.inference.token_file == str(addresses.inference_token_file)
+    assert addresses_as_toml(Addresses(None, None, None, None, None, hosted=False, data_dir=data_dir)) == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL minds only root")

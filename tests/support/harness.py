@@ -45,6 +45,13 @@ class Servers:
     password_file: Path | None
     brokers: str
     inference_url: str
+    inference_token_file: Path | None = None
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """The keys of an `[inference]` section that reaches it."""
+        token_file = str(self.inference_token_file or "")
+        return {"url": self.inference_url, "token_file": token_file, "allow_plaintext_token": True}
 
     @property
     def database(self) -> dict[str, Any]:

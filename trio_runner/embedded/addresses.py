@@ -65,7 +65,11 @@ async def open_addresses(
         if Service.KAFKA in services:
             changed["kafka"] = {"brokers": live.kafka_brokers, "security_protocol": "PLAINTEXT"}
         if Service.INFERENCE in services:
-            changed["inference"] = {"url": live.inference_url}
+            changed["inference"] = {
+                "url": live.inference_url,
+                "token_file": str(live.inference_token_file),
+                "allow_plaintext_token": True,
+            }
         yield config.replace(**changed)
 
 

@@ -7,12 +7,14 @@ import dataclasses
 import enum
 import json
 import os
+import secrets
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_runner.base.files import write_private
 from trio_runner.embedded.child import Child, ServerError, find_package, read_port, serve
 from trio_runner.embedded.data_directory import DataDirectory
 from trio_runner.embedded.postgres import ROLE, start_postgres
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Addresses", "ServerError", "Service", "addresses_as_toml", "open_servers"]
+
+
+INFERENCE_TOKEN: Final = "inference-token"  # noqa: S105 - the name of a file
+"""The file in the data directory with the token that the embedded inference service wants."""
 
 
 class Service(enum.StrEnum):
@@ -40,6 +46,7 @@ class Addresses:
     database_password_file: Path | None
     kafka_brokers: str | None
     inference_url: str | None
+    inference_token_file: Path | None
     hosted: bool
     data_dir: Path
 
@@ -96,6 +103,7 @@ def addresses_as_toml(addresses: Addresses) -> str:
         lines += ["[kafka]", f"brokers = {_quoted(addresses.kafka_brokers)}"]
     if addresses.inference_url is not None:
         lines += ["[inference]", f"url = {_quoted(addresses.inference_url)}"]
+        lines += [f"token_file = {_quoted(str(addresses.inference_token_file))}", "allow_plaintext_token = true"]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -118,7 +126,7 @@ async def _hosted(
             if service is Service.DATABASE:
                 ports[service] = await start_postgres(nursery, directory.path, log, remains, lifetime, on_death)
             else:
-                child = _python_child(service, log, remains)
+                child = _python_child(service, log, remains, directory.path)
                 child = dataclasses.replace(child, lifetime=lifetime, on_death=on_death)
                 ports[service] = await nursery.start(serve, child, read_port)
 
@@ -136,14 +144,18 @@ async def _hosted(
                 lifetime.cancel()
 
 
-def _python_child(service: Service, log: Path, remains: int) -> Child:
+def _python_child(service: Service, log: Path, remains: int, directory: Path) -> Child:
     arguments: tuple[str, ...]
     if service is Service.KAFKA:
         find_package("confluent-kafka", for_the=service, key="kafka.brokers")
         arguments = ("trio_runner.embedded.broker", "--tied")
     else:
         find_package("onnxruntime", for_the=service, key="inference.url")
-        arguments = ("trio_runner.embedded.inference", "--tied", "--listen", "127.0.0.1:0")
+        # Any user of this machine can connect to the port. The file is for this user alone.
+        token_file = directory / INFERENCE_TOKEN
+        write_private(token_file, secrets.token_urlsafe(32).encode())
+        listen = ("--listen", "127.0.0.1:0", "--token-file", str(token_file))
+        arguments = ("trio_runner.embedded.inference", "--tied", *listen)
     command = (sys.executable, "-m", *arguments)
     return Child(name=service, command=command, log=log, remains=remains, environment=os.environ)
 
@@ -157,6 +169,7 @@ def _addresses(data_dir: Path, ports: dict[Service, int], *, hosted: bool) -> Ad
         database_password_file=data_dir / "postgres-password" if Service.DATABASE in ports else None,
         kafka_brokers=address(Service.KAFKA, "{}"),
         inference_url=address(Service.INFERENCE, "http://{}"),
+        inference_token_file=data_dir / INFERENCE_TOKEN if Service.INFERENCE in ports else None,
         hosted=hosted,
         data_dir=data_dir,
     )

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ BACKLOG: Final = 64
 """How many connections the kernel keeps for the service until it accepts them."""
 
 
-def serve(listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 1, min_confidence: float = 0.45) -> int:
+def serve(
+    listen: str = DEFAULT_LISTEN,
+    *,
+    threads: int = 2,
+    concurrency: int = 1,
+    min_confidence: float = 0.45,
+    token_file: str = "",
+) -> int:
     """Serve until SIGTERM or SIGINT, and return the process's exit code.
 
     Once the service answers, prints one line on stdout: the JSON object `{"port": N}`. If a package of the extra
@@ -38,6 +46,7 @@ def serve(listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 
         threads: how many threads the model uses for one picture.
         concurrency: how many pictures are computed at once; further requests wait in order.
         min_confidence: detections below it are left out.
+        token_file: a file with the token that requests must bring as a bearer; "" answers everybody.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         needs = "the embedded inference service needs %s, not installed here: pip install 'trio_runner[embedded]'"
@@ -48,9 +57,14 @@ def serve(listen: str = DEFAULT_LISTEN, *, threads: int = 2, concurrency: int = 
     except (OSError, ValueError) as error:
         log.error("cannot listen on %s: %s; --listen takes another HOST:PORT", listen, error)  # noqa: TRY400
         return os.EX_CONFIG
+    try:
+        token = Path(token_file).read_text(encoding="ascii").strip() if token_file else ""
+    except (OSError, ValueError) as error:
+        log.error("cannot read the token in %s: %s", token_file, error)  # noqa: TRY400
+        return os.EX_CONFIG
     from trio_runner.embedded.service import run
 
-    run(listener, threads=threads, concurrency=concurrency, min_confidence=min_confidence)
+    run(listener, threads=threads, concurrency=concurrency, min_confidence=min_confidence, token=token)
     return 0
 
 
@@ -76,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="for one picture; default: %(default)s")
     parser.add_argument("--min-confidence", type=float, default=0.45, help="default: %(default)s")
+    parser.add_argument(
+        "--token-file", default="", metavar="FILE", help="the token that requests must bring as a bearer"
+    )
     parser.add_argument("--tied", action="store_true", help="die when the parent process dies")
     options = parser.parse_args(arguments)
     if options.tied:
@@ -83,7 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         tie_to_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return serve(options.listen, threads=options.threads, min_confidence=options.min_confidence)
+    return serve(
+        options.listen,
+        threads=options.threads,
+        min_confidence=options.min_confidence,
+        token_file=options.token_file,
+    )
 
 
 if __name__ == "__main__":

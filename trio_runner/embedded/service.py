@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import os
@@ -53,6 +54,8 @@ class Application:
     detector: Detector
     computing: anyio.CapacityLimiter
     model: str
+    token: str = ""
+    """Requests must bring it as a bearer; empty: none is asked for."""
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one HTTP request; uvicorn is configured to offer no other kind of scope."""
@@ -79,9 +82,12 @@ class Application:
             raise RequestError(HTTPStatus.NOT_FOUND, f"no such path {path!r}; there are POST /predict and GET /healthz")
         if method != ROUTES[path]:
             raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {ROUTES[path]}, not {method}")
+        headers = dict(scope["headers"])
+        if self.token and not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self.token.encode()):
+            raise RequestError(HTTPStatus.UNAUTHORIZED, "this service answers only requests that bring its token")
         if path == "/healthz":
             return HTTPStatus.OK, {"status": "ok", "model": self.model}
-        content_type = dict(scope["headers"]).get(b"content-type", b"")
+        content_type = headers.get(b"content-type", b"")
         if self.computing.statistics().tasks_waiting >= MAX_WAITING:
             busy = f"{MAX_WAITING} requests are waiting already; try again later"
             raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, busy)
@@ -141,7 +147,7 @@ def predict(detector: Detector, content_type: bytes, body: bytes) -> dict[str, A
     }
 
 
-def run(listener: socket.socket, *, threads: int, concurrency: int, min_confidence: float) -> None:
+def run(listener: socket.socket, *, threads: int, concurrency: int, min_confidence: float, token: str) -> None:
     """Serve on this socket until SIGTERM or SIGINT; the arguments are those of `inference.serve`."""
     # OpenCV reads this once, when it is loaded: a small file can claim to be a picture of gigabytes.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
@@ -152,7 +158,7 @@ def run(listener: socket.socket, *, threads: int, concurrency: int, min_confiden
     detector = Detector(threads=threads, min_confidence=min_confidence)
     # The first picture takes longer than any other; a client should not wait for that.
     detector.detect(np.zeros((64, 64, 3), dtype=np.uint8))
-    application = Application(detector, anyio.CapacityLimiter(concurrency), MODEL_NAME)
+    application = Application(detector, anyio.CapacityLimiter(concurrency), MODEL_NAME, token)
     config = uvicorn.Config(
         application,
         loop="asyncio",
