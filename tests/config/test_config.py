@@ -12,8 +12,9 @@ from tests.support.harness import REPOSITORY
 from trio_runner.cli.main import main
 from trio_runner.config import inference_rules
 from trio_runner.config.errors import ConfigError, Problem
-from trio_runner.config.inference import EMBEDDED, InferenceSection
+from trio_runner.config.inference import InferenceSection
 from trio_runner.config.keys import is_table
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.lines import key_lines
 from trio_runner.config.load import Config, load_config, parse_config
 from trio_runner.config.settings import parse_settings

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.hostile_configs import CANARY, HOSTILE_CONFIGS, UNREADABLE, HostileConfig
 from trio_runner.config.errors import ConfigError
-from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.load import Config, load_config, parse_config
 from trio_runner.errors import ErrorCode
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from trio_runner.config.kinds import (
+    EMBEDDED,
     FilePath,
     FileTable,
     HeaderTable,
@@ -18,9 +19,6 @@ from trio_runner.config.kinds import (
     Section,
     UrlPath,
 )
-
-EMBEDDED: Final = "embedded"
-"""In place of an address: the runner starts a real server of its own."""
 
 
 class BoxKeys(Section, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from trio_runner.config.address import socket_path, split_url
 from trio_runner.config.broken import broken, lonely_key_file, no_tls_files
 from trio_runner.config.errors import SECRET_NAME, shown
-from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

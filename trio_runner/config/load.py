@@ -12,10 +12,10 @@ import tomli
 
 from trio_runner.base.files import read_small_file
 from trio_runner.config.errors import ConfigError, Problem
-from trio_runner.config.inference import EMBEDDED, InferenceSection
+from trio_runner.config.inference import InferenceSection
 from trio_runner.config.inference_rules import inference_rules
 from trio_runner.config.keys import check_tables, is_credential
-from trio_runner.config.kinds import PeerSection, Section
+from trio_runner.config.kinds import EMBEDDED, PeerSection, Section
 from trio_runner.config.lines import broken_line, key_lines, written_twice
 from trio_runner.config.location import absolute_path
 from trio_runner.config.rules import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from trio_runner.config.address import DATABASE_PARAMETERS, is_host_and_port, parse_database_url
 from trio_runner.config.broken import broken, lonely_key_file, no_tls_files
 from trio_runner.config.errors import shown
-from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.location import allowing_prefix, is_url, parse_location
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from trio_runner.config.inference import EMBEDDED
 from trio_runner.config.kinds import (
+    EMBEDDED,
     DnsName,
     FilePath,
     Name,

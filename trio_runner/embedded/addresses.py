@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.embedded.hosting import ServerError, Service, open_servers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import tomli_w
 
 from trio_runner.base.threads import bounded
 from trio_runner.config.errors import ConfigError, Problem
-from trio_runner.config.inference import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.load import load_config
 from trio_runner.config.sections import CACHE_NAME
 from trio_runner.config.settings import check_scenario_settings, is_canonical
