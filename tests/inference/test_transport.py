@@ -657,3 +657,13 @@ async def test_http2_is_spoken_where_the_config_says_so() -> None:
         assert server.connections == 1
     assert [(request[b":method"], request[b":path"]) for request in requests] == [(b"POST", b"/predict")] * 3
     assert [int(request[b"content-length"]) for request in requests] == list(bodies.values())
+
+
+async def test_a_service_that_speaks_no_http2_is_named_with_the_key() -> None:
+    async def script(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(response(b"", "400 Bad Request"))
+
+    error = await failure(script, http2=True, timeout_seconds=60)
+    assert error.code is ErrorCode.INFERENCE_UNAVAILABLE
+    assert "inference.http2" in error.message

@@ -59,6 +59,7 @@ class InferenceClient:
         self._config = config
         self._protocol = protocol
         self._headers, self._query = headers, query
+        self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_seconds).as_dict()}
 
     @property
     def max_frames(self) -> int:
@@ -139,7 +140,9 @@ class InferenceClient:
         address = http_base(self._config.url) + call.path
         if self._query:
             address += ("&" if "?" in call.path else "?") + self._query
-        request = httpx.Request(call.method, address, headers=self._headers, stream=Body(*call.body))
+        request = httpx.Request(
+            call.method, address, headers=self._headers, stream=Body(*call.body), extensions=self._extensions
+        )
         request.headers.update(
             {
                 "Host": request.url.netloc.decode(),
@@ -148,7 +151,6 @@ class InferenceClient:
                 **dict(call.headers),
             }
         )
-        request.extensions["timeout"] = httpx.Timeout(None, connect=self._config.connect_timeout_seconds).as_dict()
         response = await self._transport.handle_async_request(request)
         try:
             self._check_status(response)
@@ -206,7 +208,8 @@ class InferenceClient:
             return self._unreachable(_root_cause(error))
         return RunnerError(
             ErrorCode.INFERENCE_UNAVAILABLE,
-            f"{self._config.url} broke off the exchange: {str(error) or type(error).__name__}",
+            f"{self._config.url} broke off the exchange: {str(error) or type(error).__name__}"
+            + ("; does it speak HTTP/2 (inference.http2)?" if self._config.http2 else ""),
         )
 
     def _broken_tls(self, error: BaseException) -> RunnerError | None:
