@@ -95,6 +95,8 @@ class FrameResult:
     """Why the frame was not inferred, in words; None where it was inferred."""
     clipped: int = 0
     """How many boxes of the answer overshot the picture and were clipped at its border."""
+    tokens: int = 0
+    """How many tokens a language model counted for this frame, prompt and answer together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,8 @@ class Progress:
     """Of the scenario's stored frames, those of earlier attempts included."""
     boxes_clipped: int = 0
     """In the frames that this attempt stored."""
+    tokens: int = 0
+    """That a language model counted for the frames that this attempt stored."""
     activity: str = ""
     """What is done before the first frame, for people; empty once frames are read."""
     started: float = 0.0

@@ -129,11 +129,13 @@ async def test_the_summary_counts_frames_that_were_not_inferred_and_clipped_boxe
 
     monkeypatch.setattr(sys, "argv", ["trio-runner"])
     monkeypatch.setattr(Display, "_note_labels", no_labels)
-    flawed = Progress(frames_stored=50, frames_stored_before=10, frames_not_inferred=3, boxes_clipped=12)
+    flawed = Progress(frames_stored=50, frames_stored_before=10, frames_not_inferred=3, boxes_clipped=12, tokens=9)
     shown = await summary(flawed, ending, capsys)
     assert "  inferred:    all but 3 of these frames; the reasons: trio-runner show a.toml" in shown
     assert "  clipped:     12 boxes, which overshot the picture\n" in shown
+    assert "  tokens:      9\n" in shown
     shown = await summary(Progress(frames_stored=50), ending, capsys)
     assert "stored:" in shown
     assert "inferred" not in shown
     assert "clipped" not in shown
+    assert "tokens" not in shown

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ ALL_KEYS = [
         for key in msgspec.structs.fields(table.type)
     ),
 ]
-LISTS = {"url_prefixes", "labels"}
+LISTS = {"url_prefixes", "labels", "classes"}
 
 
 def refused(text: str) -> ConfigError:
@@ -509,6 +510,7 @@ FILE_KEYS = [(section, key) for section, key in ALL_KEYS if key.endswith("_file"
 def test_a_file_may_lie_where_systemd_puts_credentials(section: str, key: str, variable: str) -> None:
     rest = {
         "inference": "url = 'https://h'\n",
+        "inference.openai": "",
         "database": "url = 'postgresql://u@h/d'\n",
         "kafka": "brokers = 'h:1'\nsecurity_protocol = 'SASL_SSL'\nusername = 'u'\n",
         "storage": "",
@@ -518,7 +520,7 @@ def test_a_file_may_lie_where_systemd_puts_credentials(section: str, key: str, v
     rest += "".join(f"{other} = 'x'\n" for other in others - {key})
     text = f"[{section}]\n{rest}{key} = '{variable}/name'\n"
     config = parse_config(text, base_dir=BASE, environ={"CREDENTIALS_DIRECTORY": "/run/credentials/x"})
-    assert getattr(getattr(config, section), key) == "/run/credentials/x/name"
+    assert attrgetter(f"{section}.{key}")(config) == "/run/credentials/x/name"
     for environ in ({}, {"CREDENTIALS_DIRECTORY": ""}):
         with pytest.raises(
             ConfigError, match=rf"{section}\.{key}: \$CREDENTIALS_DIRECTORY is not set.*LoadCredential="
@@ -891,3 +893,35 @@ def test_http2_without_its_package_is_refused_with_the_extra_to_install(monkeypa
     problem = the_problem(INFERENCE + "http2 = true\n")
     assert (problem.key, problem.line) == ("inference.http2", 3)
     assert "trio_runner[http2]" in problem.remedy
+
+
+# a chat with a language model
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "problem"),
+    [
+        ("prompt = 'a'\nprompt_file = 'b'", "prompt_file", "both set"),
+        ("min_pixels = 5000\nmax_pixels = 4000", "min_pixels", "larger than max_pixels"),
+        ("extra = { stream = true }", "extra", "stream is set by the protocol"),
+        ("extra = { api_key = 'a' }", "extra", "api_key looks like a secret"),
+        ("extra = { stop = nan }", "extra", "which JSON has not"),
+        ("extra = { day = 2026-01-01 }", "extra", "which JSON has not"),
+    ],
+)
+def test_a_chat_that_cannot_be_meant_is_refused(keys: str, key: str, problem: str) -> None:
+    found = the_problem(f"[inference.openai]\n{keys}\n")
+    assert found.key == f"inference.openai.{key}"
+    assert problem in str(found)
+
+
+def test_the_address_of_a_chat_is_written_without_its_path() -> None:
+    url = "http://h/v1/chat/completions"
+    assert "ends with" in str(the_problem(f"[inference]\nurl = '{url}'\nprotocol = 'openai'\n"))
+
+
+def test_the_file_of_a_prompt_starts_from_the_directory_of_the_config() -> None:
+    config = parse_config("[inference.openai]\nprompt_file = 'prompt.txt'\n", base_dir=BASE, environ={})
+    assert config.inference.openai.prompt_file == "/somewhere/prompt.txt"
+    extra = parse_config("[inference.openai]\nextra = { seed = 1, a = { b = [1] } }\n", base_dir=BASE, environ={})
+    assert extra.inference.openai.extra == {"seed": 1, "a": {"b": [1]}}

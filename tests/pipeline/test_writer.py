@@ -193,14 +193,15 @@ async def test_detections_are_counted_when_they_are_stored(autojump_clock: MockC
     assert under_way.progress.detections == 4
 
 
-async def test_frames_that_were_not_inferred_and_clipped_boxes_are_counted(autojump_clock: MockClock) -> None:
+async def test_frames_that_were_not_inferred_clipped_boxes_and_tokens_are_counted(autojump_clock: MockClock) -> None:
     async with writing() as under_way:
         under_way.progress.frames_not_inferred = 2
-        await under_way.results.send(replace(make_result(0, labels=("dog", "dog")), clipped=1))
+        await under_way.results.send(replace(make_result(0, labels=("dog", "dog")), clipped=1, tokens=900))
         await under_way.results.send(replace(make_result(1), error="inference_timeout: 1 s"))
-        await under_way.results.send(replace(make_result(2, labels=("dog", "dog")), clipped=2))
+        await under_way.results.send(replace(make_result(2, labels=("dog", "dog")), clipped=2, tokens=100))
     assert (under_way.progress.frames_stored, under_way.progress.detections) == (3, 4)
     assert (under_way.progress.frames_not_inferred, under_way.progress.boxes_clipped) == (3, 3)
+    assert under_way.progress.tokens == 1000
 
 
 async def test_stored_frames_make_room_in_the_window(autojump_clock: MockClock) -> None:

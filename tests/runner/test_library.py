@@ -76,7 +76,7 @@ async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and
             return [replace(result, detections=(), error=f"inference_rejected: frame {frame.index}")]
         if frame.index == 40 and failing:
             raise RunnerError(ErrorCode.INFERENCE_UNAVAILABLE, "503")
-        return [replace(result, clipped=frame.index == 59)]
+        return [replace(result, clipped=frame.index == 59, tokens=10)]
 
     monkeypatch.setattr(InferenceClient, "infer", flawed)
     async with open_fake() as fake:
@@ -93,6 +93,8 @@ async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and
     assert (second.outcome.frames_not_inferred, second.outcome.boxes_clipped) == (2, 1)
     assert "2 of the 60 stored frames were not inferred; the view trio_runner.frames has the reasons" in caplog.text
     assert "1 boxes overshot the picture and were clipped at its border" in caplog.text
+    assert second.outcome.tokens % 10 == 0 < second.outcome.tokens <= 10 * 59
+    assert f"{second.outcome.tokens} tokens, as the model counted" in caplog.text
     rows = await ledger.predictions(scenario_id)
     assert [row["frame_index"] for row in rows if row["detections"] is None] == [3, 50]
     await ledger.check_invariants(scenario_id)

@@ -115,6 +115,8 @@ class Display:
             self.note(f"  inferred:    all but {progress.frames_not_inferred} of these frames; the reasons: {why}")
         if progress.boxes_clipped:
             self.note(f"  clipped:     {progress.boxes_clipped} boxes, which overshot the picture")
+        if progress.tokens:
+            self.note(f"  tokens:      {progress.tokens}")
         self.note(f"  took:        {seconds:.1f} s, {rate}")
         # After a failure the database may be the reason, and nobody waits for labels.
         if outcome.ending is Ending.COMPLETED:

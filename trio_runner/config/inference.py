@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,7 @@ from trio_runner.config.kinds import (
     FileTable,
     HeaderTable,
     Name,
+    NotNegative,
     PeerSection,
     QueryTable,
     Seconds,
@@ -35,11 +36,40 @@ class PredictSection(BoxKeys, frozen=True, kw_only=True):
     field: Name = "frame"
 
 
+class OpenaiSection(Section, frozen=True, kw_only=True):
+    """The protocol `openai`: what a language model that sees pictures is asked, and how it writes boxes."""
+
+    path: UrlPath = "/v1/chat/completions"
+    model: Annotated[str, Meta(max_length=500)] = ""
+    answer: Literal["boxes", "labels", "text", "raw"] = "boxes"
+    classes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+        Meta(max_length=1000, description='a list of names, as ["person", "bicycle"]'),
+    ] = ()
+    prompt: Annotated[str, Meta(max_length=100_000)] = ""
+    prompt_file: FilePath = ""
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    max_tokens: NotNegative = 2048
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=10)] | Literal["default"],
+        Meta(description='a number from 0 to 10, or "default"'),
+    ] = 0.0
+    extra: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=100)], Any],
+        Meta(max_length=40, description="a table of at most 40 keys, as { seed = 1 }"),
+    ] = msgspec.field(default_factory=dict)
+    dialect: Literal["plain", "qwen2.5-vl", "qwen3-vl", "gemini"] = "plain"
+    box_format: Literal["", "xyxy", "xywh", "cxcywh", "yxyx", "xxyy"] = ""
+    box_scale: Literal["", "pixels", "0-1", "0-1000"] = ""
+    min_pixels: Annotated[int, Meta(ge=28 * 28, le=2**31 - 1)] = 56 * 56
+    max_pixels: Annotated[int, Meta(ge=28 * 28, le=2**31 - 1)] = 28 * 28 * 16_384
+
+
 class InferenceSection(PeerSection, frozen=True, kw_only=True):
     """Where frames are sent, and how long an answer may take; a table inside for each protocol."""
 
     url: str = EMBEDDED
-    protocol: Literal["predict"] = "predict"
+    protocol: Literal["predict", "openai"] = "predict"
     in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
     connect_timeout_seconds: Seconds = 3.0
     timeout_seconds: Seconds = 10.0
@@ -58,3 +88,4 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
     query: QueryTable = msgspec.field(default_factory=dict)
     query_files: FileTable = msgspec.field(default_factory=dict)
     predict: PredictSection = PredictSection()
+    openai: OpenaiSection = OpenaiSection()

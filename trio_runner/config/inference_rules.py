@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
@@ -25,12 +26,14 @@ _SECRET_HEADER: Final = re.compile(r"authorization|cookie|[-_]key$|^key$|[-_]aut
 _OURS: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
 )
+_OF_A_CHAT: Final = frozenset({"max_tokens", "messages", "model", "n", "response_format", "stream", "temperature"})
 
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
     """The address, the labels, and whether secrets are written here or would be sent unencrypted."""
     key = "inference.url"
     yield from _headers(inference)
+    yield from _openai(inference)
     if inference.labels and inference.labels_file:
         yield broken("inference.labels_file", "labels and labels_file are both set", "choose one", "inference.labels")
     yield from _way_to_the_service(inference)
@@ -60,8 +63,8 @@ def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
         return
     if parts.query or parts.fragment:
         yield broken(key, "has a query or a fragment", "write the address alone, and parameters in inference.query")
-    path, path_key = inference.predict.path, "inference.predict.path"
-    if inference.protocol == "predict" and path != "/" and inference.url.rstrip("/").endswith(path):
+    path, path_key = getattr(inference, inference.protocol).path, f"inference.{inference.protocol}.path"
+    if path != "/" and inference.url.rstrip("/").endswith(path):
         yield broken(key, f"ends with {path_key}", "write the address alone", path_key)
     if parts.scheme == "https":
         yield from lonely_key_file(inference, "inference")
@@ -114,3 +117,22 @@ def _headers(inference: InferenceSection) -> Iterator[Problem]:
         yield broken("inference.headers", f"{name} is set by the client", "remove it", "inference.header_files")
     if inference.token_file and "authorization" in names:
         yield broken("inference.token_file", "Authorization is set twice", "choose one", "inference.header_files")
+
+
+def _openai(inference: InferenceSection) -> Iterator[Problem]:
+    """One question, a model's limits that can be kept, and no further key that is a secret or has a key of its own."""
+    keys, table = inference.openai, "inference.openai"
+    if keys.prompt and keys.prompt_file:
+        yield broken(f"{table}.prompt_file", "prompt and prompt_file are both set", "choose one", f"{table}.prompt")
+    if keys.min_pixels > keys.max_pixels:
+        yield broken(f"{table}.min_pixels", "larger than max_pixels", "lower it", f"{table}.max_pixels")
+    try:
+        json.dumps(keys.extra, allow_nan=False)
+    except (TypeError, ValueError):
+        yield broken(f"{table}.extra", "holds a date, nan or inf, which JSON has not", "write text or a number")
+    for name in keys.extra:
+        if name in _OF_A_CHAT:
+            yield broken(f"{table}.extra", f"{name} is set by the protocol", "remove it")
+        if SECRET_NAME.search(name):
+            remedy = "write the value into a file and name that in inference.token_file or inference.header_files"
+            yield broken(f"{table}.extra", f"{name} looks like a secret", remedy)

@@ -97,15 +97,15 @@ class Config(Section, frozen=True, kw_only=True):
 
     def with_absolute_paths(self, base_dir: Path) -> Config:
         """A copy whose relative paths start from `base_dir`; `$CREDENTIALS_DIRECTORY/name` stays."""
-        changed: dict[str, dict[str, Any]] = {
+        changed: dict[str, Any] = {
             "runner": {"data_dir": str(base_dir / self.runner.data_dir)},
             "video": {"path": absolute_path(self.video.path, base_dir)},
         }
         for name, keys in OPTIONAL_PATHS.items():
-            section = getattr(self, name)
-            changed.setdefault(name, {}).update(
-                {key: _absolute(key, path, base_dir) for key in keys if (path := getattr(section, key))}
-            )
+            section, table = self, changed
+            for part in name.split("."):
+                section, table = getattr(section, part), table.setdefault(part, {})
+            table.update({key: _absolute(key, path, base_dir) for key in keys if (path := getattr(section, key))})
         return self.replace(**changed)
 
 

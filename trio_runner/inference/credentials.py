@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
+from msgspec import structs
+
 from trio_runner.base.files import read_small_file
 from trio_runner.base.threads import bounded
 from trio_runner.config.credentials import READ_SECONDS, read_secret
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from trio_runner.config.inference import InferenceSection
 
 MAX_LABELS_BYTES: Final = 2**20
+MAX_PROMPT_BYTES: Final = 2**17
 
 
 async def read_headers(config: InferenceSection) -> dict[str, str]:
@@ -57,6 +60,25 @@ async def read_labels(config: InferenceSection) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _unusable("inference.labels_file", config.labels_file, why) from None
+
+
+async def read_prompt(config: InferenceSection) -> InferenceSection:
+    """The config with the text of `openai.prompt_file` as its prompt, if a file is set.
+
+    Raises:
+        RunnerError: `credential_unreadable`: the file cannot be read, or holds no text.
+    """
+    if not (path := config.openai.prompt_file):
+        return config
+    try:
+        data, _ = await bounded(lambda: read_small_file(path, max_bytes=MAX_PROMPT_BYTES), seconds=READ_SECONDS)
+        prompt = data.decode("utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _unusable("inference.openai.prompt_file", path, why) from None
+    if not prompt:
+        raise _unusable("inference.openai.prompt_file", path, "it is empty")
+    return structs.replace(config, openai=structs.replace(config.openai, prompt=prompt))
 
 
 def _labels_in(path: str) -> tuple[str, ...]:

@@ -86,3 +86,4 @@ def _count(progress: Progress, stored: list[FrameResult]) -> None:
     progress.detections += sum(len(result.detections) for result in stored)
     progress.frames_not_inferred += sum(result.error is not None for result in stored)
     progress.boxes_clipped += sum(result.clipped for result in stored)
+    progress.tokens += sum(result.tokens for result in stored)

@@ -212,7 +212,7 @@ async def _process(
 
 
 def _log_flaws(progress: Progress) -> None:
-    """Log how many stored frames were not inferred and how many boxes were clipped; nothing where there are none."""
+    """Log how many frames were not inferred, boxes clipped and tokens counted; nothing where there are none."""
     if progress.frames_not_inferred:
         stored = progress.frames_stored_before + progress.frames_stored
         logger.warning(
@@ -222,6 +222,8 @@ def _log_flaws(progress: Progress) -> None:
         )
     if progress.boxes_clipped:
         logger.info("%d boxes overshot the picture and were clipped at its border", progress.boxes_clipped)
+    if progress.tokens:
+        logger.info("%d tokens, as the model counted", progress.tokens)
 
 
 def _check_same(claim: Claim, attempt: Attempt) -> None:

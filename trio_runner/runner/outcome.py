@@ -36,6 +36,8 @@ class Outcome:
     """Of the scenario's stored frames, those of earlier attempts included."""
     boxes_clipped: int = 0
     """In the frames that this run stored."""
+    tokens: int = 0
+    """That a language model counted for the frames that this run stored."""
 
 
 def exit_code(outcome: Outcome | None) -> ExitCode:

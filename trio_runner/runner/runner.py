@@ -175,6 +175,7 @@ class Runner:
                     outcome,
                     frames_not_inferred=self.progress.frames_not_inferred,
                     boxes_clipped=self.progress.boxes_clipped,
+                    tokens=self.progress.tokens,
                 )
             except ClaimRefusedError as error:
                 completed = isinstance(error, ScenarioCompletedError)

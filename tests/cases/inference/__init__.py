@@ -1,0 +1,1 @@
+"""Answers of real services, each with its source and what must become of it."""
