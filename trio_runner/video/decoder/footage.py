@@ -56,12 +56,8 @@ class Beginning:
 
     Pictures that are presented before it refer to packets that are not decoded. None at the start of the file.
     """
-    is_presented: bool = True
-    """Whether that key frame is presented; an edit list may say that it is only referred to."""
     index: int = 0
-    """The number of the first picture; 0 where it is not known yet."""
-    packets_before: int = 0
-    """How many packets of the file were passed over by a seek."""
+    """The number of the first picture."""
     number: Callable[[VideoFrame], tuple[int, float] | None] | None = None
     """Gives number and time of a picture, None where it is not wanted; without it pictures are counted and timed."""
 
@@ -112,7 +108,6 @@ class Footage:
         """
         beginning = beginning or Beginning(self.demuxed())
         self.decoded, self._floor = beginning.index, beginning.floor
-        self._packets += beginning.packets_before
         av.logging.set_level(av.logging.WARNING)
         av.logging.set_skip_repeated(False)
         with av.logging.Capture(local=False) as self._log, self._quiet_at_the_end():
@@ -143,10 +138,6 @@ class Footage:
             yield
         finally:
             self._decoder.flush_buffers()
-
-    def renumber(self, index: int) -> None:
-        """Count the pictures from here on from `index`, and their damage from 0."""
-        self.decoded, self.damaged, self.lost = index, 0, 0
 
     def _settled(self, packets: Iterator[Packet[Any]]) -> Iterator[tuple[VideoFrame, int]]:
         """The pictures in the order of presentation, each once the damage of all to which it may refer is known.

@@ -15,7 +15,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from trio_runner.video.decoder.announced import CannotSeekError, ParameterSets, is_picture, units
+from trio_runner.video.decoder.announced import CannotSeekError, checked
+from trio_runner.video.decoder.bitstream import is_idr
 from trio_runner.video.decoder.skimming import HELD_BYTES
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
     from trio_runner.video.decoder.footage import Footage
     from trio_runner.video.decoder.sampling import Sampler
-
-IDR: Final = 5
-SLICES: Final = range(1, 6)
-"""Types of H.264's units that are parts of a picture (ISO/IEC 14496-10, table 7-1)."""
 
 WITH_UNREFERENCED: Final = frozenset({"h264", "mpeg1video", "mpeg2video"})
 """Codecs that mark the frames to which no other refers. HEVC marks those to which none of the same layer refers."""
@@ -89,21 +86,16 @@ class Needed:
         complete: list[Held] = []
         group: list[Held] = []
         size = 0
-        extradata = self._decoder.extradata or b""
-        parameter_sets = ParameterSets(self._footage.codec, extradata)
-        for packet in source:
-            if packet.pts is None or packet.is_corrupt or not is_picture(packet, self._footage.codec, extradata):
-                raise CannotSeekError(f"there may be no picture for a packet after frame {self._index}")
-            parameter_sets.check(packet)
+        for pts, packet in checked(source, self._footage):
             opens = self._opens(packet)
-            if complete and (opens or packet.pts > group[0].pts):
+            if complete and (opens or pts > group[0].pts):
                 yield from self._settle(complete, group)
                 complete, size = [], sum(held.packet.size for held in group)
                 if self._sampler.exhausted and not any(held.pts in self._awaited for held in group):
                     return
             if group and opens:
                 complete, group = group, []
-            group.append(Held(packet.pts, packet))
+            group.append(Held(pts, packet))
             size += packet.size
             if size > HELD_BYTES:
                 raise CannotSeekError(f"its key frames are more than {HELD_BYTES // 2**20} MiB apart")
@@ -192,9 +184,3 @@ class Needed:
             needed = at_end or pts in self._awaited or self._footage.codec not in WITH_UNREFERENCED
             self._decoder.skip_frame = "DEFAULT" if needed else "NONREF"
             yield packet
-
-
-def is_idr(packet: Packet[Any], extradata: bytes) -> bool:
-    """Whether an H.264 picture refers to no other and no later one refers past it."""
-    kinds = (unit[0] & 31 for unit in units(packet, extradata, length_byte=4) if unit)
-    return next((kind for kind in kinds if kind in SLICES), None) == IDR

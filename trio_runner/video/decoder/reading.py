@@ -10,8 +10,7 @@ from trio_runner.video.decoder.announced import CannotSeekError, check_seekable,
 from trio_runner.video.decoder.footage import Beginning
 from trio_runner.video.decoder.needed import Needed
 from trio_runner.video.decoder.sampling import Sampler
-from trio_runner.video.decoder.seeking import resume
-from trio_runner.video.decoder.skimming import skip_to
+from trio_runner.video.decoder.skimming import resume, skip_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

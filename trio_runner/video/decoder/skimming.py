@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +14,8 @@ from trio_runner.errors import RunnerError
 from trio_runner.video.decoder.announced import (
     PROOF_PACKETS,
     CannotSeekError,
-    ParameterSets,
     check_seekable,
-    is_picture,
+    checked,
     packets_of,
     prove_start,
 )
@@ -35,110 +34,115 @@ HELD_BYTES: Final = 64 * 2**20
 """The packets from the last key frames on are held in memory up to this size."""
 
 
+@dataclass(slots=True)
+class Skimmed:
+    """The part of a file that was read and not decoded: the times of its frames, and its last packets."""
+
+    times: array[int] = field(default_factory=lambda: array("q"))
+    """Of each frame up to the time that was asked for, in units of the stream, in the order of presentation."""
+    packets: int = 0
+    groups: deque[list[Packet[Any]]] = field(default_factory=deque)
+    """The last packets, one list from each key frame on. The first list may begin at the start of the file."""
+    held: int = 0
+    """The number of packets in `groups`."""
+    held_bytes: int = 0
+
+
 def skip_to(open_footage: Callable[[], Footage], seconds: float) -> tuple[Footage, Iterator[Picture]]:
     """Begin at the frame before the first one that is presented at or after `seconds`; raises CannotSeekError.
 
     Returns:
         The file, and its pictures from there on.
     """
-    footage = open_footage()
-    check_seekable(footage.container, footage.stream)
-    return skim(open_footage, seconds - 2 * TIMESTAMP_SLACK_SECONDS)
-
-
-@dataclass(slots=True)
-class Skimmed:
-    """The part of a file that was read and not decoded: the times of its frames, and its last packets."""
-
-    times: array[int] = field(default_factory=lambda: array("q"))
-    """Of each frame, in units of the stream, in the order of presentation."""
-    packets: int = 0
-    groups: deque[list[Packet[Any]]] = field(default_factory=deque)
-    """The last packets, one list from each key frame on. The first list may begin at the start of the file."""
-    held_bytes: int = 0
-
-    @property
-    def held(self) -> int:
-        """The number of packets in `groups`."""
-        return sum(map(len, self.groups))
-
-
-def skim(
-    open_footage: Callable[[], Footage], seconds: float, index: int | None = None
-) -> tuple[Footage, Iterator[Picture]]:
-    """Read up to `seconds` without decoding, and decode the last packets to check that they are the frames expected.
-
-    Args:
-        open_footage: Opens the file.
-        seconds: No frame is wanted that is presented earlier.
-        index: The number of the frame that is presented at exactly `seconds` and is not wanted; None where there is no
-            such frame.
-    """
-    footage = open_footage()
-    packets = packets_of(footage)
-    skimmed = _read_up_to(footage, packets, footage.clock.raw(seconds))
+    seconds -= 2 * TIMESTAMP_SLACK_SECONDS
+    footage, packets, skimmed = _skim(open_footage, seconds)
     # The decoder may give no pictures for the first packets, because these refer to missing ones.
     passed = bisect_left(skimmed.times, prove_start(open_footage()))
-    held = list(chain.from_iterable(skimmed.groups))
-    if len(held) == skimmed.packets:
-        beginning = Beginning(chain(held, packets))
-    else:
-        floor = held[0].pts or 0
-        number = bisect_left(skimmed.times, floor) - passed
-        beginning = Beginning(chain(held, packets), floor=floor, index=number)
-    pictures = footage.pictures(beginning)
+    pictures = _checked_pictures(footage, packets, skimmed, passed)
     before: list[Picture] = []
     try:
         for picture in pictures:
-            if beginning.floor is not None and not (before or picture.frame.key_frame):
-                raise CannotSeekError(f"frame {picture.index} is no key frame, although the container says so")
-            _check_announced(picture, skimmed.times[picture.index + passed : picture.index + passed + 1])
-            if picture.index == index:
-                if picture.pts_seconds != seconds:
-                    break
-                return footage, chain([picture], pictures)
             if picture.pts_seconds >= seconds:
-                if index is not None:
-                    break
                 return footage, chain(before, [picture], pictures)
             before = [picture]
-        else:
-            if index is None:
-                return footage, iter(())
     except RunnerError as error:
-        place = "video.start_seconds" if index is None else "the last stored frame"
-        raise CannotSeekError(f"the part before {place} is damaged") from error
+        raise CannotSeekError("the part before video.start_seconds is damaged") from error
+    return footage, iter(())
+
+
+def resume(open_footage: Callable[[], Footage], index: int, seconds: float) -> tuple[Footage, Iterator[Picture]]:
+    """Begin at frame `index`, which is presented at `seconds` and is stored; raises CannotSeekError.
+
+    Returns:
+        The file, and its pictures from that frame on.
+    """
+    footage, packets, skimmed = _skim(open_footage, seconds)
+    passed = bisect_left(skimmed.times, footage.clock.raw(seconds)) - index
+    pictures = _checked_pictures(footage, packets, skimmed, passed)
+    try:
+        for picture in pictures if passed >= 0 else ():
+            if picture.index >= index and picture.pts_seconds == seconds:
+                return footage, chain([picture], pictures)
+            if picture.index >= index:
+                break
+    except RunnerError as error:
+        raise CannotSeekError("the part before the last stored frame is damaged") from error
     raise CannotSeekError(f"its frame {index} is not at {seconds:.3f} s")
 
 
-def _check_announced(picture: Picture, announced: array[int]) -> None:
-    """Raise CannotSeekError if this picture has another time than the frame that was announced for its number."""
-    if announced and picture.frame.pts != announced[0]:
-        raise CannotSeekError(f"frame {picture.index} is not the one that its packets announce")
+def _skim(open_footage: Callable[[], Footage], seconds: float) -> tuple[Footage, Iterator[Packet[Any]], Skimmed]:
+    """Read the file up to `seconds`; returns it, the packets after that, and what was read."""
+    footage = open_footage()
+    check_seekable(footage.container, footage.stream)
+    packets = packets_of(footage)
+    return footage, packets, _read_up_to(footage, packets, footage.clock.raw(seconds))
+
+
+def _checked_pictures(
+    footage: Footage, packets: Iterator[Packet[Any]], skimmed: Skimmed, passed: int
+) -> Iterator[Picture]:
+    """The pictures of the last packets that were read, and of all after them.
+
+    Args:
+        footage: The file.
+        packets: Those that have not been read.
+        skimmed: Those that have been read.
+        passed: How many of the packets, in order of time, give no picture before that of frame 0.
+
+    Raises:
+        CannotSeekError: A picture is not that of its packet.
+    """
+    held = list(chain.from_iterable(skimmed.groups))
+    beginning = Beginning(chain(held, packets))
+    if len(held) < skimmed.packets:
+        floor = held[0].pts or 0
+        place = bisect_left(skimmed.times, floor)
+        if place == len(skimmed.times):
+            raise CannotSeekError("a key frame is presented long after it is decoded")
+        beginning = replace(beginning, floor=floor, index=place - passed)
+    is_first = beginning.floor is not None
+    for picture in footage.pictures(beginning):
+        if is_first and not picture.frame.key_frame:
+            raise CannotSeekError(f"frame {picture.index} is no key frame, although the container says so")
+        is_first = False
+        announced = skimmed.times[picture.index + passed : picture.index + passed + 1]
+        if announced and picture.frame.pts != announced[0]:
+            raise CannotSeekError(f"frame {picture.index} is not the one that its packets announce")
+        yield picture
 
 
 def _read_up_to(footage: Footage, packets: Iterator[Packet[Any]], until: int) -> Skimmed:
-    skimmed, latest = Skimmed(), None
-    extradata = footage.stream.codec_context.extradata or b""
-    parameter_sets = ParameterSets(footage.codec, extradata)
-    for packet in packets:
-        if packet.pts is None:
-            raise CannotSeekError(f"frame {skimmed.packets} has no time of its own")
-        # Matroska holds no times of decoding, and FFmpeg can compute none for the first packets.
-        if packet.dts is not None:
-            if latest is not None and packet.dts <= latest:
-                raise CannotSeekError(f"time stands still or goes back at frame {skimmed.packets}")
-            latest = packet.dts
-        if packet.is_corrupt or not is_picture(packet, footage.codec, extradata):
-            raise CannotSeekError(f"there may be no picture in the packet of frame {skimmed.packets}")
-        parameter_sets.check(packet)
+    skimmed = Skimmed()
+    for pts, packet in checked(packets, footage):
         if not packet.is_discard:
-            skimmed.times.append(packet.pts)
+            skimmed.times.append(pts)
         _hold(skimmed, packet)
         # No later packet is presented before it is decoded.
-        if latest is not None and latest > until:
+        if packet.dts is not None and packet.dts > until:
             break
-    skimmed.times = array("q", sorted(skimmed.times))
+    times = sorted(skimmed.times)
+    # Of the later frames some may not have been read.
+    skimmed.times = array("q", times[: bisect_right(times, until)])
     _check_times(footage, skimmed.times)
     return skimmed
 
@@ -149,9 +153,12 @@ def _hold(skimmed: Skimmed, packet: Packet[Any]) -> None:
         groups.append([])
     groups[-1].append(packet)
     skimmed.packets += 1
+    skimmed.held += 1
     skimmed.held_bytes += packet.size
     while len(groups) > 1 and (skimmed.held_bytes > HELD_BYTES or skimmed.held - len(groups[0]) >= PROOF_PACKETS):
-        skimmed.held_bytes -= sum(packet.size for packet in groups.popleft())
+        oldest = groups.popleft()
+        skimmed.held -= len(oldest)
+        skimmed.held_bytes -= sum(packet.size for packet in oldest)
     if skimmed.held_bytes > HELD_BYTES:
         raise CannotSeekError(f"its key frames are more than {HELD_BYTES // 2**20} MiB apart")
 
