@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["trio_runner.inference", "trio_runner.b
     from tests.support.hostile_answers import CASES, assert_refusal, assert_sound
     from tests.support.makers import make_frame
     from trio_runner.config.inference import InferenceSection
-    from trio_runner.inference.answer import BadAnswerError
+    from trio_runner.inference.answer import COMPLAINT_KEYS, BadAnswerError
 from trio_runner.inference.protocol import Answer
 from trio_runner.inference.protocols import open_protocol, predict
 
@@ -32,7 +32,7 @@ PROTOCOL = open_protocol(InferenceSection())
 MAX_SEED_BYTES = 4096
 WORDS = (
     *predict.LIST_KEYS, *predict.LABEL_KEYS, *predict.SCORE_KEYS, *predict.BOX_KEYS, *predict.CORNER_KEYS,
-    *predict.COMPLAINT_KEYS, "success", "status", "null", "true", "NaN", "1e308", "-0.0",
+    *COMPLAINT_KEYS, "success", "status", "null", "true", "NaN", "1e308", "-0.0",
     "\\u0000", "\\ud83d", "\\u003a",
 )  # fmt: skip
 

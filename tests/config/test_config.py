@@ -925,3 +925,59 @@ def test_the_file_of_a_prompt_starts_from_the_directory_of_the_config() -> None:
     assert config.inference.openai.prompt_file == "/somewhere/prompt.txt"
     extra = parse_config("[inference.openai]\nextra = { seed = 1, a = { b = [1] } }\n", base_dir=BASE, environ={})
     assert extra.inference.openai.extra == {"seed": 1, "a": {"b": [1]}}
+
+
+# the protocol http
+
+HTTP = "[inference]\nurl = 'http://h:1'\nprotocol = 'http'\n[inference.http]\n"
+
+
+def test_an_own_service_is_described_key_by_key() -> None:
+    config = parse_config(HTTP + "path = '/detect'\nlist = 'found'\nlabel = 'name'\n", base_dir=BASE)
+    assert (config.inference.http.path, config.inference.http.list) == ("/detect", "found")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "message"),
+    [
+        ("", "inference.http.list", 3, "not set: where are the detections in the answer?"),
+        ("list = 'found'\n", "inference.http.label", 5, "not set: where is the class in an item?"),
+        ("boxes = 'b'\n", "inference.http.labels", 5, "not set: where are the classes?"),
+        ("list = 'a'\nlabel = 'b'\nboxes = 'c'\n", "inference.http.boxes", 7, "inference.http.list is set too"),
+        ("list = 'a'\nlabel = 'b.'\n", "inference.http.label", 6, "not valid JMESPath: it ends too early"),
+        ("list = 'a'\nlabel = 'b[? x'\n", "inference.http.label", 6, "not valid JMESPath: it ends too early"),
+        ("list = 'a ~ b'\nlabel = 'b'\n", "inference.http.list", 5, "not valid JMESPath: at character 3, before '~ b'"),
+        ("list = 'a'\nlabel = 'lower(b)'\n", "inference.http.label", 6, "unknown function lower(); known: abs, "),
+        ("list = 'zip()'\nlabel = 'b'\n", "inference.http.list", 5, "zip() takes at least 1 arguments, not 0"),
+        ("list = 'keys(a, b)'\nlabel = 'b'\n", "inference.http.list", 5, "keys() takes 1 arguments, not 2"),
+        (f"list = '{'[' * 60}a{']' * 60}'\nlabel = 'b'\n", "inference.http.list", 5, "nested too deeply"),
+        (f"list = '{'[' * 450}a{']' * 450}'\nlabel = 'b'\n", "inference.http.list", 5, "nested too deeply"),
+        (
+            "raw = true\nimage = 'base64'\nimage_at = 'a..b'\n",
+            "inference.http.image_at",
+            7,
+            "not of the form key.key[0]",
+        ),
+        ("raw = true\nimage = 'base64'\nimage_at = 'a[1]'\n", "inference.http.fields", 7, "leaves a gap"),
+        ("raw = true\nimage = 'base64'\nfields = {'a[x]' = 1}\n", "inference.http.fields", 7, "not of the form"),
+        ("raw = true\nimage = 'base64'\nfields = {image = 1, 'image.b' = 2}\n", "inference.http.fields", 7, "not go"),
+        ("raw = true\nimage = 'raw'\nfields = {a = 1}\n", "inference.http.fields", 7, "of no use where the image is"),
+        ("raw = true\nfields = {a = [{b = nan}]}\n", "inference.http.fields", 6, "holds nan or inf"),
+        ("raw = true\nfields = {api_key = 'x'}\n", "inference.http.fields", 6, "api_key looks like a secret"),
+        ("raw = true\nfield_files = {a = 'f'}\n", "inference.url", 2, "the secrets of inference.http.field_files"),
+        ("preset = 'robflow'\n", "inference.http.preset", 5, "unknown preset"),
+    ],
+)
+def test_what_cannot_work_in_an_own_service_is_refused_by_key_and_line(
+    text: str, key: str, line: int, message: str
+) -> None:
+    problem = the_problem(HTTP + text)
+    assert (problem.key, problem.line) == (key, line)
+    assert message in problem.problem
+
+
+def test_a_field_stands_either_in_the_config_or_in_a_file() -> None:
+    text = HTTP.replace("http://h", "https://h") + "raw = true\nfields = {a = 1}\nfield_files = {a = 'f'}\n"
+    assert "a is set in field_files too" in the_problem(text).problem
+    config = parse_config(text.replace("fields = {a = 1}\n", ""), base_dir=BASE)
+    assert config.inference.http.field_files == {"a": "/somewhere/f"}

@@ -87,6 +87,7 @@ async def secrets_of(config: Config) -> frozenset[str]:
         ("inference.token_file", config.inference.token_file),
         *((f"inference.header_files.{name}", path) for name, path in config.inference.header_files.items()),
         *((f"inference.query_files.{name}", path) for name, path in config.inference.query_files.items()),
+        *((f"inference.http.field_files.{name}", path) for name, path in config.inference.http.field_files.items()),
         ("database.password_file", config.database.password_file),
         ("kafka.password_file", config.kafka.password_file),
         ("storage.s3_secret_key_file", config.storage.s3_secret_key_file),

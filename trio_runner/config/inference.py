@@ -36,6 +36,59 @@ class PredictSection(BoxKeys, frozen=True, kw_only=True):
     field: Name = "frame"
 
 
+JmesPath = Annotated[str, Meta(max_length=1000, description="a JMESPath expression of at most 1000 characters")]
+FieldTable = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=200)], Any],
+    Meta(max_length=40, description="a table of at most 40 names and values, as { confidence = 0.4 }"),
+]
+OptionalPath = Annotated[
+    str, Meta(pattern=r"^(/((?![?#])[!-~])*)?\Z", description="a path that begins with /, without blanks, ? and #")
+]
+
+
+class HttpSection(Section, frozen=True, kw_only=True):
+    """The protocol `http`: any request with a picture in it, and where the detections are in the answer.
+
+    `http_presets.resolved` says what an empty text stands for.
+    """
+
+    preset: Annotated[
+        str,
+        Meta(max_length=100, pattern=r"^[a-z0-9-]*\Z", description='"", or a name that `trio-runner protocols` lists'),
+    ] = ""
+    method: Literal["", "POST", "PUT"] = ""
+    path: OptionalPath = ""
+    image: Literal["", "multipart", "raw", "base64", "data-url"] = ""
+    image_at: Annotated[str, Meta(max_length=200)] = ""
+    content_type: Annotated[
+        str,
+        Meta(max_length=200, pattern=r"^([!-~]([ -~]*[!-~])?)?\Z", description="a media type, as image/jpeg"),
+    ] = ""
+    fields: FieldTable = msgspec.field(default_factory=dict)
+    field_files: FileTable = msgspec.field(default_factory=dict)
+    ready_path: OptionalPath = ""
+    list: JmesPath = ""
+    label: JmesPath = ""
+    class_id: JmesPath = ""
+    score: JmesPath = ""
+    box: JmesPath = ""
+    keypoints: JmesPath = ""
+    polygon: JmesPath = ""
+    rle: JmesPath = ""
+    track_id: JmesPath = ""
+    text: JmesPath = ""
+    boxes: JmesPath = ""
+    labels: JmesPath = ""
+    class_ids: JmesPath = ""
+    scores: JmesPath = ""
+    box_format: Literal["", "xyxy", "xywh", "cxcywh", "yxyx", "xxyy"] = ""
+    box_scale: Literal["", "pixels", "0-1", "0-1000"] = ""
+    min_score: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    failure: JmesPath = ""
+    failure_message: JmesPath = ""
+    raw: bool = False
+
+
 class OpenaiSection(Section, frozen=True, kw_only=True):
     """The protocol `openai`: what a language model that sees pictures is asked, and how it writes boxes."""
 
@@ -69,7 +122,7 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
     """Where frames are sent, and how long an answer may take; a table inside for each protocol."""
 
     url: str = EMBEDDED
-    protocol: Literal["predict", "openai"] = "predict"
+    protocol: Literal["predict", "http", "openai"] = "predict"
     in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
     connect_timeout_seconds: Seconds = 3.0
     timeout_seconds: Seconds = 10.0
@@ -88,4 +141,5 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
     query: QueryTable = msgspec.field(default_factory=dict)
     query_files: FileTable = msgspec.field(default_factory=dict)
     predict: PredictSection = PredictSection()
+    http: HttpSection = HttpSection()
     openai: OpenaiSection = OpenaiSection()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.config.address import socket_path, split_url
@@ -33,6 +34,7 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
     """The address, the labels, and whether secrets are written here or would be sent unencrypted."""
     key = "inference.url"
     yield from _headers(inference)
+    yield from _http(inference)
     yield from _openai(inference)
     if inference.labels and inference.labels_file:
         yield broken("inference.labels_file", "labels and labels_file are both set", "choose one", "inference.labels")
@@ -64,14 +66,15 @@ def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
     if parts.query or parts.fragment:
         yield broken(key, "has a query or a fragment", "write the address alone, and parameters in inference.query")
     path, path_key = getattr(inference, inference.protocol).path, f"inference.{inference.protocol}.path"
-    if path != "/" and inference.url.rstrip("/").endswith(path):
+    if path.strip("/") and inference.url.rstrip("/").endswith(path):
         yield broken(key, f"ends with {path_key}", "write the address alone", path_key)
     if parts.scheme == "https":
         yield from lonely_key_file(inference, "inference")
         return
     why, remedy = f"{key} begins with http://", "write https:// there, or remove this"
     yield from no_tls_files(inference, "inference", why, remedy, key)
-    secret = next((f"inference.{name}" for name in SECRET_FILES if getattr(inference, name)), "")
+    files = (*SECRET_FILES, "http.field_files") if inference.protocol == "http" else SECRET_FILES
+    secret = next((f"inference.{name}" for name in files if attrgetter(name)(inference)), "")
     if secret and not inference.allow_plaintext_token:
         what = "the token" if secret.endswith("token_file") else f"the secrets of {secret}"
         yield broken(
@@ -100,6 +103,14 @@ def _way_to_the_service(inference: InferenceSection) -> Iterator[Problem]:
             yield broken(http2, "inference.proxy is set", "choose one", proxy)
     if inference.http2 and find_spec("h2") is None:
         yield broken(http2, "the package h2 is not installed", "install trio_runner[http2], or remove it")
+
+
+def _http(inference: InferenceSection) -> Iterator[Problem]:
+    if inference.protocol == "http":
+        # No other protocol needs jmespath, whose import takes 15 ms.
+        from trio_runner.config.http_rules import http_rules  # noqa: PLC0415 - see above
+
+        yield from http_rules(inference.http)
 
 
 def _headers(inference: InferenceSection) -> Iterator[Problem]:

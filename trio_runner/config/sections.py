@@ -36,6 +36,7 @@ OPTIONAL_PATHS: Final = MappingProxyType(
             "query_files",
             "token_file",
         ),
+        "inference.http": ("field_files",),
         "inference.openai": ("prompt_file",),
         "database": ("ca_file", "certificate_file", "key_file", "password_file"),
         "kafka": ("ca_file", "certificate_file", "key_file", "password_file", "spool_dir"),

@@ -19,6 +19,8 @@ MAX_DETECTIONS = 1000
 MAX_LABEL_CHARACTERS = 200
 MAX_CLASS_ID = 2**63 - 1
 MAX_QUOTED_CHARACTERS = 200
+COMPLAINT_KEYS = ("error", "errors", "detail", "message", "reason")
+FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
 _JOINERS = "\u200c\u200d"
 """Format characters without which Persian, Hindi and many emoji cannot be written."""
 
@@ -60,6 +62,27 @@ def quoted(value: Any) -> str:
 def _is_unprintable(letter: str) -> bool:
     """Controls, surrogates, line separators, and format characters, which can turn a line of text around."""
     return not letter.isprintable() and letter not in _JOINERS and category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def refuse_failure(answer: dict[str, Any], list_keys: Sequence[str]) -> None:
+    """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
+    complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
+    sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
+    if not sign and complaint and answer.keys().isdisjoint(list_keys):
+        sign = "$"
+    if sign:
+        raise BadAnswerError(f"{sign}: the service reports a failure with status 200{complaint}")
+
+
+def _means_failure(key: str, value: Any) -> bool:
+    match key:
+        case "success" | "ok":
+            return value is not True
+        case "error" | "errors":
+            return bool(value)
+        case "status":
+            return isinstance(value, str) and value.lower() in FAILED_STATUSES
+    return False
 
 
 def items(value: Any, path: str) -> list[Any]:

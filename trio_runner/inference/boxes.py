@@ -109,6 +109,20 @@ def place(given: Sequence[tuple[str, Four]], frame: Frame, keys: BoxKeys, table:
     return placed, clipped
 
 
+def point_in_source(x: float, y: float, frame: Frame, scale: str) -> tuple[float, float]:
+    """A point of the sent picture in source pixels; one beyond the border stays there.
+
+    Args:
+        x: Its distance from the left.
+        y: Its distance from the top.
+        frame: The frame that was sent.
+        scale: As `box_scale`; "" means pixels.
+    """
+    x, y, _, _ = _corners((x, y, x, y), frame, "xyxy", scale or "pixels")
+    left, top, width, height = frame.inset or (0, 0, frame.sent_width, frame.sent_height)
+    return round((x - left) * frame.width / width, 2), round((y - top) * frame.height / height, 2)
+
+
 def _corners(box: Four, frame: Frame, form: str, scale: str) -> Four:
     """Left, top, right and bottom in pixels of the sent picture."""
     x1, y1, x2, y2 = FORMATS[form](*box)

@@ -13,7 +13,7 @@ from trio_runner.config.credentials import tls_context
 from trio_runner.config.tls import causes, tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
-from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query
+from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
 from trio_runner.inference.http1 import ExtraDataError
 from trio_runner.inference.protocol import Answer
 from trio_runner.inference.protocols import open_protocol
@@ -230,7 +230,7 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
     """
     tls = await tls_context(config, "inference") if config.url.startswith("https:") else None
     headers, query = await read_headers(config), await read_query(config)
-    protocol = open_protocol(await read_prompt(config), await read_labels(config))
+    protocol = open_protocol(await with_field_files(await read_prompt(config)), await read_labels(config))
     ours = TrioTransport(tls=tls, socket_path=socket_path(config.url), max_idle=config.in_flight)
     transport = _httpx_transport(config, tls) if config.proxy or config.http2 else ours
     try:

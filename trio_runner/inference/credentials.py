@@ -47,6 +47,19 @@ async def read_query(config: InferenceSection) -> str:
     return urlencode({**config.query, **files})
 
 
+async def with_field_files(config: InferenceSection) -> InferenceSection:
+    """The config with the secrets of `http.field_files` among the fields of `http`.
+
+    Raises:
+        RunnerError: `credential_unreadable`.
+    """
+    if config.protocol != "http" or not config.http.field_files:
+        return config
+    key = "inference.http.field_files"
+    secrets = {name: await read_secret(path, f"{key}.{name}") for name, path in config.http.field_files.items()}
+    return structs.replace(config, http=structs.replace(config.http, fields={**config.http.fields, **secrets}))
+
+
 async def read_labels(config: InferenceSection) -> tuple[str, ...]:
     """The names of the classes from 0 on: `labels`, or the lines of `labels_file`.
 

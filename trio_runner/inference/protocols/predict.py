@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trio_runner.inference.answer import BadAnswerError, confidence, items, named, number, parse_json, quoted
+from trio_runner.inference.answer import BadAnswerError, confidence, items, named, number, parse_json, refuse_failure
 from trio_runner.inference.boxes import Found, reading
 from trio_runner.inference.multipart import form
 from trio_runner.inference.protocol import Call
@@ -33,8 +33,6 @@ LABEL_KEYS: Final = ("class", "class_name", "label")
 SCORE_KEYS: Final = ("confidence", "score")
 BOX_KEYS: Final = ("bbox", "box", "bb")
 CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
-COMPLAINT_KEYS: Final = ("error", "errors", "detail", "message", "reason")
-FAILED_STATUSES: Final = frozenset({"error", "fail", "failed", "failure"})
 
 
 def open_protocol(config: InferenceSection, names: Sequence[str]) -> WireProtocol:
@@ -74,27 +72,6 @@ class Predict:
     def readiness(self) -> Call | None:
         """None: the protocol has no request of that kind."""
         return None
-
-
-def refuse_failure(answer: dict[str, Any], list_keys: Sequence[str]) -> None:
-    """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
-    complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
-    sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
-    if not sign and complaint and answer.keys().isdisjoint(list_keys):
-        sign = "$"
-    if sign:
-        raise BadAnswerError(f"{sign}: the service reports a failure with status 200{complaint}")
-
-
-def _means_failure(key: str, value: Any) -> bool:
-    match key:
-        case "success" | "ok":
-            return value is not True
-        case "error" | "errors":
-            return bool(value)
-        case "status":
-            return isinstance(value, str) and value.lower() in FAILED_STATUSES
-    return False
 
 
 def _found(item: Any, path: str, names: Sequence[str]) -> Found:
