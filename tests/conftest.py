@@ -155,7 +155,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def big_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 numbered frames whose JPEGs, 20 kB each, do not fit into the pipe between decoder and daemon."""
-    return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "big.mp4", frames=120, size=(1280, 720))
+    return clips.with_large_frames(tmp_path_factory.mktemp("clips") / "big.mp4", frames=120)
 
 
 @pytest.fixture

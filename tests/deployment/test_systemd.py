@@ -32,7 +32,7 @@ def manager() -> Iterator[Manager]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=FRAMES, size=SIZE)
+    return clips.with_large_frames(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=FRAMES)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ ELSEWHERE = ("/srv/clip.mp4", "/home/somebody/clip.mp4", "/root/clip.mp4", "/var
 
 @pytest.fixture(scope="module")
 def machine(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    clip = clips.pixel_coded(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=FRAMES, size=SIZE)
+    clip = clips.with_large_frames(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=FRAMES)
     with open_machine(dict.fromkeys((VIDEO, *ELSEWHERE), clip), servers.password) as machine:
         yield machine
 

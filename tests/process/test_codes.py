@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import clips
 from tests.support.fake_inference import open_fake
 from tests.support.harness import new_database
 from tests.support.scene import SMALL_WINDOW, Scene, held_run, locked
@@ -96,7 +97,7 @@ async def test_a_table_that_somebody_has_locked(scene: Scene, big_clip: Path) ->
         assert held.running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "store_timeout", named="PostgreSQL")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_a_row_that_is_there_already(scene: Scene, clip: Path) -> None:
@@ -153,7 +154,7 @@ async def test_a_pipeline_that_stands_still_although_no_deadline_passes(scene: S
             assert running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "stalled", named="no frame was read or stored for 1 s")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_a_bug_has_a_name_too_and_its_stack(scene: Scene, clip: Path) -> None:

@@ -108,4 +108,4 @@ async def test_a_decoder_that_ends_or_stands_still_at_work(
     assert done.code == 75, done.err
     body = await scene.check_death(done, code, named=str(big_clip))
     assert code == "decoder_stalled" or number.name.removeprefix("SIG") in body["error"]["message"]
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})

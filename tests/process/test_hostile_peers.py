@@ -23,7 +23,7 @@ import psutil
 import pytest
 import trio
 
-from tests.support import fake_inference
+from tests.support import clips, fake_inference
 from tests.support.fake_inference import Fake, Fault, at_frame, open_fake
 from tests.support.harness import (
     Cli,
@@ -524,7 +524,7 @@ async def test_a_decoder_that_fails(stage: Stage, big_clip: Path) -> None:
     """At the end there is no such case: a decoder that has written its last frame into the pipe has ended."""
     await play_all(
         [
-            DecoderPlay(part=part, case=case, scene=stage.scene(big_clip, 120), frames=120, size=(1280, 720))
+            DecoderPlay(part=part, case=case, scene=stage.scene(big_clip, 120), frames=120, size=clips.LARGE_SIZE)
             for part, cases in DECODER.items()
             for case in cases
         ]

@@ -485,7 +485,9 @@ STEPS = {
 async def test_an_orchestrator_killed_at_a_step_loses_and_doubles_nothing(
     fleet: Fleet, fake: Fake, clip: Path, step: str
 ) -> None:
-    fake.plan = once(20, 40)
+    # At the other steps no runner has ended yet, and of what they do with a death other tests are.
+    if "an event" in step or "end" in step:
+        fake.plan = once(20, 40)
     for each in (7, 8):
         if "command" in step or "offset" in step:
             await fleet.command("start", each, video_path=str(clip))
@@ -667,9 +669,9 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     fleet: Fleet, fake: Fake, clip: Path
 ) -> None:
     fake.plan = lambda *_: Fault.STATUS_500
-    ids = list(range(1, 23))
+    ids = list(range(1, 17))
     await fleet.insert(clip, ids, {"video": {"max_frames": 4}})
-    async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 8}) as running:
+    async with fleet.orchestrator(orchestrator={"starts_per_second": 3.0, "max_runners": 3}) as running:
         await until(lambda: logged(running, "the breaker is open"), described="the breaker is open")
         await fleet.has("epoch > 1")
         (row,) = await fleet.ledger.query(
@@ -683,8 +685,8 @@ async def test_a_dead_service_is_tried_by_one_at_a_time_and_all_complete_when_it
     # The ledger has the times of claims and not of starts. On a busy machine a few claims come together.
     for first in range(len(moments)):
         in_five_seconds = sum(moments[first] <= moment < moments[first] + 5 for moment in moments)
-        assert in_five_seconds <= 3 * (5 + 1) + 8
-    assert row["n"] <= 8 + 10
+        assert in_five_seconds <= 3 * (5 + 1) + 3
+    assert row["n"] <= 3 + 10
 
 
 async def logged(running: Running, event: str) -> bool:

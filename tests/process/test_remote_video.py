@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support import clips
 from tests.support.certificates import Authority
 from tests.support.fake_inference import open_fake
 from tests.support.harness import Running, free_port, open_service_manager, until
@@ -277,7 +278,7 @@ async def test_a_copy_and_the_local_file_are_the_same_video(
         held.fake.gate.set()
         await held.running.wait()
     storage.etag = '"uploaded again"'
-    await scene.check_resume(frames=120, size=(1280, 720), **sections)
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, **sections)
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ async def test_a_killed_runner_is_reported_once_and_the_next_one_goes_on(
     again = await report_death(scene, **ended)
     assert (again.code, "nothing to report" in again.out) == (0, True)
     await scene.the_event()
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_one_killed_before_it_could_claim_is_reported_too(scene: Scene, clip: Path) -> None:
@@ -216,7 +216,7 @@ async def test_a_reaper_finds_it_by_its_lease(scene: Scene, big_clip: Path) -> N
     assert (event.headers["ce_id"], event.body) == (str(record["event_id"]), record["body"])
     assert "nothing to report" in (await report_death(scene, **KILLED, INVOCATION_ID=invocation_of(scene))).out
     assert [event.body for event in await events_of(scene)] == [record["body"]]
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_an_unpublished_death_is_published_by_a_reaper(scene: Scene, clip: Path) -> None:

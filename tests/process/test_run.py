@@ -144,7 +144,7 @@ async def test_a_decoder_that_is_killed(scene: Scene, big_clip: Path) -> None:
         assert held.running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "decoder_killed", named="signal KILL")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_a_decoder_that_stands_still(scene: Scene, big_clip: Path) -> None:
@@ -157,7 +157,7 @@ async def test_a_decoder_that_stands_still(scene: Scene, big_clip: Path) -> None
         assert held.running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "decoder_stalled", named=str(big_clip))
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_a_database_connection_that_is_cut(scene: Scene, big_clip: Path) -> None:
@@ -172,7 +172,7 @@ async def test_a_database_connection_that_is_cut(scene: Scene, big_clip: Path) -
         assert held.running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "store_lost", named="PostgreSQL")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_a_database_that_is_not_there(scene: Scene, clip: Path) -> None:
@@ -241,8 +241,8 @@ async def test_on_a_signal_it_finishes_the_frames_under_way(
     stored = await scene.stored()
     assert sorted(held.fake.answered) == list(range(stored)), "every answer that came is stored"
     assert 5 <= stored < 120
-    await scene.check_rows(stored, (1280, 720))
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_rows(stored, clips.LARGE_SIZE)
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_what_is_under_way_is_not_waited_for_for_ever(scene: Scene, big_clip: Path) -> None:
@@ -252,7 +252,7 @@ async def test_what_is_under_way_is_not_waited_for_for_ever(scene: Scene, big_cl
         assert held.running.family() == []
     assert done.code == 0, done.err
     await scene.check_death(done, "interrupted", named="stop", error_class="interrupted")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_on_a_second_signal_it_stops_at_once(scene: Scene, big_clip: Path) -> None:
@@ -264,7 +264,7 @@ async def test_on_a_second_signal_it_stops_at_once(scene: Scene, big_clip: Path)
         assert held.running.family() == []
     assert done.code == 75, done.err
     await scene.check_death(done, "interrupted", named="stop", error_class="interrupted")
-    await scene.check_resume(frames=120, size=(1280, 720), video={"path": str(big_clip)})
+    await scene.check_resume(frames=120, size=clips.LARGE_SIZE, video={"path": str(big_clip)})
 
 
 async def test_on_a_signal_with_the_last_frames_under_way_it_may_as_well_complete(scene: Scene, clip: Path) -> None:
@@ -294,7 +294,7 @@ async def test_a_hangup_does_not_end_it(scene: Scene, big_clip: Path) -> None:
         held.fake.gate.set()
         done = await held.running.wait()
     assert done.code == 0, done.err
-    await scene.check_rows(120, (1280, 720))
+    await scene.check_rows(120, clips.LARGE_SIZE)
 
 
 async def test_killed_it_leaves_no_child_and_the_next_one_takes_over(scene: Scene, big_clip: Path) -> None:
@@ -315,7 +315,7 @@ async def test_killed_it_leaves_no_child_and_the_next_one_takes_over(scene: Scen
             return done.code == 0
 
         await until(taken_over, described="the dead runner's lease has ended")
-    await scene.check_rows(120, (1280, 720))
+    await scene.check_rows(120, clips.LARGE_SIZE)
     await scene.ledger.check_invariants(scene.scenario_id)
     assert [row["outcome"] for row in await scene.ledger.attempts(scene.scenario_id)] == ["lost", "completed"]
     (record,) = await scene.ledger.retry_events(scene.scenario_id)
@@ -353,7 +353,7 @@ async def test_a_runner_that_was_frozen_past_its_lease_writes_nothing_more(scene
     assert frozen.code == 79, frozen.err
     assert "superseded" in frozen.out
     assert done.code == 0, done.err
-    await scene.check_rows(120, (1280, 720))
+    await scene.check_rows(120, clips.LARGE_SIZE)
     await scene.ledger.check_invariants(scene.scenario_id)
     assert await read_topic(scene.servers.brokers, scene.topic) == [], "a superseded runner owes no event"
 

@@ -298,7 +298,7 @@ async def test_one_slow_answer_stops_the_reading_at_the_window(
             fake.gate.set()
             done = await running.wait()
     assert done.code == 0, done.err
-    assert_rows(await ledger.predictions(scenario_id), list(range(120)), size=(1280, 720))
+    assert_rows(await ledger.predictions(scenario_id), list(range(120)), size=clips.LARGE_SIZE)
 
 
 async def test_a_slow_service_is_not_sent_more_bytes_than_allowed(
@@ -313,7 +313,7 @@ async def test_a_slow_service_is_not_sent_more_bytes_than_allowed(
         done = await cli("run", config)
     assert done.code == 0, done.err
     assert 2**15 < fake.most_bytes_under_way <= 2**16
-    assert_rows(await ledger.predictions(scenario_id), list(range(120)), size=(1280, 720))
+    assert_rows(await ledger.predictions(scenario_id), list(range(120)), size=clips.LARGE_SIZE)
 
 
 @pytest.mark.parametrize("name", ["vfr.mkv", "rotated_90.mp4"])

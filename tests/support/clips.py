@@ -27,6 +27,7 @@ __all__ = [
     "FAST",
     "INTACT",
     "IRREGULAR_MS",
+    "LARGE_SIZE",
     "NUMBER_BITS",
     "WHITE",
     "Image",
@@ -37,6 +38,7 @@ __all__ = [
     "pixel_coded",
     "read_frame_number",
     "truncated",
+    "with_large_frames",
 ]
 
 # Speed before size, but with B-frames: they make decoders put frames back in order.
@@ -49,6 +51,10 @@ FAST = {
 }
 
 
+LARGE_SIZE = (280, 200)
+"""Of the clip that `with_large_frames` writes."""
+
+
 def pixel_coded(
     path: Path,
     *,
@@ -59,6 +65,7 @@ def pixel_coded(
     pix_fmt: str | None = None,
     pts_ms: Sequence[int] | None = None,
     rotation: int = 0,
+    noise: int = 0,
 ) -> Path:
     """Write a clip whose frame i shows the number i; the container goes by the suffix of `path`.
 
@@ -71,6 +78,7 @@ def pixel_coded(
         pix_fmt: pixel format; None takes the usual one of the codec.
         pts_ms: presentation times in ms, rising from 0, instead of `frames` and `fps`: a variable frame rate.
         rotation: 90, 180 or 270: the pictures are stored turned, and the display matrix turns them upright.
+        noise: by how much a pixel may differ from black or white; small pictures then make large JPEGs.
 
     Returns:
         `path`.
@@ -80,6 +88,7 @@ def pixel_coded(
     else:
         time_base, times = Fraction(1, 1000), list(pts_ms)
     quarter_turns = rotation // 90
+    rng = np.random.default_rng(frames)
     # The index in front, so that a clip cut short still has it. FFmpeg leaves a stream without packets out of
     # an ordinary index, but not out of a fragmented file's.
     options = {"movflags": "+faststart" if times else "+empty_moov"}
@@ -94,12 +103,21 @@ def pixel_coded(
             stream.set_display_rotation(rotation)
         container.start_encoding()
         for number, time in enumerate(times):
-            picture = np.ascontiguousarray(np.rot90(paint(number, size), -quarter_turns))
+            painted = paint(number, size)
+            if noise:
+                grain = rng.integers(-noise, noise, painted.shape, endpoint=True)
+                painted = np.clip(painted + grain, 0, 255).astype(np.uint8)
+            picture = np.ascontiguousarray(np.rot90(painted, -quarter_turns))
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
             frame.pts, frame.time_base = time, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def with_large_frames(path: Path, *, frames: int) -> Path:
+    """Write a clip whose JPEGs have 20 kB each; grain makes them so large, which costs less time than many pixels."""
+    return pixel_coded(path, frames=frames, size=LARGE_SIZE, noise=24)
 
 
 def audio_only(path: Path, *, codec: str = "aac") -> Path:

@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import trio
 
+from tests.support import clips
 from tests.support.fake_inference import Fake, open_fake
 from tests.support.harness import Event, read_topic, until
 from tests.support.scene import SMALL_WINDOW, Scene
 from tests.support.service_manager import Manager, Output
 
-FRAMES, SIZE = 80, (1280, 720)
+FRAMES, SIZE = 80, clips.LARGE_SIZE
 """Of the clip; its JPEGs, 20 kB each, do not all fit between decoder and daemon: both live while one is held."""
 
 
