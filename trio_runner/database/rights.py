@@ -8,7 +8,7 @@ from trio_runner.database.connection import SCHEMA, SCHEMA_LOCK
 from trio_runner.errors import ErrorCode, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import asyncpg
 
@@ -132,29 +132,25 @@ async def functions_and_grants(
     return frozenset(row["name"] for row in rows), {role: frozenset(names) for role, names in grants.items()}
 
 
-async def secure(connection: asyncpg.Connection[asyncpg.Record], functions: Sequence[str]) -> None:
-    """asyncio-flavoured. Give each of these functions its rights; CREATE FUNCTION leaves PostgreSQL's defaults.
+def securing(functions: Sequence[str]) -> str:
+    """The SQL that gives each of these functions its rights; CREATE FUNCTION leaves PostgreSQL's defaults.
 
     A verb runs as the owner of the schema, because the roles that call verbs have no right to any table. The other
     functions are called by verbs and triggers alone. The search path is fixed, because a caller may have set another
     one, and names pg_temp last, because a temporary table of the same name would otherwise come first.
     """
-    await connection.execute(
-        "".join(
-            f"ALTER FUNCTION {SCHEMA}.{name} SECURITY {'DEFINER' if name in ORCHESTRATOR_VERBS else 'INVOKER'}"
-            f" SET search_path = {SCHEMA}, pg_temp;"
-            f"REVOKE EXECUTE ON FUNCTION {SCHEMA}.{name} FROM PUBLIC;"
-            for name in functions
-        )
+    return "".join(
+        f"ALTER FUNCTION {SCHEMA}.{name} SECURITY {'DEFINER' if name in ORCHESTRATOR_VERBS else 'INVOKER'}"
+        f" SET search_path = {SCHEMA}, pg_temp;"
+        f"REVOKE EXECUTE ON FUNCTION {SCHEMA}.{name} FROM PUBLIC;"
+        for name in functions
     )
 
 
-async def restore_grants(
-    connection: asyncpg.Connection[asyncpg.Record],
-    before: tuple[frozenset[str], Mapping[str, frozenset[str]]],
-    functions: Sequence[str],
-) -> None:
-    """asyncio-flavoured. Grant again what roles had been granted before functions were replaced.
+def restoring_grants(
+    before: tuple[frozenset[str], Mapping[str, frozenset[str]]], functions: Sequence[str]
+) -> Iterator[str]:
+    """The SQL statements that grant again what roles had been granted before functions were replaced.
 
     A role that could call each verb of a runner, or of an orchestrator, also gets the verbs that are new.
     """
@@ -166,7 +162,7 @@ async def restore_grants(
             if known and known <= held:
                 names.update(verbs)
         if granted := sorted(names & set(functions)):
-            await connection.execute(_grant_execute(role, granted))
+            yield _grant_execute(role, granted)
 
 
 def _grant_execute(role: str, functions: Sequence[str]) -> str:

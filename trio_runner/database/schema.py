@@ -218,10 +218,11 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
     if not applied:
         # IF NOT EXISTS would ask for the right to create schemas also where there is nothing to create.
         if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", SCHEMA):
-            await connection.execute(f"CREATE SCHEMA {SCHEMA}")
-        await connection.execute(
+            await _execute(connection, f"CREATE SCHEMA {SCHEMA}")
+        await _execute(
+            connection,
             f"CREATE TABLE {SCHEMA}.schema_files (name text PRIMARY KEY, sha256 text NOT NULL,"
-            " revision integer NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+            " revision integer NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
         )
     before = await rights.functions_and_grants(connection)
     for name in names:
@@ -230,8 +231,8 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
         else:
             await _execute(connection, texts[name])
     functions = [_function_of(name) for name in texts if name.startswith(_FUNCTIONS)]
-    await rights.secure(connection, functions)
-    await rights.restore_grants(connection, before, functions)
+    for statement in (rights.securing(functions), *rights.restoring_grants(before, functions)):
+        await _execute(connection, statement)
     await _record(connection, texts)
     return names
 
@@ -260,15 +261,18 @@ async def _signatures(connection: asyncpg.Connection[asyncpg.Record], name: str)
 
 async def _drop(connection: asyncpg.Connection[asyncpg.Record], signatures: Iterable[str]) -> None:
     for signature in signatures:
-        await connection.execute(f"DROP FUNCTION {signature}")
+        await _execute(connection, f"DROP FUNCTION {signature}")
 
 
 async def _record(connection: asyncpg.Connection[asyncpg.Record], texts: Mapping[str, str]) -> None:
     """Note every file of this version with its text; every row gets this revision, also where the text is the same."""
-    await connection.execute(
-        "DELETE FROM trio_runner.schema_files WHERE name LIKE 'functions/%' AND name <> ALL($1)", list(texts)
+    await _execute(
+        connection,
+        "DELETE FROM trio_runner.schema_files WHERE name LIKE 'functions/%' AND name <> ALL($1)",
+        list(texts),
     )
-    await connection.execute(
+    await _execute(
+        connection,
         "INSERT INTO trio_runner.schema_files AS f (name, sha256, revision)"
         " SELECT name, sha256, $3 FROM unnest($1::text[], $2::text[]) AS u(name, sha256)"
         " ON CONFLICT (name) DO UPDATE SET sha256 = excluded.sha256, revision = excluded.revision,"
@@ -279,8 +283,8 @@ async def _record(connection: asyncpg.Connection[asyncpg.Record], texts: Mapping
     )
 
 
-async def _execute(connection: asyncpg.Connection[asyncpg.Record], sql: str) -> None:
-    await connection.execute(sql, timeout=MIGRATION_SECONDS)
+async def _execute(connection: asyncpg.Connection[asyncpg.Record], sql: str, *args: object) -> None:
+    await connection.execute(sql, *args, timeout=MIGRATION_SECONDS)
 
 
 def _function_of(name: str) -> str:
