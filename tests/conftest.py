@@ -29,6 +29,7 @@ import pytest
 import trio
 
 from tests.support import clips
+from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
 from tests.support.forking import ForkServer, open_fork_server
 from tests.support.harness import (
     PATIENCE_SECONDS,
@@ -147,6 +148,20 @@ def _wait_for_addresses(process: subprocess.Popen[bytes], directory: Path) -> No
 
 
 @pytest.fixture(scope="session")
+def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    """A PostgreSQL server that has a superuser, which the session's other one has not."""
+    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(database_server: DatabaseServer) -> Iterator[DatabaseServer]:
+    """That server with a database of the module's own, so that no scenario of another module is in it."""
+    with database_server.new_database() as mine:
+        yield mine
+
+
+@pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 numbered frames of 320 × 240 at 25 a second."""
     return clips.pixel_coded(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=60)
@@ -190,10 +205,11 @@ def topic(scenario_id: int) -> str:
     return f"runner.retry.{scenario_id}"
 
 
-@pytest.fixture
-def ledger(servers: Servers) -> Ledger:
+@pytest.fixture(scope="session")
+def ledger(servers: Servers) -> Iterator[Ledger]:
     """The session's database, read raw."""
-    return Ledger(servers)
+    with Ledger(servers) as kept:
+        yield kept
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import DatabaseServer
 from tests.support.harness import Ledger, Servers
 from tests.support.makers import VIDEO, attempt, expire, make_result
 from trio_runner.base import aio
@@ -28,21 +28,15 @@ NODE = "node_1"
 LEASE_SECONDS = 60.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    """`due`, `shutdowns` and `dead_letters` take every scenario, so the database must hold none of other tests."""
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        yield started
-
-
 @pytest.fixture
 def config(server: DatabaseServer) -> DatabaseSection:
     return DatabaseSection(**server.section())
 
 
 @pytest.fixture
-def ledger(server: DatabaseServer, servers: Servers) -> Ledger:
-    return Ledger(server.servers(servers))
+def ledger(server: DatabaseServer, servers: Servers) -> Iterator[Ledger]:
+    with Ledger(server.servers(servers)) as kept:
+        yield kept
 
 
 @pytest.fixture

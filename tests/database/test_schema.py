@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from tests.support.database_server import OWNER, OWNER_PASSWORD, DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import OWNER, OWNER_PASSWORD, DatabaseServer
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import attempt, make_result, report
 from trio_runner.base import aio
@@ -29,12 +29,6 @@ IN_URL = "the%20%22owner%22%20%C3%A9"
 
 RELEASED: dict[int, str] = {}
 """By REVISION: `schema.digest` of the files of each release, all in one. A release adds its own line."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        yield started
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import DatabaseServer
 from tests.support.makers import attempt
 from trio_runner.base import aio
 from trio_runner.cli import upkeep
@@ -26,13 +26,6 @@ from trio_runner.model import Claim, Progress
 
 LOST = flatten(RunnerError(ErrorCode.STORE_LOST, "lost"))
 RETIRED = RunnerError(ErrorCode.KAFKA_TOPIC, "no such topic")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    """The outbox takes every scenario's events, so the database must hold none of other tests."""
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        yield started
 
 
 @pytest.fixture

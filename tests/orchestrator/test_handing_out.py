@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.database.test_backlog import begin, fail, state, submit
-from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import DatabaseServer
 from tests.support.harness import Ledger, Servers, until
 from tests.support.makers import attempt, expire, make_result
 from trio_runner.base import aio
@@ -27,20 +27,15 @@ from trio_runner.orchestrator.spawners.spawner import Ended, SpawnRefusedError
 NODE = "node_1"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        yield started
-
-
 @pytest.fixture
 def config(server: DatabaseServer) -> Config:
     return Config().replace(database=server.section(), kafka={"brokers": "127.0.0.1:9"})
 
 
 @pytest.fixture
-def ledger(server: DatabaseServer, servers: Servers) -> Ledger:
-    return Ledger(server.servers(servers))
+def ledger(server: DatabaseServer, servers: Servers) -> Iterator[Ledger]:
+    with Ledger(server.servers(servers)) as kept:
+        yield kept
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import stat
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import psutil
 import pytest
 import trio
 
-from tests.support.database_server import DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import DatabaseServer
 from tests.support.fake_inference import Fake, Fault, once, open_fake
 from tests.support.fleet import Fleet, open_fleet, prepare
 from tests.support.harness import Cli, Running, Servers, as_toml, free_port, open_service_manager, until
@@ -31,10 +31,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        trio.run(prepare, started)
-        yield started
+def server(server: DatabaseServer) -> DatabaseServer:
+    """With the schema; each fleet has a copy of it."""
+    trio.run(prepare, server)
+    return server
 
 
 @pytest.fixture

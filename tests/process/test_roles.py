@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.database_server import OWNER, DatabaseServer, programs_of_the_wheel, serving_database
+from tests.support.database_server import OWNER, DatabaseServer
 from tests.support.fake_inference import open_fake
 from tests.support.harness import Ledger, Servers
 from tests.support.makers import attempt, make_result, report
@@ -30,13 +30,6 @@ IN_URL = "Runner%27s%20%22role%22%20%C3%A9"
 PASSWORD = "c4n4ry-runner"
 TABLES = ["scenarios", "predictions", "attempts", "retry_events", "commands"]
 ORCHESTRATOR = "orchestrators"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    """With an owner's schema, a runner's role that got its rights, and a role that got none."""
-    with serving_database(tmp_path_factory.mktemp("database"), programs_of_the_wheel()) as started:
-        yield started
 
 
 @pytest.fixture
@@ -61,7 +54,8 @@ def runner(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path) -> di
     """The keys of a runner's `[database]` section."""
     (tmp_path / "runner-password").write_text(PASSWORD)
     return server.section(
-        url=f"postgresql://{IN_URL}@localhost:{server.port}/{OWNER}", password_file=str(tmp_path / "runner-password")
+        url=f"postgresql://{IN_URL}@localhost:{server.port}/{server.database}",
+        password_file=str(tmp_path / "runner-password"),
     )
 
 
@@ -70,7 +64,7 @@ def orchestrator(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path)
     """The keys of an orchestrator's `[database]` section."""
     (tmp_path / "orchestrator-password").write_text(PASSWORD)
     return server.section(
-        url=f"postgresql://{ORCHESTRATOR}@localhost:{server.port}/{OWNER}",
+        url=f"postgresql://{ORCHESTRATOR}@localhost:{server.port}/{server.database}",
         password_file=str(tmp_path / "orchestrator-password"),
     )
 
@@ -82,10 +76,11 @@ def raw(server: DatabaseServer, servers: Servers, runner: dict[str, Any]) -> Led
 
 
 @pytest.fixture
-def scene(scene: Scene, server: DatabaseServer, servers: Servers) -> Scene:
+def scene(scene: Scene, server: DatabaseServer, servers: Servers) -> Iterator[Scene]:
     """As everywhere, but its ledger is in this database, read by its owner."""
     mine = server.servers(servers)
-    return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
+    with Ledger(mine) as ledger:
+        yield dataclasses.replace(scene, servers=mine, ledger=ledger)
 
 
 # what a runner does
@@ -355,7 +350,8 @@ async def nobody(server: DatabaseServer, owner: DatabaseSection, tmp_path: Path)
     await server.as_superuser(f"CREATE ROLE nobody LOGIN PASSWORD '{PASSWORD}'")
     (tmp_path / "nobody-password").write_text(PASSWORD)
     section = server.section(
-        url=f"postgresql://nobody@localhost:{server.port}/{OWNER}", password_file=str(tmp_path / "nobody-password")
+        url=f"postgresql://nobody@localhost:{server.port}/{server.database}",
+        password_file=str(tmp_path / "nobody-password"),
     )
     yield DatabaseSection(**section)
     await server.as_superuser("DROP OWNED BY nobody", "DROP ROLE nobody")

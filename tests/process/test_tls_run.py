@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from tests.support.tls_database import pytestmark, tls_server, unknown_authority
 
 
 @pytest.fixture
-def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Scene:
+def scene(scene: Scene, servers: Servers, server: DatabaseServer) -> Iterator[Scene]:
     """As everywhere, but its ledger is in the database with TLS."""
     mine = server.servers(servers)
-    return dataclasses.replace(scene, servers=mine, ledger=Ledger(mine))
+    with Ledger(mine) as ledger:
+        yield dataclasses.replace(scene, servers=mine, ledger=ledger)
 
 
 class Recording(trio.abc.Stream):

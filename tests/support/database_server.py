@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,14 @@ class DatabaseServer:
     socket_directory: Path
     password_file: Path
     authority: Authority | None = None
+    database: str = OWNER
+    """The database that is meant where none is named; `OWNER` owns it."""
 
-    def section(self, *, host: str = "localhost", database: str = OWNER, **changes: Any) -> dict[str, Any]:
+    def section(self, *, host: str = "localhost", database: str = "", **changes: Any) -> dict[str, Any]:
         """The keys of a `[database]` section that reaches it in the safest way it has."""
         ca_file = str(self.authority.ca_file) if self.authority else ""
         return {
-            "url": f"postgresql://{OWNER}@{host}:{self.port}/{database}",
+            "url": f"postgresql://{OWNER}@{host}:{self.port}/{database or self.database}",
             "password_file": str(self.password_file),
             "sslmode": "verify-full" if self.authority else "disable",
             "ca_file": ca_file,
@@ -68,7 +71,7 @@ class DatabaseServer:
     def servers(self, others: Servers, *, role: str = OWNER, password_file: Path | None = None) -> Servers:
         """`others` with this database in the place of theirs: for reading it raw, as any role."""
         return Servers(
-            database_url=f"postgresql://{role}@127.0.0.1:{self.port}/{OWNER}",
+            database_url=f"postgresql://{role}@127.0.0.1:{self.port}/{self.database}",
             password_file=password_file or self.password_file,
             brokers=others.brokers,
             inference_url=others.inference_url,
@@ -76,18 +79,34 @@ class DatabaseServer:
 
     async def as_superuser(self, *statements: str) -> None:
         """Run the statements as `postgres`, who comes in by the socket only."""
-        await trio.to_thread.run_sync(lambda: asyncio.run(self._as_superuser(OWNER, statements)))
+        await trio.to_thread.run_sync(lambda: asyncio.run(self._as_superuser(self.database, statements)))
 
     async def _as_superuser(self, database: str, statements: tuple[str, ...]) -> None:
         directory = str(self.socket_directory)
         connection = await asyncpg.connect(
-            host=directory, port=self.port, user="postgres", password="", database=database
+            host=directory,
+            port=self.port,
+            user="postgres",
+            password="",
+            database=database,
+            timeout=PATIENCE_SECONDS,
+            command_timeout=PATIENCE_SECONDS,
         )
         try:
             for statement in statements:
                 await connection.execute(statement)
         finally:
-            await connection.close()  # noqa: ASYNC102 - asyncio code, and a test's own timeout bounds it
+            await connection.close(timeout=PATIENCE_SECONDS)  # noqa: ASYNC102 - asyncio code, and bounded
+
+    @contextmanager
+    def new_database(self) -> Iterator[DatabaseServer]:
+        """The same server with another database, which is empty, for as long as the block lasts."""
+        name = f"test_{uuid.uuid4().hex}"
+        asyncio.run(self._as_superuser("postgres", (f"CREATE DATABASE {name} OWNER {OWNER}",)))
+        try:
+            yield replace(self, database=name)
+        finally:
+            asyncio.run(self._as_superuser("postgres", (f"DROP DATABASE {name} WITH (FORCE)",)))
 
     def prepare(self) -> None:
         """The owner and the databases."""

@@ -267,27 +267,28 @@ async def open_fleet(
 ) -> AsyncIterator[Fleet]:
     """A fleet with a database of its own."""
     name = uuid.uuid4().hex[:12]
-    await server.as_superuser(f"CREATE DATABASE fleet_{name} TEMPLATE {OWNER} OWNER {OWNER}")
+    await server.as_superuser(f"CREATE DATABASE fleet_{name} TEMPLATE {server.database} OWNER {OWNER}")
     mine = Servers(
         database_url=f"postgresql://{OWNER}@127.0.0.1:{server.port}/fleet_{name}",
         password_file=server.password_file,
         brokers=servers.brokers,
         inference_url=servers.inference_url,
     )
-    fleet = Fleet(
-        name=name,
-        servers=mine,
-        section=server.section(host="127.0.0.1", database=f"fleet_{name}"),
-        ledger=Ledger(mine),
-        cli=cli,
-        directory=directory,
-        inference_url=inference_url,
-    )
-    try:
-        yield fleet
-    finally:
-        with trio.move_on_after(PATIENCE_SECONDS, shield=True):
-            await fleet.clean_up()
+    with Ledger(mine) as ledger:
+        fleet = Fleet(
+            name=name,
+            servers=mine,
+            section=server.section(host="127.0.0.1", database=f"fleet_{name}"),
+            ledger=ledger,
+            cli=cli,
+            directory=directory,
+            inference_url=inference_url,
+        )
+        try:
+            yield fleet
+        finally:
+            with trio.move_on_after(PATIENCE_SECONDS, shield=True):
+                await fleet.clean_up()
 
 
 async def _send(brokers: str, records: Sequence[Any]) -> None:

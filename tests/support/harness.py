@@ -12,13 +12,15 @@ import os
 import signal
 import socket
 import sys
+import threading
 import tomllib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiokafka
@@ -261,14 +263,31 @@ async def open_service_manager() -> AsyncIterator[ServiceManager]:
 
 
 class Ledger:
-    """The database, read raw."""
+    """The database, read raw.
+
+    Each query connects, unless the ledger is entered as a context manager: then one connection is kept for its block.
+    """
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
+        self._kept: KeptConnection | None = None
+
+    def __enter__(self) -> Self:
+        self._kept = KeptConnection(self._servers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._kept
+        kept, self._kept = self._kept, None
+        # In a thread of its own, because trio-asyncio lets no other asyncio loop run in the thread of Trio.
+        closing = threading.Thread(target=kept.close)
+        closing.start()
+        closing.join(2 * PATIENCE_SECONDS)
 
     async def query(self, sql: str, *args: object) -> list[dict[str, Any]]:
         """Rows of one statement; jsonb comes parsed."""
-        return await trio.to_thread.run_sync(lambda: asyncio.run(_query(self._servers, sql, args)))
+        query = self._kept.query if self._kept else partial(_query_once, self._servers)
+        return await trio.to_thread.run_sync(query, sql, args)
 
     async def scenario(self, scenario_id: int) -> dict[str, Any] | None:
         rows = await self.query("SELECT * FROM scenarios WHERE id = $1", scenario_id)
@@ -320,18 +339,74 @@ async def new_database(servers: Servers, name: str) -> AsyncIterator[Servers]:
             await ledger.query(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _query(servers: Servers, sql: str, args: tuple[object, ...]) -> list[dict[str, Any]]:
-    connection = await asyncpg.connect(
+class KeptConnection:
+    """A connection for many queries, which costs a tenth of one connection for each.
+
+    The asyncio loop it belongs to runs only while there is a query, in whatever thread that is made.
+    """
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        # Not asyncio's policy, which trio-asyncio replaces.
+        self._loop = asyncio.SelectorEventLoop()
+        self._idle = threading.Lock()
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+
+    def query(self, sql: str, args: tuple[object, ...]) -> list[dict[str, Any]]:
+        """Rows of one statement, which is executed again where the server has closed the connection meanwhile."""
+        if not self._idle.acquire(blocking=False):
+            # Another task's query is under way, and may wait for a lock that only this one's effect releases.
+            return _query_once(self._servers, sql, args)
+        try:
+            return self._loop.run_until_complete(self._query(sql, args))
+        finally:
+            self._idle.release()
+
+    async def _query(self, sql: str, args: tuple[object, ...]) -> list[dict[str, Any]]:
+        if self._connection is not None and not self._connection.is_closed():
+            with suppress(asyncpg.ConnectionDoesNotExistError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError):
+                return await _fetch(self._connection, sql, args)
+        self._connection = await _connect(self._servers)
+        return await _fetch(self._connection, sql, args)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._connection is not None:
+            self._loop.run_until_complete(self._connection.close(timeout=PATIENCE_SECONDS))
+        self._loop.close()
+
+
+def _query_once(servers: Servers, sql: str, args: tuple[object, ...]) -> list[dict[str, Any]]:
+    """Rows of one statement, over a connection of its own."""
+
+    async def query() -> list[dict[str, Any]]:
+        connection = await _connect(servers)
+        try:
+            return await _fetch(connection, sql, args)
+        finally:
+            await connection.close(timeout=PATIENCE_SECONDS)  # noqa: ASYNC102 - asyncio code, and bounded
+
+    return asyncio.run(query())
+
+
+async def _connect(servers: Servers) -> asyncpg.Connection[asyncpg.Record]:
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         servers.database_url,
         password=servers.password or None,
         timeout=PATIENCE_SECONDS,
+        command_timeout=PATIENCE_SECONDS,
+        # A prepared statement would go stale when a test changes the schema.
+        statement_cache_size=0,
         server_settings={"search_path": "trio_runner", "application_name": "the tests"},
     )
-    try:
-        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
-        return [dict(row) for row in await connection.fetch(sql, *args)]
-    finally:
-        await connection.close()  # noqa: ASYNC102 - asyncio code, and a test's own timeout bounds it
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    return connection
+
+
+async def _fetch(
+    connection: asyncpg.Connection[asyncpg.Record], sql: str, args: tuple[object, ...]
+) -> list[dict[str, Any]]:
+    return [dict(row) for row in await connection.fetch(sql, *args)]
 
 
 @dataclass(frozen=True, kw_only=True)
