@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from trio_runner.config.load import Config
     from trio_runner.errors import ExitCode
+    from trio_runner.model import Progress
     from trio_runner.runner.outcome import Outcome
     from trio_runner.runner.runner import Runner
 
@@ -165,17 +166,17 @@ class Display:
                 TextColumn("scenario {task.fields[scenario]}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]} detections"),
+                TextColumn("{task.fields[rate]:.1f} fps · {task.fields[found]}"),
                 TimeRemainingColumn(),
             )
         # Refreshed by this task and not by a thread of rich's own.
         with Progress(*columns, console=console, auto_refresh=False) as bar:
-            task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found=0)
+            task = bar.add_task("", scenario=runner.claim.scenario_id if runner.claim else "", rate=0.0, found="")
 
             def update() -> None:
                 done, total = runner.progress.frames_done
                 bar.update(task, total=total, completed=done)
-                bar.update(task, rate=self._rate(runner), found=runner.progress.detections, refresh=True)
+                bar.update(task, rate=self._rate(runner), found=_found(runner.progress), refresh=True)
 
             try:
                 while True:
@@ -186,9 +187,14 @@ class Display:
 
     def _line(self, runner: Runner) -> str:
         return runner.progress.activity or (
-            f"frame {runner.progress.position} · {self._rate(runner):.1f} fps · {runner.progress.detections} detections"
-            + (f" · {failed} not inferred" if (failed := runner.progress.frames_not_inferred) else "")
+            f"frame {runner.progress.position} · {self._rate(runner):.1f} fps · {_found(runner.progress)}"
         )
 
     def _rate(self, runner: Runner) -> float:
         return runner.progress.frames_stored / max(trio.current_time() - self._started, 0.001)
+
+
+def _found(progress: Progress) -> str:
+    """How many detections are stored, and how many frames were not inferred, where there are any."""
+    failed = f" · {progress.frames_not_inferred} not inferred" if progress.frames_not_inferred else ""
+    return f"{progress.detections} detections{failed}"

@@ -1,4 +1,4 @@
-"""What people ask of the ledger: scenarios, attempts, deaths, and what was found; these functions change nothing."""
+"""Queries of the ledger for people: scenarios, attempts, deaths, detections, frames; none of them changes anything."""
 
 from __future__ import annotations
 

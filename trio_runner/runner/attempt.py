@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
-    """What whoever started an attempt does to it, and learns of it."""
+    """The caller's means to end an attempt, and the calls that notify the caller."""
 
     work: trio.CancelScope
     """Cancelled to end the attempt at once."""

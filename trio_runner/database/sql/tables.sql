@@ -4,7 +4,7 @@
 CREATE TABLE scenarios (
     id              bigint PRIMARY KEY CHECK (id > 0),
     video_path      text NOT NULL CHECK (length(video_path) BETWEEN 1 AND 4096),
-    -- What the runner's config says differently for this scenario: {"section": {"key": value}}.
+    -- The values that replace those of the runner's config for this scenario: {"section": {"key": value}}.
     settings        jsonb NOT NULL DEFAULT '{}'
         CHECK (jsonb_typeof(settings) = 'object' AND NOT jsonb_path_exists(settings, '$.* ? (@.type() != "object")')),
     status          text NOT NULL DEFAULT 'init_startup' CHECK (status IN (
@@ -16,7 +16,7 @@ CREATE TABLE scenarios (
     epoch           bigint NOT NULL DEFAULT 1 CHECK (epoch > 0),
     -- The number of the last attempt that is allowed. Each attempt that stored something and died raises it by one.
     last_epoch      bigint NOT NULL DEFAULT 50 CHECK (last_epoch > 0),
-    -- The one process that claimed this epoch. The lease says whether that process is alive; safety rests on epoch and
+    -- The one process that claimed this epoch. The lease shows whether that process is alive; safety rests on epoch and
     -- instance, never on the clock.
     instance_id     uuid,
     lease_until     timestamptz,
@@ -86,7 +86,7 @@ CREATE TABLE attempts (
     runner_id   text NOT NULL,
     instance_id uuid NOT NULL,
     host        text NOT NULL,
-    -- Where this attempt's death is to be published, whoever publishes it.
+    -- The topic on which this attempt's death is published, by any process.
     retry_topic text,
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at    timestamptz,

@@ -1,4 +1,5 @@
--- The runner of that attempt could not be started. No attempt was made, so none is counted. False: it is no longer so.
+-- Make an attempt due again later, because its runner could not be started. No attempt was made, so none is counted. Returns
+-- false where a runner has claimed the attempt, or the scenario is no longer to be started.
 CREATE OR REPLACE FUNCTION postpone(p_id bigint, p_epoch bigint, p_node text, p_delay interval, p_why text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN

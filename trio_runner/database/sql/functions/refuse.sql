@@ -1,4 +1,4 @@
--- Say why a fenced statement found no row: the attempt is over, or its progress is not where the caller left it. The fence
+-- Raise the error that explains why a fenced statement found no row: the attempt is over, or its progress is not where the caller left it. The fence
 -- lies in the row, and not in the client, so that a runner that was frozen past its lease is refused when it wakes up.
 --
 -- The SQLSTATEs of all refusals: RN001 owned by a living runner, RN002 completed, RN003 another video, RN004 not to be run

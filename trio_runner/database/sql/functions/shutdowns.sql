@@ -1,5 +1,5 @@
--- End the shutdown of every scenario without a runner, whoever calls; and return the attempts whose runners are to be
--- stopped. The rows do not say by which node, because a scenario's node may change while a runner is slow to claim.
+-- End the shutdown of every scenario without a runner, and return the attempts whose runners are to be stopped. Any node
+-- may call this. The rows name no node, because a scenario's node may change while a runner is slow to claim.
 CREATE OR REPLACE FUNCTION shutdowns() RETURNS TABLE (scenario_id bigint, epoch bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
