@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -10,12 +9,10 @@ import socket
 import struct
 import subprocess
 import sys
-import tomllib
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,61 +26,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.embedded.serving import (
+    COMMAND,
+    ROOT,
+    SHOTS,
+    TEST_VIDEO,
+    Image,
+    Service,
+    encode,
+    error,
+    read_frames,
+    read_port,
+    start_service,
+    stop_service,
+)
 from tests.support.harness import PATIENCE_SECONDS
 from trio_runner.embedded.detector import Detector, Letterbox, decode, intersection_over_union, suppress
 from trio_runner.embedded.inference import PACKAGES, listen_on
 from trio_runner.embedded.pictures import MAX_BODY_BYTES
 from trio_runner.embedded.service import MAX_WAITING, Application
 
-ROOT = Path(__file__).parents[2]
-TEST_VIDEO = ROOT / "test_videos" / "test_video.mp4"
-SHOTS = tomllib.loads(TEST_VIDEO.with_suffix(".toml").read_text(encoding="utf-8"))["shot"]
-COMMAND = [sys.executable, "-m", "trio_runner.embedded.inference", "--listen", "127.0.0.1:0"]
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen(sys.argv[1:])
 print(child.pid, file=sys.stderr, flush=True)
 child.wait()
 """
-
-Image = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Service:
-    process: subprocess.Popen[bytes]
-    port: int
-    client: httpx.Client
-
-    def predict(self, **request: Any) -> httpx.Response:
-        return self.client.post("/predict", **request)
-
-
-def read_port(stdout: Any) -> int:
-    assert select.select([stdout], [], [], PATIENCE_SECONDS)[0], "no ready line"
-    ready = json.loads(stdout.readline())
-    assert ready.keys() == {"port"}
-    port: int = ready["port"]
-    return port
-
-
-def start_service(*options: str) -> Service:
-    process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, cwd=ROOT)
-    try:
-        port = read_port(process.stdout)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return Service(process, port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS))
-
-
-def stop_service(service: Service) -> None:
-    service.client.close()
-    service.process.kill()
-    service.process.wait()
-    assert service.process.stdout
-    service.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +81,6 @@ def shots(frames: list[Image]) -> list[tuple[bytes, list[str]]]:
     return [(encode(frame), expect) for frame, expect in middles]
 
 
-def read_frames(clip: Path, count: int) -> list[Image]:
-    capture = cv2.VideoCapture(str(clip))
-    decoded = [capture.read() for _ in range(count)]
-    capture.release()
-    assert all(there for there, _ in decoded)
-    return [frame.astype(np.uint8, copy=False) for _, frame in decoded]
-
-
-def encode(image: npt.NDArray[Any], extension: str = ".jpg") -> bytes:
-    return bytes(cv2.imencode(extension, image)[1])
-
-
 def png_of(width: int, height: int) -> bytes:
     """A well-formed PNG that claims a size and holds no pixel of it."""
 
@@ -139,15 +95,6 @@ def png_of(width: int, height: int) -> bytes:
 def labels(response: httpx.Response) -> set[str]:
     assert response.status_code == 200, response.text
     return {prediction["class"] for prediction in response.json()["predictions"]}
-
-
-def error(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    answer = response.json()
-    assert answer.keys() == {"error"}
-    message: str = answer["error"]
-    return message
 
 
 def test_health(service: Service) -> None:

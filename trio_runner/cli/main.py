@@ -278,7 +278,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     _add_json(status, "one JSON document on stdout")
-    serve = add("serve-inference", "embedded.inference:serve", "run the embedded inference service by itself")
+    serve = add(
+        "serve-inference",
+        "embedded.inference:serve",
+        "run the embedded inference service by itself, for the protocols predict and oip",
+    )
     serve.add_argument("--listen", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
     return parser
 

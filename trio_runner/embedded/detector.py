@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Indices = NDArray[np.intp]
 
-MODEL_NAME = "nanodet-g-coco80"
 MODEL_DIR = Path(__file__).parent / "models"
 
 INPUT_WIDTH, INPUT_HEIGHT = 416, 256
@@ -36,11 +35,15 @@ DEVIATION = np.array([57.375, 57.12, 58.395], dtype=np.float32)
 
 
 class Detection(NamedTuple):
-    """One object: its COCO label, a confidence in [0, 1], and its box (x1, y1, x2, y2) in pixels of the source."""
+    """One object: its COCO label, a confidence in [0, 1], and its box (x1, y1, x2, y2) in pixels of the source.
+
+    `class_id` is the label's place in the list of the eighty.
+    """
 
     label: str
     confidence: float
     box: tuple[float, float, float, float]
+    class_id: int
 
 
 class Letterbox(NamedTuple):
@@ -171,15 +174,21 @@ class Detector:
         self._max_overlap = max_overlap
 
     def detect(self, image_bgr: Image) -> list[Detection]:
-        """Find the objects in a height x width x 3 picture (blue, green, red), most confident first."""
+        """Find the objects in a height x width x 3 picture (blue, green, red), most confident first.
+
+        Confidences have four decimals and pixels two, so that an FP32 tensor and JSON have the same numbers.
+        """
         height, width = image_bgr.shape[:2]
         letterbox = Letterbox.fit(width, height)
         outputs = self._session.run(None, {self._input_name: prepare(image_bgr, letterbox)})
         boxes, confidences, classes = decode(outputs, self._min_confidence)
         boxes = letterbox.to_source(boxes)
         kept = suppress(boxes, confidences, classes, self._max_overlap)
-        return [
-            Detection(self._labels[classes[i]], float(confidences[i]), tuple(boxes[i].tolist()))
-            for i in kept
-            if (boxes[i, 2:] > boxes[i, :2]).all()
-        ]
+        objects = []
+        for i in kept:
+            left, top, right, bottom = (round(side, 2) for side in boxes[i].tolist())
+            if left < right and top < bottom:
+                number = int(classes[i])
+                confidence = round(float(confidences[i]), 4)
+                objects.append(Detection(self._labels[number], confidence, (left, top, right, bottom), number))
+        return objects

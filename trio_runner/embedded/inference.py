@@ -1,7 +1,10 @@
 """The embedded inference service: the detector behind an HTTP API, in a process of its own.
 
 `POST /predict` takes one encoded picture, as a field of a form or as the raw body, and answers with what is in it;
-`GET /healthz` answers while the model computes. An error is JSON as well: `{"error": "what was wrong and expected"}`.
+`GET /healthz` answers while the model computes. `/v2` and the paths below it are the Open Inference Protocol v2 with
+the binary tensor extension, for the model `nanodet-g-coco80`: `GET /v2/models/nanodet-g-coco80` describes it, and
+`POST /v2/models/nanodet-g-coco80/infer` takes a picture as its input `image`. An error is JSON as well:
+`{"error": "what was wrong and expected"}`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MODEL_NAME: Final = "nanodet-g-coco80"
 DEFAULT_LISTEN: Final = "127.0.0.1:8001"
 PACKAGES: Final = ("anyio", "numpy", "onnxruntime", "python_multipart", "uvicorn")
 """Packages that the service imports and only the extra `embedded` installs for certain."""
@@ -64,7 +68,14 @@ def serve(
         return os.EX_CONFIG
     from trio_runner.embedded.service import run
 
-    run(listener, threads=threads, concurrency=concurrency, min_confidence=min_confidence, token=token)
+    run(
+        listener,
+        model=MODEL_NAME,
+        threads=threads,
+        concurrency=concurrency,
+        min_confidence=min_confidence,
+        token=token,
+    )
     return 0
 
 

@@ -90,7 +90,8 @@ def read_picture(encoded: bytes) -> Image:
     import numpy as np
 
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
+        # OpenCV has an error for an empty buffer, and no other for too many pixels.
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR) if encoded else None
     except cv2.error as error:
         too_big = f"the picture has more than {MAX_PIXELS} pixels; {EXPECTED} of no more than that"
         raise RequestError(HTTPStatus.BAD_REQUEST, too_big) from error
