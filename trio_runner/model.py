@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from trio_runner.errors import ErrorCode
+    from trio_runner.errors import ErrorCode, RunnerError
 
 
 class VideoInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +97,10 @@ class FrameResult:
     """How many boxes of the answer overshot the picture and were clipped at its border."""
     tokens: int = 0
     """How many tokens a language model counted for this frame, prompt and answer together."""
+    failure: RunnerError | None = None
+    """Raised where a frame with an `error` may not be stored."""
+    is_unclear: bool = False
+    """Whether the service may be at fault for `error`: then only answers to the frames around blame this frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

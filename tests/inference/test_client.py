@@ -17,7 +17,8 @@ from tests.support.harness import PATIENCE_SECONDS, free_port
 from tests.support.makers import make_frame
 from trio_runner.config.inference import InferenceSection, PredictSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError
-from trio_runner.inference.client import MAX_RETRY_AFTER_SECONDS, InferenceClient, open_client
+from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.inference.statuses import MAX_RETRY_AFTER_SECONDS
 from trio_runner.model import FrameResult
 
 Script = Callable[[trio.SocketStream], Awaitable[None]]
@@ -257,7 +258,7 @@ async def test_a_redirect_is_not_followed(status: str) -> None:
         ("Retry-After: " + "9" * 400, MAX_RETRY_AFTER_SECONDS),
         ("Retry-After: -1", None),
         ("Retry-After: 1.5", None),
-        ("Retry-After: Fri, 31 Dec 2999 23:59:59 GMT", None),
+        ("Retry-After: Fri, 31 Dec 2999 23:59:59 GMT", MAX_RETRY_AFTER_SECONDS),
         ("Retry-After: ", None),
         ("X-Nothing: 1", None),
     ],

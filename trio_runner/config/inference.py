@@ -14,9 +14,11 @@ from trio_runner.config.kinds import (
     HeaderTable,
     Name,
     NotNegative,
+    OptionalUrlPath,
     PeerSection,
     QueryTable,
     Seconds,
+    SecondsOrNone,
     Section,
     UrlPath,
 )
@@ -126,6 +128,12 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
     in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
     connect_timeout_seconds: Seconds = 3.0
     timeout_seconds: Seconds = 10.0
+    retry_seconds: SecondsOrNone = 0.0
+    requests_per_second: Annotated[float, Meta(ge=0, le=100_000)] = 0.0
+    requests_per_minute: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    ready_timeout_seconds: SecondsOrNone = 0.0
+    ready_path: OptionalUrlPath = ""
+    max_failed_frames: NotNegative = 0
     max_response_bytes: Annotated[int, Meta(ge=0, le=2**30)] = 0
     labels: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],

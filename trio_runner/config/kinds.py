@@ -17,6 +17,7 @@ FilePath = Annotated[
     str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z", description="a path of at most 4096 characters")
 ]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsOrNone = Annotated[float, Meta(ge=0, le=86_400)]
 Name = Annotated[
     str,
     Meta(
@@ -46,6 +47,13 @@ Quantity = Annotated[
 
 UrlPath = Annotated[
     str, Meta(pattern=r"^/((?![?#])[!-~])*\Z", description="a path that begins with /, without blanks, ? and #")
+]
+OptionalUrlPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^(/((?![?#])[!-~])*)?\Z",
+        description='a path that begins with /, without blanks, ? and #; "" for none',
+    ),
 ]
 HeaderName = Annotated[str, Meta(max_length=100, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")]
 HeaderTable = Annotated[

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 import httpx
@@ -10,31 +11,32 @@ import trio
 
 from trio_runner.config.address import http_base, socket_path
 from trio_runner.config.credentials import tls_context
-from trio_runner.config.tls import causes, tls_problem
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
-from trio_runner.inference.http1 import ExtraDataError
-from trio_runner.inference.protocol import Answer
+from trio_runner.inference.protocol import Answer, Reading
 from trio_runner.inference.protocols import open_protocol
+from trio_runner.inference.readiness import readiness_call, wait_until_ready
+from trio_runner.inference.retrying import Sending
+from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, OK, Blame, InferenceError, status_error
 from trio_runner.inference.transport import KEEPALIVE_SECONDS, Body, TrioTransport
+from trio_runner.inference.transport_errors import broken_tls, transport_error
 from trio_runner.model import FrameResult
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from trio_runner.config.inference import InferenceSection
     from trio_runner.inference.protocol import Call, WireProtocol
     from trio_runner.model import Frame
 
-MAX_RETRY_AFTER_SECONDS: Final = 300.0
 CLOSE_SECONDS: Final = 2.0
 VERDICT_SECONDS: Final = 0.2
 """How long the preflight listens after the handshake. A service that does not accept our certificate hangs up within
 one round trip; any other sends nothing. A refusal that takes longer is found by the first frame."""
-_UNAVAILABLE: Final = frozenset({408, 425, 429})
-_UNAUTHORISED: Final = frozenset({401, 403})
+COMPLAINT_SECONDS: Final = 2.0
+"""How long the body of an error may take; it is only quoted."""
 
 
 class InferenceClient:
@@ -60,6 +62,7 @@ class InferenceClient:
         self._protocol = protocol
         self._headers, self._query = headers, query
         self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_seconds).as_dict()}
+        self._sending = Sending(config)
 
     @property
     def max_frames(self) -> int:
@@ -67,30 +70,34 @@ class InferenceClient:
         return self._protocol.max_frames
 
     async def infer(self, frames: Sequence[Frame]) -> list[FrameResult]:
-        """Send frames in one request and wait for their detections, all within `timeout_seconds`.
+        """Send frames in one request and wait for their detections: each exchange within `timeout_seconds`.
+
+        The request is sent again for `retry_seconds` where the service may answer it later. If `max_failed_frames`
+        allows it, a failure that may be the fault of these frames is their result.
 
         Raises:
-            RunnerError: One of the `inference_*` codes. A frame is not sent again; the next attempt does that.
+            RunnerError: One of the `inference_*` codes. The next attempt sends these frames again.
         """
         started = trio.current_time()
-        seconds = self._config.timeout_seconds
+
+        async def ask() -> Sequence[Reading]:
+            nonlocal started
+            started = trio.current_time()
+            answer = await self._in_time(self._protocol.call(frames), frames)
+            try:
+                return self._protocol.read(answer, frames)
+            except BadAnswerError as error:
+                raise InferenceError(
+                    ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url}: {error}", blame=Blame.FRAME
+                ) from error
+
+        failure: InferenceError | None = None
         try:
-            # httpx has timeouts for each read and write, but none for the whole exchange: a service that sends a byte
-            # now and then could keep it up for ever.
-            with trio.fail_after(seconds):
-                answer = await self._exchange(self._protocol.call(frames))
-        except trio.TooSlowError as error:
-            raise RunnerError(
-                ErrorCode.INFERENCE_TIMEOUT,
-                f"{self._config.url} gave no whole answer within {seconds:g} s. Lower inference.in_flight, or raise "
-                "inference.timeout_seconds",
-            ) from error
-        except (httpx.HTTPError, UnicodeError) as error:
-            raise self._named(error) from error
-        try:
-            readings = self._protocol.read(answer, frames)
-        except BadAnswerError as error:
-            raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url}: {error}") from error
+            readings = await self._sending.persistently(ask)
+        except InferenceError as error:
+            if error.blame is Blame.SERVICE or not self._config.max_failed_frames:
+                raise
+            failure, readings = error, [Reading(())] * len(frames)
         milliseconds = round(1000 * (trio.current_time() - started), 3)
         return [
             FrameResult(
@@ -103,9 +110,29 @@ class InferenceClient:
                 clipped=reading.clipped,
                 tokens=reading.tokens,
                 inference_ms=milliseconds,
+                error=str(failure) if failure else None,
+                failure=failure,
+                is_unclear=failure is not None and failure.blame is Blame.UNCLEAR,
             )
             for frame, reading in zip(frames, readings, strict=True)
         ]
+
+    async def wait_until_ready(self, on_wait: Callable[[str], None]) -> None:
+        """Ask the service whether it is ready, for `ready_timeout_seconds`.
+
+        Args:
+            on_wait: Called with what is being waited for, and with "" at the end.
+
+        Raises:
+            RunnerError: One of the `inference_*` codes.
+        """
+        call, only_asks = readiness_call(self._config, self._protocol)
+        await wait_until_ready(
+            partial(self._sending.once, partial(self._in_time, call)),
+            only_asks=only_asks,
+            seconds=self._config.ready_timeout_seconds,
+            on_wait=on_wait,
+        )
 
     async def check(self) -> None:
         """Connect, and for https shake hands, within `connect_timeout_seconds`; no request is sent.
@@ -117,7 +144,7 @@ class InferenceClient:
         try:
             connection = await self._connector.connect(url, self._config.connect_timeout_seconds)
         except (httpx.HTTPError, UnicodeError) as error:
-            raise self._named(error) from error
+            raise transport_error(self._config, error) from error
         try:
             if url.scheme == "https":
                 await self._await_verdict(connection.stream)
@@ -135,9 +162,27 @@ class InferenceClient:
                 cause = error
             why = "it hung up right after the TLS handshake: does it want another inference.certificate_file?"
             refused = RunnerError(ErrorCode.INFERENCE_TLS, f"{self._config.url}: {why}")
-            raise (cause and self._broken_tls(cause)) or refused from cause
+            raise (cause and broken_tls(self._config.url, cause)) or refused from cause
 
-    async def _exchange(self, call: Call) -> Answer:
+    async def _in_time(self, call: Call, frames: Sequence[Frame] = ()) -> Answer:
+        """One exchange within `timeout_seconds`; raises InferenceError."""
+        seconds = self._config.timeout_seconds
+        try:
+            # httpx has timeouts for each read and write, but none for the whole exchange: a service that sends a byte
+            # now and then could keep it up for ever.
+            with trio.fail_after(seconds):
+                return await self._exchange(call, frames)
+        except trio.TooSlowError as error:
+            raise InferenceError(
+                ErrorCode.INFERENCE_TIMEOUT,
+                f"{self._config.url} gave no whole answer within {seconds:g} s. Lower inference.in_flight, or raise "
+                "inference.timeout_seconds",
+                blame=Blame.UNCLEAR,
+            ) from error
+        except (httpx.HTTPError, UnicodeError) as error:
+            raise transport_error(self._config, error) from error
+
+    async def _exchange(self, call: Call, frames: Sequence[Frame]) -> Answer:
         address = http_base(self._config.url) + call.path
         if self._query:
             address += ("&" if "?" in call.path else "?") + self._query
@@ -154,32 +199,41 @@ class InferenceClient:
         )
         response = await self._transport.handle_async_request(request)
         try:
-            self._check_status(response)
+            if response.status_code != OK:
+                raise status_error(
+                    self._config,
+                    call.path,
+                    frames,
+                    status=response.status_code,
+                    reason=response.reason_phrase,
+                    headers=response.headers,
+                    body=await self._read_complaint(response),
+                )
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise InferenceError(
+                    ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} compressed its answer unasked"
+                )
             return Answer(response.headers, await self._read(response))
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await response.aclose()
 
-    def _check_status(self, response: httpx.Response) -> None:
-        status = response.status_code
-        answered = f"{self._config.url} answered {status} {response.reason_phrase}".rstrip()
-        if status in _UNAVAILABLE or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise RunnerError(
-                ErrorCode.INFERENCE_UNAVAILABLE, answered, retry_after_seconds=_retry_after(response.headers)
-            )
-        if response.is_redirect:
-            raise RunnerError(
-                ErrorCode.INFERENCE_REJECTED,
-                f"{answered}: redirects are not followed; set inference.url to the target",
-            )
-        if status in _UNAUTHORISED:
-            raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{answered}: check the token in inference.token_file")
-        if status != httpx.codes.OK:
-            raise RunnerError(
-                ErrorCode.INFERENCE_REJECTED, f"{answered}: check inference.url and [inference.{self._config.protocol}]"
-            )
+    async def _read_complaint(self, response: httpx.Response) -> bytes:
+        """The body of an error, or as much of it as comes in a short time; empty if it is compressed."""
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} compressed its answer unasked")
+            return b""
+        now = trio.current_time()
+        # The status is known by now, and must not be lost to the deadline of the exchange.
+        seconds = min(COMPLAINT_SECONDS, (trio.current_effective_deadline() - now) / 2)
+        body = bytearray()
+        stream = cast("httpx.AsyncByteStream", response.stream)
+        with trio.move_on_after(seconds), suppress(httpx.HTTPError):
+            async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(stream))) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) >= MAX_COMPLAINT_BYTES:
+                        break
+        return bytes(body[:MAX_COMPLAINT_BYTES])
 
     async def _read(self, response: httpx.Response) -> bytes:
         limit = self._config.max_response_bytes or self._protocol.max_answer_bytes
@@ -190,35 +244,12 @@ class InferenceClient:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > limit:
-                    raise RunnerError(
+                    raise InferenceError(
                         ErrorCode.INFERENCE_BAD_ANSWER,
                         f"{self._config.url} answered with more than {limit} bytes (inference.max_response_bytes)",
+                        blame=Blame.FRAME,
                     )
         return bytes(body)
-
-    def _named(self, error: httpx.HTTPError | UnicodeError) -> RunnerError:
-        if isinstance(error, UnicodeError):
-            return self._unreachable(f"not a host name: {error}")
-        if isinstance(error, httpx.ConnectTimeout):
-            return self._unreachable("did not accept a connection in time")
-        if isinstance(error, ExtraDataError):
-            return RunnerError(ErrorCode.INFERENCE_BAD_ANSWER, f"{self._config.url} {error}")
-        if broken := self._broken_tls(error):
-            return broken
-        if isinstance(error, httpx.ConnectError):
-            return self._unreachable(_root_cause(error))
-        return RunnerError(
-            ErrorCode.INFERENCE_UNAVAILABLE,
-            f"{self._config.url} broke off the exchange: {str(error) or type(error).__name__}"
-            + ("; does it speak HTTP/2 (inference.http2)?" if self._config.http2 else ""),
-        )
-
-    def _broken_tls(self, error: BaseException) -> RunnerError | None:
-        problem = tls_problem(error, "inference")
-        return RunnerError(ErrorCode.INFERENCE_TLS, f"{self._config.url}: {problem}") if problem else None
-
-    def _unreachable(self, why: str) -> RunnerError:
-        return RunnerError(ErrorCode.INFERENCE_UNREACHABLE, f"{self._config.url}: {why}")
 
 
 @asynccontextmanager
@@ -255,15 +286,3 @@ def _httpx_transport(config: InferenceSection, tls: ssl.SSLContext | None) -> ht
             keepalive_expiry=KEEPALIVE_SECONDS,
         ),
     )
-
-
-def _root_cause(error: BaseException) -> str:
-    """The system's own error, which httpx and Trio wrap into "all attempts to connect failed"."""
-    *_, error = causes(error)
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def _retry_after(response_headers: httpx.Headers) -> float | None:
-    """Retry-After in seconds, at most five minutes; its date form is ignored, since clocks differ."""
-    value = response_headers.get("Retry-After", "")
-    return min(float(value), MAX_RETRY_AFTER_SECONDS) if value.isdecimal() else None

@@ -1,0 +1,98 @@
+"""Waits for a service that is still starting, so that a cold start is no failure."""
+
+from __future__ import annotations
+
+import random
+from base64 import b64decode
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_runner.errors import ErrorCode
+from trio_runner.inference.protocol import Call
+from trio_runner.inference.statuses import ABSENT, InferenceError
+from trio_runner.model import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_runner.config.inference import InferenceSection
+    from trio_runner.inference.protocol import WireProtocol
+
+FIRST_PAUSE_SECONDS: Final = 0.25
+LONGEST_PAUSE_SECONDS: Final = 2.0
+
+_GREY_SIDE: Final = 64
+_GREY_JPEG: Final = b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19iZ2hnPk1xeXBk"
+    "eFxlZ2P/2wBDARESEhgVGC8aGi9jQjhCY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2P/wAARCABAAEAD"
+    "ASIAAhEBAxEB/8QAFAABAAAAAAAAAAAAAAAAAAAAAP/EABQQAQAAAAAAAAAAAAAAAAAAAAD/xAAUAQEAAAAAAAAAAAAAAAAAAAAA/8QAFBEBAAAA"
+    "AAAAAAAAAAAAAAAAAP/aAAwDAQACEQMRAD8AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA/9k="
+)
+"""A grey picture of 64 × 64 pixels: nothing of the video leaves before the scenario is claimed."""
+
+
+def readiness_call(config: InferenceSection, protocol: WireProtocol) -> tuple[Call, bool]:
+    """The request that asks whether the service is ready, and whether it is one that only asks.
+
+    The other kind sends a grey picture. A service that is ready may refuse that one, as too small for example.
+    """
+    if config.ready_path:
+        return Call(path=config.ready_path, method="GET"), True
+    if call := protocol.readiness():
+        return call, True
+    grey = Frame(
+        sequence=0,
+        index=0,
+        pts_seconds=0.0,
+        width=_GREY_SIDE,
+        height=_GREY_SIDE,
+        sent_width=_GREY_SIDE,
+        sent_height=_GREY_SIDE,
+        content=_GREY_JPEG,
+    )
+    return protocol.call([grey]), False
+
+
+async def wait_until_ready(
+    ask: Callable[[], Awaitable[object]], *, only_asks: bool, seconds: float, on_wait: Callable[[str], None]
+) -> None:
+    """Call `ask` until the service is ready, with a pause of 0.25 to 2 s after each call.
+
+    Args:
+        ask: Sends one request, in bounded time; raises InferenceError.
+        only_asks: Whether any status but 200 says that the service is not ready.
+        seconds: For how long.
+        on_wait: Called with what is being waited for, before each further call, and with "" at the end.
+
+    Raises:
+        InferenceError: The service will not become ready, as after a 404, or is not ready in time.
+    """
+    last: InferenceError | None = None
+    longest = FIRST_PAUSE_SECONDS
+    with trio.move_on_after(seconds):
+        while True:
+            try:
+                await ask()
+            except InferenceError as error:
+                if not _is_starting(error):
+                    if error.status in ABSENT or not error.status or only_asks:
+                        raise
+                    break
+                last = error
+            else:
+                break
+            on_wait("waiting for the inference service")
+            await trio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            longest = min(2 * longest, LONGEST_PAUSE_SECONDS)
+        on_wait("")
+        return
+    late = f"not ready within {seconds:g} s (inference.ready_timeout_seconds)"
+    if last is None:
+        raise InferenceError(ErrorCode.INFERENCE_UNAVAILABLE, f"{late}: no answer")
+    code = ErrorCode.INFERENCE_UNAVAILABLE if last.code is ErrorCode.INFERENCE_TIMEOUT else last.code
+    raise InferenceError(code, f"{late}: {last.message}") from last
+
+
+def _is_starting(error: InferenceError) -> bool:
+    return error.transient or error.code is ErrorCode.INFERENCE_TIMEOUT
