@@ -860,6 +860,22 @@ def test_headers_and_parameters_hold_no_secret_and_are_set_once(keys: str, messa
     assert "abc" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[inference]\nready_path = '/health'\n", [("inference.ready_path", 2)]),
+        (
+            "[inference]\nmax_failed_frames = 1\n[pipeline]\nmax_buffered_frames = 1\n[database]\nbatch_frames = 1\n",
+            [("inference.max_failed_frames", 2)],
+        ),
+        ("[inference]\nready_timeout_seconds = 1\nready_path = 'health'\n", [("inference.ready_path", 3)]),
+        ("[inference]\nretry_seconds = -1\n", [("inference.retry_seconds", 2)]),
+    ],
+)
+def test_keys_for_a_service_that_is_not_always_well_go_together(text: str, expected: list[tuple[str, int]]) -> None:
+    assert problems(text) == expected
+
+
 PROXY = "proxy = 'http://h:3128'\n"
 
 

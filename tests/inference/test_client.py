@@ -499,3 +499,79 @@ async def test_an_error_in_the_block_comes_out_as_itself() -> None:
     with pytest.raises(KeyError, match="mine"):
         async with open_client(InferenceSection(url="http://127.0.0.1:1")):
             raise KeyError("mine")
+
+
+# what a failure says, and whether it ends the attempt
+
+
+async def test_an_error_is_quoted_even_if_its_body_does_not_end() -> None:
+    async def script(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(http(b'no such model "a"', "422 Unprocessable Content", length=1000))
+        await trio.sleep_forever()
+
+    error = await failure(script, timeout_seconds=1.0)
+    assert error.code is ErrorCode.INFERENCE_REJECTED
+    assert 'answered 422 Unprocessable Content "no such model "a""' in error.message
+
+
+async def test_of_an_endless_error_64_kib_are_read() -> None:
+    sent = 0
+
+    async def script(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        await read_request(stream)
+        await stream.send_all(http(b"busy\n", "503 Service Unavailable", length=100 * 2**20))
+        while True:
+            await stream.send_all(b" " * 2**16)
+            sent += 2**16
+
+    assert '"busy"' in (await failure(script)).message
+    assert sent < 50 * 2**20
+
+
+async def test_a_connection_on_which_an_error_came_serves_the_next_request() -> None:
+    script = answers(http(b'{"error": "busy"}', "503 Service Unavailable"), http())
+    async with serving(script) as server, open_client(InferenceSection(url=server.url, retry_seconds=20.0)) as client:
+        assert (await client.infer([make_frame()]))[0].detections
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "code", "is_unclear"),
+    [
+        (http(b"", "413 Content Too Large"), "inference_rejected: ", False),
+        (http(b"", "422 Unprocessable Content"), "inference_rejected: ", False),
+        (http(b"nonsense"), "inference_bad_answer: ", False),
+        (http(b'{"error": "no GPU"}'), "inference_bad_answer: ", False),
+        (http(b"", "500 Internal Server Error"), "inference_unavailable: ", True),
+        (None, "inference_timeout: ", True),
+    ],
+)
+async def test_a_failure_that_may_be_the_frames_own_is_its_result_where_that_is_allowed(
+    response: bytes | None, code: str, *, is_unclear: bool
+) -> None:
+    script = say_nothing if response is None else answers(response)
+    async with serving(script) as server:
+        result = await infer(InferenceSection(url=server.url, max_failed_frames=1, timeout_seconds=1.0))
+    assert result.error is not None
+    assert result.error.startswith(code)
+    assert result.failure is not None
+    assert (result.detections, result.is_unclear) == ((), is_unclear)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        http(b"", "401 Unauthorized"),
+        http(b"", "404 Not Found"),
+        http(b"", "429 Too Many Requests"),
+        http(b"", "503 Service Unavailable"),
+        http(ANSWER, "200 OK", "Content-Encoding: gzip"),
+        http() + http(),
+        b"",
+    ],
+    ids=lambda response: repr(response[:20]),
+)
+async def test_a_failure_of_the_service_ends_the_attempt_all_the_same(response: bytes) -> None:
+    await failure(answers(response), max_failed_frames=1)

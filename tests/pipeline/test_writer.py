@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -12,13 +13,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.makers import make_claim, make_result
-from trio_runner.config.sections import DatabaseSection
-from trio_runner.errors import SupersededError
+from trio_runner.config.load import Config
+from trio_runner.errors import ErrorCode, RunnerError, SupersededError
 from trio_runner.model import Claim, FrameResult, Progress
+from trio_runner.pipeline.not_inferred import storable
 from trio_runner.pipeline.window import Window
 from trio_runner.pipeline.writer import Reorder, write_results
 
-CONFIG = DatabaseSection(batch_frames=4, batch_seconds=0.25)
+CONFIG = Config().replace(database={"batch_frames": 4, "batch_seconds": 0.25})
 
 
 class FakeLedger:
@@ -58,12 +60,21 @@ class Writing:
 
 
 @asynccontextmanager
-async def writing(config: DatabaseSection = CONFIG, ledger: FakeLedger | None = None) -> AsyncIterator[Writing]:
+async def writing(
+    config: Config = CONFIG, ledger: FakeLedger | None = None, has_ended: Callable[[], bool] = lambda: True
+) -> AsyncIterator[Writing]:
     send, receive = trio.open_memory_channel[FrameResult](1_000)
     under_way = Writing(ledger or FakeLedger(), send)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
-            write_results, under_way.ledger, make_claim(), receive, under_way.window, under_way.progress, config
+            write_results,
+            under_way.ledger,
+            make_claim(),
+            receive,
+            under_way.window,
+            under_way.progress,
+            config,
+            has_ended,
         )
         async with send:
             yield under_way
@@ -88,7 +99,7 @@ def test_any_permutation_comes_out_in_order(sequence: list[int]) -> None:
 @given(st.permutations(range(12)), st.integers(1, 5))
 def test_whatever_the_order_of_answers_the_ledger_sees_frames_in_order(order: list[int], batch_frames: int) -> None:
     async def main() -> list[list[int]]:
-        async with writing(DatabaseSection(batch_frames=batch_frames, batch_seconds=0.25)) as under_way:
+        async with writing(CONFIG.replace(database={"batch_frames": batch_frames})) as under_way:
             await under_way.send(*order)
         return under_way.ledger.batches
 
@@ -208,12 +219,90 @@ async def test_stored_frames_make_room_in_the_window(autojump_clock: MockClock) 
     send, receive = trio.open_memory_channel[FrameResult](10)
     window = Window(max_frames=2, max_bytes=1_000)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_results, FakeLedger(), make_claim(), receive, window, Progress(), CONFIG)
+        nursery.start_soon(write_results, FakeLedger(), make_claim(), receive, window, Progress(), CONFIG, lambda: True)
         async with send:
             with trio.fail_after(PATIENCE_SECONDS):
                 for sequence in range(20):
                     await window.admit(1)
                     await send.send(make_result(sequence))
+
+
+# frames that were not inferred
+
+UNANSWERED = RunnerError(ErrorCode.INFERENCE_TIMEOUT, "no answer")
+REJECTED = RunnerError(ErrorCode.INFERENCE_REJECTED, "too large")
+SOME_ALLOWED = CONFIG.replace(inference={"max_failed_frames": 3})
+
+
+def of_kind(sequence: int, kind: str) -> FrameResult:
+    """A result: `a` answered, `u` failed for an unclear reason, `f` failed for its own sake."""
+    result = make_result(sequence)
+    if kind == "a":
+        return result
+    failure = UNANSWERED if kind == "u" else REJECTED
+    return replace(result, error=str(failure), failure=failure, is_unclear=kind == "u")
+
+
+@given(st.text("auf", min_size=1, max_size=12), st.sampled_from(["", "a", "u", "f"]), st.sampled_from(["end", ""]))
+def test_an_unclear_failure_is_stored_only_between_frames_that_the_service_answered(
+    kinds: str, before: str, end: str
+) -> None:
+    if before == "u" and kinds.startswith("u"):
+        # The one before would not have been stored.
+        before = ""
+    results = [of_kind(number, kind) for number, kind in enumerate(kinds, start=1)]
+    decide = partial(storable, of_kind(0, before) if before else None, results, is_last=bool(end))
+    if "uu" in before + kinds or before + kinds + end == "uend":
+        with pytest.raises(RunnerError, match="no answer"):
+            decide()
+    else:
+        assert decide() == len(results) - (kinds + end).endswith("u")
+
+
+async def stored_of(
+    kinds: str, config: Config = SOME_ALLOWED, *, has_ended: bool = True, earlier: int = 0
+) -> list[int]:
+    """The frames that the ledger has at the end of these results; raises an ExceptionGroup as a nursery does."""
+    ledger = FakeLedger()
+    async with writing(config, ledger, has_ended=lambda: has_ended) as under_way:
+        under_way.progress.frames_not_inferred = earlier
+        for sequence, kind in enumerate(kinds):
+            await under_way.results.send(of_kind(sequence, kind))
+            await trio.sleep(1)
+    return [index for batch in ledger.batches for index in batch]
+
+
+@pytest.mark.parametrize("kinds", ["f", "fff", "aua", "ua", "au", "uaua", "fuf", "aaaaauaaaaafaaaaau", "uf"])
+async def test_frames_that_failed_for_their_own_sake_are_stored(autojump_clock: MockClock, kinds: str) -> None:
+    assert await stored_of(kinds) == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("kinds", ["u", "uu", "auua", "aauu", "faaauua"])
+async def test_frames_around_which_nothing_was_answered_end_the_attempt(autojump_clock: MockClock, kinds: str) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await stored_of(kinds)
+    assert caught.value.exceptions == (UNANSWERED,)
+
+
+async def test_one_failed_frame_more_than_allowed_ends_the_attempt(autojump_clock: MockClock) -> None:
+    for kinds in ("ffff", "fafafafa", "aauafafau"):
+        with pytest.raises(ExceptionGroup):
+            await stored_of(kinds)
+    with pytest.raises(ExceptionGroup):
+        await stored_of("af", CONFIG)
+
+
+async def test_failed_frames_of_earlier_attempts_count(autojump_clock: MockClock) -> None:
+    assert await stored_of("fa", earlier=2) == [0, 1]
+    with pytest.raises(ExceptionGroup) as caught:
+        await stored_of("faf", earlier=2)
+    assert caught.value.exceptions == (REJECTED,)
+
+
+async def test_after_a_drain_an_unclear_failure_at_the_end_is_left_to_the_next_attempt(
+    autojump_clock: MockClock,
+) -> None:
+    assert await stored_of("aaau", has_ended=False) == [0, 1, 2]
 
 
 # failing
@@ -231,7 +320,7 @@ async def test_a_failing_ledger_ends_the_writer_and_closes_its_channel(autojump_
     window = Window(max_frames=2, max_bytes=10)
     await send.send(make_result(0))
     with pytest.raises(SupersededError):
-        await write_results(LostLedger(), make_claim(), receive, window, progress, CONFIG)
+        await write_results(LostLedger(), make_claim(), receive, window, progress, CONFIG, lambda: True)
     assert (progress.next_frame, progress.frames_stored) == (0, 0)
     with pytest.raises(trio.BrokenResourceError):
         await send.send(make_result(1))

@@ -42,6 +42,9 @@ __all__ = [
 
 READ_BYTES = 2**16
 
+GREY = -1
+"""In the place of the number of a picture without one, by which a runner finds out whether the service is ready."""
+
 
 Plan = Callable[[int, int], "Fault | bytes | None"]
 """From (number of the request, from 0; number painted into its picture) to what shall go wrong, if anything: a fault,
@@ -124,6 +127,10 @@ class Fake:
         jpeg = _find_jpeg(body)
         picture = _decode(jpeg)
         height, width = picture.shape[:2]
+        if picture.min() == picture.max():
+            fault = self.plan(len(self.numbers), GREY)
+            await send_answer(connection, stream, fault, b'{"predictions": []}', self.elsewhere)
+            return
         number = read_frame_number(picture)
         fault = self.plan(len(self.numbers), number)
         self.numbers.append(number)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from trio_runner.config.errors import Problem
     from trio_runner.config.inference import InferenceSection
+    from trio_runner.config.sections import PipelineSection
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What fits into sockaddr_un on Linux."""
@@ -29,6 +30,19 @@ _OURS: Final = frozenset(
 )
 _OF_A_CHAT: Final = frozenset({"max_tokens", "messages", "model", "n", "response_format", "stream", "temperature"})
 
+_FRAME_AND_NEXT: Final = 2
+
+
+def failed_frames_rule(inference: InferenceSection, pipeline: PipelineSection) -> Iterator[Problem]:
+    """A failed frame waits for the answer to the next one, so there must be room for both."""
+    if inference.max_failed_frames and pipeline.max_buffered_frames < _FRAME_AND_NEXT:
+        yield broken(
+            "inference.max_failed_frames",
+            "pipeline.max_buffered_frames leaves no room for the frame behind a failed one",
+            f"set that to {_FRAME_AND_NEXT} or more, or remove this",
+            "pipeline.max_buffered_frames",
+        )
+
 
 def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
     """The address, the labels, and whether secrets are written here or would be sent unencrypted."""
@@ -36,6 +50,9 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
     yield from _headers(inference)
     yield from _http(inference)
     yield from _openai(inference)
+    if inference.ready_path and not inference.ready_timeout_seconds:
+        timeout = "inference.ready_timeout_seconds"
+        yield broken("inference.ready_path", f"of no use without {timeout}", f"set {timeout}, or remove this", timeout)
     if inference.labels and inference.labels_file:
         yield broken("inference.labels_file", "labels and labels_file are both set", "choose one", "inference.labels")
     yield from _way_to_the_service(inference)

@@ -17,6 +17,7 @@ from trio_runner.pipeline.writer import Ledger, write_results
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from trio_runner.config.inference import InferenceSection
     from trio_runner.config.load import Config
     from trio_runner.model import Claim, End, Progress
 
@@ -79,7 +80,17 @@ async def run_pipeline(
             helpers.start_soon(watched, keep_lease, ledger, claim, config.database.lease_seconds / 3)
             helpers.start_soon(watched, _watch_progress, progress, stalled_seconds(config))
             helpers.start_soon(_drain_when, drain, reading, tasks.cancel_scope, config.runner.drain_seconds, on_failure)  # noqa: ASYNC111 - helpers end with the tasks
-            tasks.start_soon(watched, write_results, ledger, claim, results_out, window, progress, config.database)
+            tasks.start_soon(
+                watched,
+                write_results,
+                ledger,
+                claim,
+                results_out,
+                window,
+                progress,
+                config,
+                lambda: ending is not None and not isinstance(ending, RunnerError),
+            )
             with frames_out, results_in:
                 for _ in range(config.inference.in_flight):
                     tasks.start_soon(watched, send_frames, inference, frames_out.clone(), results_in.clone(), window)
@@ -119,12 +130,27 @@ def stalled_seconds(config: Config) -> float:
     reading = config.video.frame_timeout_seconds
     # The oldest frame of a batch may wait for the answer to the next frame, and the batch for `batch_seconds`.
     storing = (
-        2 * config.inference.timeout_seconds + config.database.batch_seconds + config.database.command_timeout_seconds
+        2 * _answering_seconds(config.inference)
+        + config.database.batch_seconds
+        + config.database.command_timeout_seconds
     )
     # Before it gives up, the daemon waits for the fetcher's start as well.
     silent = config.storage.connect_timeout_seconds + config.storage.stall_timeout_seconds
     fetching = STALLED_SECONDS + 1.5 * silent if is_url(config.video.path) else 0.0
     return max(STALLED_SECONDS, 1.5 * reading, 1.25 * storing, fetching)
+
+
+def _answering_seconds(inference: InferenceSection) -> float:
+    """The longest that a frame may be in its sender's hands."""
+    seconds = inference.timeout_seconds
+    if inference.retry_seconds:
+        # Before the first exchange, a Retry-After to another sender; behind `retry_seconds`, the last exchange.
+        seconds += 2 * inference.retry_seconds + inference.timeout_seconds
+    rates = [rate for rate in (inference.requests_per_second, inference.requests_per_minute / 60) if rate]
+    # Each sender may have to wait until all others have had their turns.
+    seconds += max(((inference.in_flight + 1) / rate for rate in rates), default=0.0)
+    # The frames of a batch that failed are sent again one by one, and each is a result of its own.
+    return 2 * seconds if inference.max_failed_frames else seconds
 
 
 async def _drain_when(

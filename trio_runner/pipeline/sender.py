@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from trio_runner.model import Frame, FrameResult
     from trio_runner.pipeline.window import Window
@@ -23,7 +23,7 @@ class Inference(Protocol):
         ...
 
     async def infer(self, frames: Sequence[Frame]) -> Sequence[FrameResult]:
-        """The detections of each frame; bounded in time; raises RunnerError."""
+        """The detections of each frame, or why it was not inferred; bounded in time; raises RunnerError."""
         ...
 
 
@@ -42,9 +42,23 @@ async def send_frames(
         async for frame in frames:
             batch = [frame, *_waiting(frames, inference.max_frames - 1)]
             answered = await inference.infer(batch)
-            window.release_bytes(sum(len(each.content) for each in batch))
-            for result in answered:
-                await results.send(result)
+            if len(batch) > 1 and any(result.failure for result in answered):
+                # One of these frames may have spoilt the answer to the others.
+                for each in batch:
+                    await _forward(await inference.infer([each]), [each], results, window)
+            else:
+                await _forward(answered, batch, results, window)
+
+
+async def _forward(
+    answered: Iterable[FrameResult],
+    frames: Sequence[Frame],
+    results: trio.MemorySendChannel[FrameResult],
+    window: Window,
+) -> None:
+    window.release_bytes(sum(len(frame.content) for frame in frames))
+    for result in answered:
+        await results.send(result)
 
 
 def _waiting(frames: trio.MemoryReceiveChannel[Frame], most: int) -> Iterator[Frame]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from trio_runner.pipeline.not_inferred import storable
 
-    from trio_runner.config.sections import DatabaseSection
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trio_runner.config.load import Config
     from trio_runner.model import Claim, FrameResult, Progress
     from trio_runner.pipeline.window import Window
 
@@ -46,20 +48,44 @@ async def write_results(
     results: trio.MemoryReceiveChannel[FrameResult],
     window: Window,
     progress: Progress,
-    config: DatabaseSection,
+    config: Config,
+    has_ended: Callable[[], bool],
 ) -> None:
     """Store every result, `batch_frames` at a time or after `batch_seconds`, until the channel is closed.
 
-    The first result is stored at once, in a batch of its own, because it makes the scenario `active`.
+    The first result is stored at once, in a batch of its own, because it makes the scenario `active`. A failed frame
+    whose fault is not certain waits for the next result.
+
+    Raises:
+        RunnerError: The failure of a frame that may not be stored as not inferred.
     """
     reorder = Reorder()
     batch_frames = 1
+    before: FrameResult | None = None
+    waiting: list[FrameResult] = []
     with results:
-        while batch := await _collect(results, reorder, batch_frames, config.batch_seconds):
-            await ledger.store(claim, progress.next_frame, batch)
-            _count(progress, batch)
-            window.release_frames(len(batch))
-            batch_frames = config.batch_frames
+        while True:
+            new = await _collect(results, reorder, batch_frames, config.database.batch_seconds)
+            # Asked once the channel is closed: a drain closes it as well, and the frame behind may yet be answered.
+            batch = [*waiting, *new]
+            if not batch or (not new and not has_ended()):
+                return
+            count = storable(before, batch, is_last=not new)
+            ready, waiting = batch[:count], batch[count:]
+            if ready:
+                _refuse_too_many(progress, ready, config.inference.max_failed_frames)
+                await ledger.store(claim, progress.next_frame, ready)
+                _count(progress, ready)
+                window.release_frames(len(ready))
+                before = ready[-1]
+                batch_frames = config.database.batch_frames
+
+
+def _refuse_too_many(progress: Progress, results: Sequence[FrameResult], allowed: int) -> None:
+    """Raise the failure of the first frame beyond the `allowed` ones of the scenario."""
+    failures = [result.failure for result in results if result.failure]
+    for failure in failures[max(0, allowed - progress.frames_not_inferred) :]:
+        raise failure
 
 
 async def _collect(

@@ -39,6 +39,7 @@ async def open_clients(
     *,
     prepare: bool = True,
     on_passed: Callable[[], None] = lambda: None,
+    on_wait: Callable[[str], None] = lambda _: None,
     secrets: frozenset[str] = frozenset(),
 ) -> AsyncIterator[tuple[Store, InferenceClient, Video | None]]:
     """The database, the inference service and the video, open and checked.
@@ -53,6 +54,7 @@ async def open_clients(
         spool: Where a reserve is taken.
         prepare: Whether to create the schema, where the config allows that, and to publish the retry events that wait.
         on_passed: See `spawn_decoder`.
+        on_wait: Called with what is being waited for, and with "" when that is over.
         secrets: Values that are masked in what is stored.
 
     Raises:
@@ -67,7 +69,11 @@ async def open_clients(
             reachable = await _check_kafka(config)
             if prepare and reachable:
                 await flush(config, spool, store)
-            async with _open_inference(config) as inference:
+            async with open_client(config.inference) as inference:
+                if config.inference.ready_timeout_seconds:
+                    await inference.wait_until_ready(on_wait)
+                else:
+                    await inference.check()
                 if video is not None:
                     await video.open()
                 elif location is not None and not prepare:
@@ -97,13 +103,6 @@ async def _open_ledger(config: Config, *, prepare: bool, secrets: frozenset[str]
         check_rights = partial(store.check_rights, may_create=may_create and not prepare)
         await _in_time(check_rights, config.database.connect_timeout_seconds)
         yield store
-
-
-@asynccontextmanager
-async def _open_inference(config: Config) -> AsyncIterator[InferenceClient]:
-    async with open_client(config.inference) as inference:
-        await inference.check()
-        yield inference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +163,8 @@ async def _in_time(function: Callable[[], Awaitable[None]], seconds: float) -> N
 
 
 async def _check_inference(config: Config) -> None:
-    async with _open_inference(config):
-        pass
+    async with open_client(config.inference) as inference:
+        await inference.check()
 
 
 async def _check_video(config: Config) -> None:
