@@ -439,7 +439,7 @@ async def test_http_server_of_python_and_its_idle_time_cost_no_frame() -> None:
 async def test_uvicorn_and_its_idle_time_cost_no_frame(parser: str) -> None:
     with uvicorn_server(parser, idle_seconds=1) as url:
         await send_frames(url, 30)
-        await send_frames(url, 4, pause_seconds=1.0)
+        await send_frames(url, 3, pause_seconds=1.0)
 
 
 # answers before the request is whole
