@@ -14,13 +14,13 @@ mistake in one of them shows.
 
 from __future__ import annotations
 
+import struct
 from base64 import b64decode
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from trio_runner.embedded.pictures import MAX_PIXELS, RequestError, read_picture
@@ -243,16 +243,18 @@ def _from_pixels(data: Raw | UnsetType, binary: memoryview, height: int, width: 
     """The picture of a UINT8 tensor, whose channels are red, green and blue."""
     if not 0 < height * width <= MAX_PIXELS:
         raise _bad(f"a picture of {width} x {height} pixels; it must have at least one and at most {MAX_PIXELS}")
-    pixels = _numbers(data) if isinstance(data, Raw) else np.frombuffer(binary, np.uint8)
-    if pixels.size != height * width * CHANNELS:
-        raise _bad(f"{pixels.size} bytes of pixels, but the shape [1, {height}, {width}, 3] has others")
-    return np.ascontiguousarray(pixels.reshape(height, width, CHANNELS)[:, :, ::-1])
+    import numpy as np
+
+    pixels = _numbers(data) if isinstance(data, Raw) else binary
+    if len(pixels) != height * width * CHANNELS:
+        raise _bad(f"{len(pixels)} bytes of pixels, but the shape [1, {height}, {width}, 3] has others")
+    return np.ascontiguousarray(np.frombuffer(pixels, np.uint8).reshape(height, width, CHANNELS)[:, :, ::-1])
 
 
-def _numbers(data: Raw) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _numbers(data: Raw) -> bytes:
     """The elements of a list, flat or nested, in their order; no check that nested lists have the same length."""
     # Lists inside the list would take a hundred bytes for a few of the body.
-    return np.array(_decoded(b"[%b]" % bytes(data).translate(None, b"[]"), list[Byte]), np.uint8)
+    return bytes(_decoded(b"[%b]" % bytes(data).translate(None, b"[]"), list[Byte]))
 
 
 def _decoded(text: bytes | Raw, kind: Any, failure: str = f"data of input {INPUT!r}") -> Any:
@@ -279,7 +281,7 @@ def _to_bytes(name: str, objects: Sequence[Detection]) -> bytes:
     if name == "labels":
         texts = [label.encode() for label in values]
         return b"".join(len(text).to_bytes(LENGTH_BYTES, "little") + text for text in texts)
-    return np.array(values, {"FP32": "<f4", "INT64": "<i8"}[OUTPUTS[name][0]]).tobytes()
+    return struct.pack(f"<{len(values)}{'q' if name == 'class_ids' else 'f'}", *values)
 
 
 def _bad(message: str) -> RequestError:
