@@ -32,7 +32,18 @@ from tests.support.harness import (
 from tests.support.scene import SMALL_WINDOW
 
 VERBS = ["run", "validate", "inspect", "check", "init-db", "show", "events", "flush-spool"]
-VERBS += ["report-death", "reap", "embedded", "orchestrate", "submit", "stop", "retry", "status", "serve-inference"]
+VERBS += [
+    "report-death",
+    "reap",
+    "embedded",
+    "orchestrate",
+    "submit",
+    "stop",
+    "retry",
+    "status",
+    "protocols",
+    "serve-inference",
+]
 EXIT_CODES = (0, 1, 64, 65, 74, 75, 78, 79)
 
 

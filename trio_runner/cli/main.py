@@ -278,6 +278,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     _add_json(status, "one JSON document on stdout")
+    protocols = add(
+        "protocols",
+        "cli.protocols:protocols",
+        "list the wire protocols and the presets of services, or print one as a config to paste",
+    )
+    protocols.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol or a preset")
     serve = add(
         "serve-inference",
         "embedded.inference:serve",

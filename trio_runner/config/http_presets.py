@@ -107,14 +107,19 @@ def resolved(http: HttpSection) -> HttpSection:
 
 
 def placeholders(http: HttpSection) -> Iterator[tuple[str, str]]:
-    """Each key for which the preset has only a placeholder and the config no value, and the placeholder."""
+    """Each key, or `fields.NAME`, that still holds a placeholder of the preset, and the placeholder."""
     below = read_preset(http.preset).keys
-    for name in ("path", *EXPRESSIONS):
-        if not getattr(http, name) and (found := _PLACEHOLDER.search(getattr(below, name))):
+    pairs = [(name, getattr(below, name), getattr(http, name)) for name in ("path", *EXPRESSIONS)]
+    pairs += [
+        (f"fields.{name}", value, http.fields.get(name))
+        for name, value in below.fields.items()
+        if isinstance(value, str) and name not in http.field_files
+    ]
+    for name, preset, configured in pairs:
+        found = _PLACEHOLDER.search(preset)
+        # A printed config may have been pasted as it is.
+        if found and (not configured or found[0] in str(configured)):
             yield name, found[0]
-    for name, value in below.fields.items():
-        if name not in http.fields and name not in http.field_files and isinstance(value, str):
-            yield from ((f"fields.{name}", found[0]) for found in _PLACEHOLDER.finditer(value))
 
 
 def _folder() -> Traversable:

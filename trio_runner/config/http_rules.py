@@ -25,6 +25,7 @@ _ARRAYS = ("boxes", "labels", "class_ids", "scores")
 
 def http_rules(http: HttpSection) -> Iterator[Problem]:
     """The preset is known and complete, the body can be built, and every expression is valid JMESPath."""
+    waiting = set()
     if http.preset:
         names = preset_names()
         if http.preset not in names:
@@ -33,6 +34,7 @@ def http_rules(http: HttpSection) -> Iterator[Problem]:
             yield broken(_PRESET, "unknown preset", remedy, allowed=", ".join(names))
             return
         for name, placeholder in placeholders(http):
+            waiting.add(name)
             key, _, field = name.partition(".")
             what = f"{field} is not set" if field else "not set"
             remedy = f"`trio-runner protocols {http.preset}` prints a config in which {placeholder} is to be replaced"
@@ -43,7 +45,7 @@ def http_rules(http: HttpSection) -> Iterator[Problem]:
     for name in EXPRESSIONS:
         text = getattr(used, name)
         try:
-            if text:
+            if text and name not in waiting:
                 Expression(text)
         except ExpressionError as error:
             yield broken(f"{TABLE}.{name}", str(error), "see docs/protocols.md", _PRESET)

@@ -184,7 +184,9 @@ class AnswerMapping:
         return value
 
     def _one(self, key: str, item: Any, path: str) -> Any:
-        return self._select(key, item, path) if key in self._at else None
+        """What an expression selects that need not select anything; `a && b` gives false where it has no b to give."""
+        value = self._select(key, item, path) if key in self._at else None
+        return None if value is False else value
 
     def _present(self, key: str, value: Any, path: str = "$") -> Any:
         """What the expression selects; raises BadAnswerError if that is nothing."""
