@@ -47,6 +47,8 @@ class Frame:
     """A JPEG, or the bytes of a tensor where the protocol wants one."""
     inset: tuple[int, int, int, int] | None = None
     """Left, top, width and height of the picture inside the one that is sent; None where there is no padding."""
+    last: bool = False
+    """Whether no frame follows in this attempt; known only where the source looks ahead (`pipeline.ahead`)."""
 
 
 class Detection(msgspec.Struct, frozen=True, omit_defaults=True):

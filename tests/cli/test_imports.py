@@ -120,5 +120,5 @@ def test_the_decoder_child_loads_neither_rules_nor_trio() -> None:
     unwanted = {"trio", "trio_asyncio", "asyncio", "tomli", "structlog", "rich", "trio_runner.base.logs"}
     assert loaded & unwanted == set()
     assert {name for name in loaded if name.startswith("trio_runner.config")} <= {
-        *("trio_runner.config", "trio_runner.config.kinds", "trio_runner.config.sections"),
+        *("trio_runner.config", "trio_runner.config.kinds", "trio_runner.config.sections", "trio_runner.config.tensor"),
     }

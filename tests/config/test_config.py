@@ -19,6 +19,7 @@ from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.lines import key_lines
 from trio_runner.config.load import Config, load_config, parse_config
 from trio_runner.config.settings import parse_settings
+from trio_runner.config.tensor import TensorSection
 from trio_runner.errors import ErrorCode
 
 BASE = Path("/somewhere")
@@ -33,7 +34,9 @@ ALL_KEYS = [
         for table in msgspec.structs.fields(InferenceSection)
         if is_table(table.type)
         for key in msgspec.structs.fields(table.type)
+        if not is_table(key.type)
     ),
+    *(("inference.oip.tensor", key.name) for key in msgspec.structs.fields(TensorSection)),
 ]
 LISTS = {"url_prefixes", "labels", "classes"}
 

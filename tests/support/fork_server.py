@@ -31,6 +31,7 @@ UNWANTED = (
     "trio_runner.__main__",
     "trio_runner.embedded.detector",
     "trio_runner.embedded.inference",
+    "trio_runner.inference.protocols.oip",
     "trio_runner.orchestrator.spawners.kubernetes",
     "trio_runner.video.decoder",
 )

@@ -40,7 +40,7 @@ def test_what_is_packed_comes_out_again(record: messages.Record, body: bytes) ->
 
 
 def test_a_frame_header_has_the_fields_of_a_frame() -> None:
-    assert set(messages.FrameHeader.__struct_fields__) | {"jpeg"} == set(Frame.__dataclass_fields__)
+    assert set(messages.FrameHeader.__struct_fields__) | {"content", "last"} == set(Frame.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -344,8 +344,17 @@ async def test_records_arrive_whole_however_they_are_cut(pretend: PretendChild, 
     bodies = [bytes([number]) * size for number, size in enumerate([0, 1, 70_000, 3, 2_000_000, 300_000])]
     output = header(messages.Opened(INFO))
     for number, body in enumerate(bodies):
-        size = {"width": 4, "height": 2, "sent_width": 4, "sent_height": 2}
-        output += header(messages.FrameHeader(sequence=number, index=number, pts_seconds=number / 25, **size), body)
+        frame = messages.FrameHeader(
+            sequence=number,
+            index=number,
+            pts_seconds=number / 25,
+            width=4,
+            height=2,
+            sent_width=4,
+            sent_height=2,
+            inset=(0, 0, 2, 2),
+        )
+        output += header(frame, body)
     end = End(decoded=6, selected=6, skipped_corrupt=0)
     pretend("cat >/dev/null", output + header(end))
     shown = await watch(clip)

@@ -22,6 +22,24 @@ from trio_runner.config.kinds import (
     Section,
     UrlPath,
 )
+from trio_runner.config.tensor import TensorSection
+
+OptionalName = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._:@-]*\Z",
+        description='at most 200 letters, digits or any of . _ : @ -; "" for none',
+    ),
+]
+TensorName = Annotated[str, Meta(max_length=200, description='the name of a tensor of the model; "" for none')]
+ParameterTable = Annotated[
+    dict[
+        Annotated[str, Meta(min_length=1, max_length=100)],
+        bool | int | Annotated[float, Meta(ge=-1e300, le=1e300)] | str,
+    ],
+    Meta(max_length=40, description="a table of at most 40 parameters, as { confidence = 0.4 }"),
+]
 
 
 class BoxKeys(Section, frozen=True, kw_only=True):
@@ -120,11 +138,35 @@ class OpenaiSection(Section, frozen=True, kw_only=True):
     max_pixels: Annotated[int, Meta(ge=28 * 28, le=2**31 - 1)] = 28 * 28 * 16_384
 
 
+class OipSection(BoxKeys, frozen=True, kw_only=True):
+    """The Open Inference Protocol v2: the model, the form of its tensors, and what its outputs mean."""
+
+    model: OptionalName = ""
+    version: OptionalName = ""
+    encoding: Literal["binary", "json"] = "binary"
+    input: TensorName = ""
+    content_type: OptionalName = "base64"
+    batch: Annotated[int, Meta(ge=1, le=256)] = 1
+    metadata: bool = True
+    decode: Literal["boxes", "yolo", "detr"] = "boxes"
+    boxes: TensorName = "boxes"
+    scores: TensorName = "scores"
+    labels: TensorName = "labels"
+    count: TensorName = ""
+    score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    nms_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.45
+    yolo_head: Literal["auto", "v5", "v8", "end-to-end"] = "auto"
+    activation: Literal["auto", "sigmoid", "softmax"] = "auto"
+    sequence: bool = False
+    parameters: ParameterTable = msgspec.field(default_factory=dict)
+    tensor: TensorSection = TensorSection()
+
+
 class InferenceSection(PeerSection, frozen=True, kw_only=True):
     """Where frames are sent, and how long an answer may take; a table inside for each protocol."""
 
     url: str = EMBEDDED
-    protocol: Literal["predict", "http", "openai"] = "predict"
+    protocol: Literal["predict", "http", "openai", "oip"] = "predict"
     in_flight: Annotated[int, Meta(ge=1, le=256)] = 4
     connect_timeout_seconds: Seconds = 3.0
     timeout_seconds: Seconds = 10.0
@@ -151,3 +193,15 @@ class InferenceSection(PeerSection, frozen=True, kw_only=True):
     predict: PredictSection = PredictSection()
     http: HttpSection = HttpSection()
     openai: OpenaiSection = OpenaiSection()
+    oip: OipSection = OipSection()
+
+    @property
+    def tensor(self) -> TensorSection | None:
+        """The tensor that the decoder child makes of each picture; None where it makes a JPEG."""
+        tensor = self.oip.tensor
+        return tensor if self.protocol == "oip" and tensor.datatype != "BYTES" else None
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the service must be told which frame is the last."""
+        return self.protocol == "oip" and self.oip.sequence

@@ -18,6 +18,7 @@ from trio_runner.config.keys import check_tables, is_credential
 from trio_runner.config.kinds import EMBEDDED, PeerSection, Section
 from trio_runner.config.lines import broken_line, key_lines, written_twice
 from trio_runner.config.location import absolute_path
+from trio_runner.config.oip_rules import oip_rules
 from trio_runner.config.rules import (
     database_rules,
     kafka_rules,
@@ -217,6 +218,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None, *
         remote_video_rules(config.video, config.storage) if with_video else (),
         inference_rules(config.inference),
         failed_frames_rule(config.inference, config.pipeline),
+        oip_rules(config.inference, config.video, config.pipeline),
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),
         topic_rules(config.kafka, config.orchestrator),

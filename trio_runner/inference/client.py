@@ -14,7 +14,7 @@ from trio_runner.config.credentials import tls_context
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
-from trio_runner.inference.protocol import Answer, Reading
+from trio_runner.inference.protocol import Answer, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.readiness import readiness_call, wait_until_ready
 from trio_runner.inference.retrying import Sending
@@ -133,6 +133,21 @@ class InferenceClient:
             seconds=self._config.ready_timeout_seconds,
             on_wait=on_wait,
         )
+
+    async def describe(self) -> None:
+        """Compare the config with what the service says about itself, where the protocol has a request for that.
+
+        Raises:
+            RunnerError: `inference_rejected` if they do not fit; any of the `inference_*` codes.
+        """
+        protocol = self._protocol
+        if not isinstance(protocol, DescribedProtocol) or (call := protocol.description()) is None:
+            return
+        answer = await self._in_time(call)
+        try:
+            self._protocol = protocol.described(answer)
+        except BadAnswerError as error:
+            raise RunnerError(ErrorCode.INFERENCE_REJECTED, f"{self._config.url}{call.path}: {error}") from error
 
     async def check(self) -> None:
         """Connect, and for https shake hands, within `connect_timeout_seconds`; no request is sent.

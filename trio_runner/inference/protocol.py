@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,4 +66,21 @@ class WireProtocol(Protocol):
 
     def readiness(self) -> Call | None:
         """The request whose success says that the service can answer frames; None if the protocol has none."""
+        ...
+
+
+@runtime_checkable
+class DescribedProtocol(WireProtocol, Protocol):
+    """A protocol whose services describe what they take and give, which is compared with the config."""
+
+    def description(self) -> Call | None:
+        """The request for the description; None if the config says that the service has none."""
+        ...
+
+    def described(self, answer: Answer) -> Self:
+        """The protocol for the service that this answer describes.
+
+        Raises:
+            BadAnswerError: The config does not fit the description; the message names the key to change.
+        """
         ...

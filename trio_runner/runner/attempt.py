@@ -16,6 +16,7 @@ from trio_runner.failure.failure import flatten
 from trio_runner.failure.publication import Publication
 from trio_runner.failure.record import claim_scenario
 from trio_runner.failure.report import report_death
+from trio_runner.pipeline.ahead import LookAhead
 from trio_runner.pipeline.run import keep_lease, run_pipeline
 from trio_runner.runner.outcome import Ending, Outcome
 from trio_runner.runner.preflight import open_clients
@@ -195,7 +196,7 @@ async def _process(
     video.start(claim.next_frame, frames_stored=claim.frames_stored, last_pts_seconds=claim.last_pts_seconds)
     try:
         end = await run_pipeline(
-            video,
+            LookAhead(video) if config.inference.is_stateful else video,
             inference,
             store,
             claim=claim,

@@ -62,7 +62,7 @@ async def open_clients(
     """
     location = location_of(config.video.path, config.storage.url_prefixes)
     # The decoder starts while the peers are asked, because Python and OpenCV take longer than all of them.
-    decoder = nullcontext() if location else spawn_decoder(config.video, on_passed=on_passed)
+    decoder = nullcontext() if location else spawn_decoder(config.video, tensor=config.inference.tensor, on_passed=on_passed)
     async with decoder as video:
         await spool.reserve()
         async with _open_ledger(config, prepare=prepare, secrets=secrets) as store:
@@ -74,6 +74,7 @@ async def open_clients(
                     await inference.wait_until_ready(on_wait)
                 else:
                     await inference.check()
+                await inference.describe()
                 if video is not None:
                     await video.open()
                 elif location is not None and not prepare:
@@ -165,6 +166,7 @@ async def _in_time(function: Callable[[], Awaitable[None]], seconds: float) -> N
 async def _check_inference(config: Config) -> None:
     async with open_client(config.inference) as inference:
         await inference.check()
+        await inference.describe()
 
 
 async def _check_video(config: Config) -> None:

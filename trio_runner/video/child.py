@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from trio_runner.config.sections import VideoSection
+    from trio_runner.config.tensor import TensorSection
     from trio_runner.video.report import Report
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,11 @@ class Video:
 
 @asynccontextmanager
 async def spawn_decoder(
-    options: VideoSection, *, on_passed: Callable[[], None] = lambda: None, name: str = ""
+    options: VideoSection,
+    *,
+    tensor: TensorSection | None = None,
+    on_passed: Callable[[], None] = lambda: None,
+    name: str = "",
 ) -> AsyncIterator[Video]:
     """Start a child that opens the video, and end it when the block ends.
 
@@ -163,6 +168,7 @@ async def spawn_decoder(
 
     Args:
         options: The video's path, the frames to select, and the limits.
+        tensor: The form of the tensor that is made of each picture; None for a JPEG.
         on_passed: Called now and then while `receive` waits and no decoded frame is selected: an attempt that resumes
             passes over all frames that an earlier attempt has stored.
         name: What messages call the video, if not by the path that is opened.
@@ -171,7 +177,7 @@ async def spawn_decoder(
         RunnerError: The child cannot be started.
     """
     try:
-        child = _Child(options)
+        child = _Child(options, tensor)
     except OSError as error:
         message = (
             f"{options.path}: the decoder cannot be started with {sys.executable or 'no Python'}: {error.strerror}. "
@@ -192,8 +198,9 @@ class _Child(Child):
     body = b""
     """The body of the last record that was read."""
 
-    def __init__(self, options: VideoSection) -> None:
-        arguments = ["trio_runner.video.decoder", json.dumps(msgspec.to_builtins(options))]
+    def __init__(self, options: VideoSection, tensor: TensorSection | None) -> None:
+        given = [options] if tensor is None else [options, tensor]
+        arguments = ["trio_runner.video.decoder", *(json.dumps(msgspec.to_builtins(each)) for each in given)]
         # In a larger pipe the child can go on while the daemon is busy.
         super().__init__(arguments, environment=CHILD_ENVIRONMENT | _picture_limits(options), pipe_bytes=PIPE_BYTES)
 

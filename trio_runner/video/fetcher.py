@@ -61,7 +61,9 @@ async def open_fetched(
     path = await stack.enter_async_context(open_copy(config, location, on_progress))
     # `video.root` says where local videos lie; the copy lies in the cache.
     options = msgspec.structs.replace(config.video, path=str(path), root="")
-    video = await stack.enter_async_context(spawn_decoder(options, on_passed=on_passed, name=str(location)))
+    video = await stack.enter_async_context(
+        spawn_decoder(options, tensor=config.inference.tensor, on_passed=on_passed, name=str(location))
+    )
     on_progress("the video is being opened")
     await video.open()
     return video

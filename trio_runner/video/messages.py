@@ -25,7 +25,7 @@ class Opened(msgspec.Struct, tag="opened", frozen=True):
 
 
 class FrameHeader(msgspec.Struct, tag="frame", frozen=True):
-    """A selected frame; the body is its JPEG. The fields are those of `model.Frame`."""
+    """A selected frame; the body is its JPEG, or its tensor. The fields are those of `model.Frame`."""
 
     sequence: int
     index: int
@@ -34,6 +34,7 @@ class FrameHeader(msgspec.Struct, tag="frame", frozen=True):
     height: int
     sent_width: int
     sent_height: int
+    inset: tuple[int, int, int, int] | None = None
 
 
 class Passed(msgspec.Struct, tag="passed", frozen=True):

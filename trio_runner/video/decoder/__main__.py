@@ -1,11 +1,11 @@
-"""The decoder child: a video in, selected frames as JPEG records out; PyAV and OpenCV and nothing else.
+"""The decoder child: a video in, selected frames as records out; PyAV and OpenCV and nothing else.
 
-    python -m trio_runner.video.decoder OPTIONS
+    python -m trio_runner.video.decoder OPTIONS [TENSOR]
 
-OPTIONS is the `[video]` section as JSON. The child writes records (module `messages`) to standard output: `Passed` as
-soon as it has started, then `Opened` or `Fault`. After a `Start` line on standard input it writes the frames, and then
-`End` or `Fault`; after an `Inspect` line, `Inspected` or `Fault`. Any other error is a traceback on standard error and
-exit code 1.
+OPTIONS is the `[video]` section as JSON; with TENSOR, a `TensorSection`, the frames are tensors in place of JPEGs. The
+child writes records (module `messages`) to standard output: `Passed` as soon as it has started, then `Opened` or
+`Fault`. After a `Start` line on standard input it writes the frames, and then `End` or `Fault`; after an `Inspect`
+line, `Inspected` or `Fault`. Any other error is a traceback on standard error and exit code 1.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import msgspec
 
 from trio_runner.base.leash import tie_to_parent
 from trio_runner.config.sections import VideoSection
+from trio_runner.config.tensor import TensorSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
 from trio_runner.video import messages
@@ -53,18 +54,19 @@ def main(arguments: list[str]) -> int:
     os.dup2(2, 1)
     # Python's own JSON, because a path that is not UTF-8 has lone surrogates, and msgspec refuses those.
     options = msgspec.convert(json.loads(arguments[0]), VideoSection)
+    tensor = msgspec.json.decode(arguments[1], type=TensorSection) if arguments[1:] else None
     limit_resources(options.limit_memory_mib)
     try:
-        _report_faults(options, out)
+        _report_faults(options, tensor, out)
     except BrokenPipeError:
         # The daemon wants no more frames, or is gone.
         return 0
     return 0
 
 
-def _report_faults(options: VideoSection, out: int) -> None:
+def _report_faults(options: VideoSection, tensor: TensorSection | None, out: int) -> None:
     try:
-        _run(options, out)
+        _run(options, tensor, out)
     except RunnerError as error:
         code, message = error.code, error.message
     except BrokenPipeError:
@@ -85,11 +87,11 @@ def _report_faults(options: VideoSection, out: int) -> None:
     write(out, messages.Fault(code=code, message=message.encode(errors="backslashreplace").decode()))
 
 
-def _run(options: VideoSection, out: int) -> None:
+def _run(options: VideoSection, tensor: TensorSection | None, out: int) -> None:
     write(out, messages.Passed(0))
     cv2.setNumThreads(1)
     fd = open_video(options.path, options.root)
-    emitter = Emitter(out, options)
+    emitter = Emitter(out, options, tensor)
     if (store := open_store(fd, options, lambda: emitter.pass_over(0))) is not None:
         _run_images(ImageSequence(store, options), options, emitter, out)
         return
