@@ -82,7 +82,8 @@ def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
         return
     if parts.query or parts.fragment:
         yield broken(key, "has a query or a fragment", "write the address alone, and parameters in inference.query")
-    path, path_key = getattr(inference, inference.protocol).path, f"inference.{inference.protocol}.path"
+    path_key = f"inference.{inference.protocol}.path"
+    path = getattr(getattr(inference, inference.protocol), "path", "")
     if path.strip("/") and inference.url.rstrip("/").endswith(path):
         yield broken(key, f"ends with {path_key}", "write the address alone", path_key)
     if parts.scheme == "https":
