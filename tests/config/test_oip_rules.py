@@ -30,6 +30,7 @@ def parsed(oip: str, *, inference: str = "", rest: str = "") -> Config:
         ('model = "m"\nparameters = { a = [1] }\n', "", "", "inference.oip.parameters", 6),
         ('model = "m"\nparameters = { a = nan }\n', "", "", "inference.oip.parameters", 6),
         ('model = "m"\nsequence = true\n', "", "", "inference.in_flight", 6),
+        ('model = "m"\nsequence = true\n', "in_flight = 1\nretry_seconds = 5\n", "", "inference.retry_seconds", 5),
         ('model = "m"\nsequence = true\nbatch = 2\n', "in_flight = 1\n", "", "inference.oip.batch", 8),
         (
             'model = "m"\n',

@@ -35,12 +35,21 @@ def oip_rules(inference: InferenceSection, video: VideoSection, pipeline: Pipeli
     for name in sorted(_OURS.intersection(keys.parameters)):
         yield broken(f"{TABLE}.parameters", f"{name} is set by the protocol", "remove it", f"{TABLE}.sequence")
     if keys.sequence:
-        why = f"{TABLE}.sequence is set, and a stateful model takes one frame after another"
-        if inference.in_flight != 1:
-            yield broken("inference.in_flight", why, "set it to 1", f"{TABLE}.sequence")
-        if keys.batch != 1:
-            yield broken(f"{TABLE}.batch", why, "set it to 1", f"{TABLE}.sequence")
+        yield from _sequence_rules(inference)
     yield from _tensor_rules(inference, video, pipeline)
+
+
+def _sequence_rules(inference: InferenceSection) -> Iterator[Problem]:
+    """A stateful model takes one frame after another, each once."""
+    sequence = f"{TABLE}.sequence"
+    why = f"{sequence} is set, and a stateful model takes one frame after another"
+    if inference.in_flight != 1:
+        yield broken("inference.in_flight", why, "set it to 1", sequence)
+    if inference.oip.batch != 1:
+        yield broken(f"{TABLE}.batch", why, "set it to 1", sequence)
+    if inference.retry_seconds:
+        why = f"{sequence} is set, and a stateful model must not be given a frame twice"
+        yield broken("inference.retry_seconds", why, "set it to 0", sequence)
 
 
 def _tensor_rules(inference: InferenceSection, video: VideoSection, pipeline: PipelineSection) -> Iterator[Problem]:

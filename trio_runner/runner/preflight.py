@@ -62,7 +62,8 @@ async def open_clients(
     """
     location = location_of(config.video.path, config.storage.url_prefixes)
     # The decoder starts while the peers are asked, because Python and OpenCV take longer than all of them.
-    decoder = nullcontext() if location else spawn_decoder(config.video, tensor=config.inference.tensor, on_passed=on_passed)
+    tensor = config.inference.tensor
+    decoder = nullcontext() if location else spawn_decoder(config.video, tensor=tensor, on_passed=on_passed)
     async with decoder as video:
         await spool.reserve()
         async with _open_ledger(config, prepare=prepare, secrets=secrets) as store:
