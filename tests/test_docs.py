@@ -112,6 +112,7 @@ def test_no_place_is_left_to_be_filled_in() -> None:
         "docs/architecture.md",
         "docs/contract.md",
         "docs/guarantees.md",
+        "docs/protocols.md",
         "docs/scaling.md",
         "docs/model/README.md",
         "THIRD_PARTY_NOTICES.md",

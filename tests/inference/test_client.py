@@ -118,6 +118,18 @@ async def test_an_answer_becomes_the_frames_result() -> None:
     assert result.inference_ms >= 0
 
 
+async def test_a_prediction_that_was_created_is_an_answer() -> None:
+    async with serving(answers(http(status="201 Created"))) as server:
+        assert (await infer(InferenceSection(url=server.url))).detections
+
+
+async def test_an_answer_that_comes_later_is_no_answer() -> None:
+    error = await failure(answers(http(status="202 Accepted")))
+    assert error.code is ErrorCode.INFERENCE_REJECTED
+    assert "answered 202 Accepted" in error.message
+    assert "have it answer at once" in error.message
+
+
 async def test_a_result_has_the_size_of_the_picture_that_its_boxes_are_in() -> None:
     """The picture that was sent is smaller."""
     async with serving(answers(http())) as server, open_client(InferenceSection(url=server.url)) as client:
@@ -227,7 +239,7 @@ async def test_a_cancelled_exchange_leaves_the_client_usable() -> None:
         ("405 Method Not Allowed", ErrorCode.INFERENCE_REJECTED),
         ("413 Content Too Large", ErrorCode.INFERENCE_REJECTED),
         ("422 Unprocessable Content", ErrorCode.INFERENCE_REJECTED),
-        ("201 Created", ErrorCode.INFERENCE_REJECTED),
+        ("202 Accepted", ErrorCode.INFERENCE_REJECTED),
         ("206 Partial Content", ErrorCode.INFERENCE_REJECTED),
         ("300 Multiple Choices", ErrorCode.INFERENCE_REJECTED),
     ],

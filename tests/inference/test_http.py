@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.inference.test_client import http, read_request, serving
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
 from trio_runner.config.http_presets import resolved
 from trio_runner.config.inference import InferenceSection
+from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
+from trio_runner.inference.client import open_client
 from trio_runner.inference.protocol import Answer, Call, Reading, WireProtocol
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import Detection, Frame
@@ -384,3 +392,100 @@ def test_any_json_is_sound_detections_or_a_bad_answer(answer: Any, keys: dict[st
 def test_the_keys_of_the_config_come_before_the_defaults() -> None:
     section = msgspec.convert({"http": {"path": "/x"}}, InferenceSection)
     assert (resolved(section.http).path, resolved(section.http).method) == ("/x", "POST")
+
+
+# through the real client
+
+
+async def exchange(answer: Any, **keys: Any) -> tuple[bytes, tuple[Detection, ...]]:
+    """The request that a service received, and what the client made of its answer."""
+    seen: list[bytes] = []
+
+    async def script(stream: trio.SocketStream) -> None:
+        seen.append(await read_request(stream))
+        await stream.send_all(http(json.dumps(answer).encode()))
+
+    async with serving(script) as server:
+        section = msgspec.convert({"url": server.url, "protocol": "http", **keys}, InferenceSection)
+        async with open_client(section) as client:
+            (result,) = await client.infer([FRAME])
+    return seen[0], result.detections
+
+
+async def test_one_clip_gives_the_same_detections_by_predict_and_by_http() -> None:
+    answer = {"predictions": [{"class": "dog", "confidence": 0.5, "bbox": [1, 2, 3, 4]}]}
+    keys = {"path": "/predict", "image_at": "frame", "list": "predictions", "label": "class"}
+    by_http = await exchange(answer, http=keys | {"score": "confidence", "box": "bbox"})
+    by_predict = await exchange(answer, protocol="predict")
+    assert by_http[1] == by_predict[1] != ()
+    # The bodies differ in nothing but the boundary.
+    bodies = [request.partition(b"boundary=") for request, _ in (by_http, by_predict)]
+    boundaries = [rest.partition(b"\r\n")[0] for _, _, rest in bodies]
+    ours, theirs = (rest.replace(boundary, b"") for (_, _, rest), boundary in zip(bodies, boundaries, strict=True))
+    assert ours == theirs
+
+
+async def test_secrets_in_the_body_come_from_files(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret-in-the-body\n")
+    keys = {"raw": True, "image": "base64", "field_files": {"auth.key": str(tmp_path / "key")}, "fields": {"a": 1}}
+    request, _ = await exchange([], http=keys)
+    body = json.loads(request.partition(b"\r\n\r\n")[2])
+    assert body == {"a": 1, "auth": {"key": "s3cret-in-the-body"}, "image": PICTURE}
+
+
+async def test_a_file_of_a_field_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    keys = {"raw": True, "field_files": {"key": str(tmp_path / "missing")}}
+    section = msgspec.convert({"url": "http://127.0.0.1:9", "protocol": "http", "http": keys}, InferenceSection)
+    with pytest.raises(RunnerError) as caught:
+        async with open_client(section):
+            pass
+    assert caught.value.code is ErrorCode.CREDENTIAL_UNREADABLE
+    assert "inference.http.field_files.key" in caught.value.message
+
+
+async def test_class_numbers_have_the_names_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("person\ncar\n")
+    answer = {"boxes": [[10, 20, 110, 200]], "labels": [1], "scores": [0.9]}
+    keys = {"boxes": "boxes", "labels": "labels", "scores": "scores"}
+    _, found = await exchange(answer, http=keys, labels_file=str(tmp_path / "labels"))
+    assert found == (Detection("car", 0.9, DETECTED.bbox, class_id=1),)
+
+
+# what a large answer costs
+
+
+def calls_for(answer: Any, **keys: Any) -> int:
+    """How many Python functions are called to read the answer."""
+    opened, body = protocol(**keys), json.dumps(answer).encode()
+    count = 0
+
+    def profile(*event: object) -> None:
+        nonlocal count
+        count += event[1] == "call"
+
+    sys.setprofile(profile)
+    try:
+        with contextlib.suppress(BadAnswerError):
+            opened.read(Answer({}, body), [FRAME])
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: {"found": [CAR] * size},
+        lambda size: {"found": [CAR | {"points": [[1, 2]] * size}]},
+        lambda size: {"found": {f"k{number}": [CAR] for number in range(size)}},
+        lambda size: {f"k{number}": number for number in range(size)},
+    ],
+)
+def test_the_work_grows_no_faster_than_the_answer(make: Callable[[int], Any]) -> None:
+    keys = EVERYTHING | {"failure": "error || max_by(values(@), &length(to_string(@))) == `1`"}
+    small, large = (calls_for(make(size), **keys) for size in (200, 800))
+    assert large <= 5 * small
+
+
+def test_an_expression_does_not_multiply_the_answer_beyond_the_limit() -> None:
+    assert "2000 detections, more than 1000" in refusal({"found": [CAR] * 1000}, **LIST | {"list": "[found, found][]"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.harness import REPOSITORY
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
 from trio_runner.config.errors import ConfigError, Problem
+from trio_runner.config.expressions import Expression
 from trio_runner.config.http_presets import placeholders, preset_names, read_preset
 from trio_runner.config.inference import HttpSection, InferenceSection
 from trio_runner.config.load import Config, parse_config
@@ -137,6 +139,30 @@ def test_keys_of_the_config_come_before_those_of_the_preset() -> None:
     answer = {"detections": [{"class_name": "cat", "p": 0.5, "x": 1}]}
     ((reading),) = protocol.read(Answer({}, json.dumps(answer).encode()), [FRAME])
     assert reading.detections == (Detection("cat", 0.5, None),)
+
+
+# the page
+
+
+def test_the_worked_example_of_the_page_is_a_config_that_reads_its_answer() -> None:
+    page = (REPOSITORY / "docs/protocols.md").read_text().partition("### A new preset")[2]
+    config = parse_config(textwrap.dedent(page.partition("```toml\n")[2].partition("   ```")[0]), base_dir=Path("/x"))
+    answer = next(line for line in page.splitlines() if line.startswith('    {"state"'))
+    protocol = open_protocol(config.inference)
+    (reading,) = protocol.read(Answer({}, answer.encode()), [FRAME])
+    assert reading.detections == (Detection("car", 0.93, (10.0, 20.0, 110.0, 100.0)),)
+    with pytest.raises(BadAnswerError, match="status 200: overloaded"):
+        protocol.read(Answer({}, b'{"state": "overloaded"}'), [FRAME])
+
+
+def test_the_page_lists_every_preset_and_every_expression_of_its_recipes_is_valid() -> None:
+    page = (REPOSITORY / "docs/protocols.md").read_text()
+    assert set(PRESETS) <= set(re.findall(r"^\| `([a-z-]+)` \|", page.partition("### Presets")[2], re.MULTILINE))
+    recipes = page.partition("### Recipes")[2].partition("### Presets")[0].replace("\\|", "|")
+    expressions = re.findall(r'(?:box|list|label|labels|score|scores|boxes|keypoints|polygon) = "([^"]+)"', recipes)
+    assert len(expressions) > 12
+    for text in expressions:
+        Expression(text)
 
 
 # anything at all

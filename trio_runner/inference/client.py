@@ -18,7 +18,7 @@ from trio_runner.inference.protocol import Answer, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.readiness import readiness_call, wait_until_ready
 from trio_runner.inference.retrying import Sending
-from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, OK, Blame, InferenceError, status_error
+from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, SUCCESSES, Blame, InferenceError, status_error
 from trio_runner.inference.transport import KEEPALIVE_SECONDS, Body, TrioTransport
 from trio_runner.inference.transport_errors import broken_tls, transport_error
 from trio_runner.model import FrameResult
@@ -214,7 +214,7 @@ class InferenceClient:
         )
         response = await self._transport.handle_async_request(request)
         try:
-            if response.status_code != OK:
+            if response.status_code not in SUCCESSES:
                 raise status_error(
                     self._config,
                     call.path,

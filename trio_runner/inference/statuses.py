@@ -1,4 +1,4 @@
-"""What an HTTP status other than 200 means: its error code, whether to send again, and which setting to change."""
+"""What an HTTP status that is no success means: its error code, whether to send again, and which setting to change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from trio_runner.config.inference import InferenceSection
     from trio_runner.model import Frame
 
-OK: Final = 200
+SUCCESSES: Final = frozenset({200, 201})
+"""The statuses whose body is the answer; with 201 some services say that they have made a prediction."""
 MAX_COMPLAINT_BYTES: Final = 64 * 2**10
 """So much of the body of an error is read."""
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
@@ -103,7 +104,7 @@ def status_error(
         config: The service.
         path: The path of the request; a query behind it is not repeated.
         frames: The frames in the request; none where it asked for something else.
-        status: Any but 200.
+        status: Any that is no success.
         reason: The phrase behind the status.
         headers: Of the answer; names count in any case.
         body: The answer's body, or its beginning.
@@ -131,6 +132,7 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
     if status in _REDIRECTS:
         return "redirects are not followed; set inference.url to the target"
     hints = {
+        202: "the service answers later, and a later answer is not fetched: have it answer at once (Prefer: wait)",
         401: "check the token in inference.token_file, and inference.header_files",
         403: "check the token in inference.token_file, and inference.header_files",
         404: f"nothing is at {path}: check inference.url, and the path in {table}",
