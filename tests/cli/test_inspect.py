@@ -169,7 +169,7 @@ async def test_images_are_described(tmp_path: Path, capsys: pytest.CaptureFixtur
     files = {f"img{number}.png": stills.numbered(number, size=(320 + number // 5, 240)) for number in range(10)}
     video = make(tmp_path / "images", files | {"notes.txt": b"x"})
     code, report, _ = await inspected(capsys, video, "video.fps=5")
-    assert (code, report["codec"], report["other_files"]) == (ExitCode.OK, "images", 1)
+    assert (code, report["codec"], report["other_files"]) == (ExitCode.OK, "PNG", 1)
     assert report["container"] in {"directory of images", "zip archive of images"}
     assert report["size_bytes"] == sum(map(len, files.values()))
     assert (report["declared"]["fps"], report["measured"]["last_seconds"], report["selected"]) == (5.0, 1.8, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.cases.video.writing import Track, write
 from tests.support import clips
 from tests.support.harness import PATIENCE_SECONDS
 from tests.support.watching import watch
-from trio_runner.video.decoder.damage import Damage, reported_by
+from trio_runner.video.decoder.damage import MAX_NOTES, Damage, PassedOver, reported_by
 
 FAIL, SKIP = "fail", "skip"
 
@@ -78,6 +79,40 @@ def test_a_message_reports_damage_where_the_decoder_has_no_other_way(
     codec: str, message: tuple[int, str, str], complaint: str
 ) -> None:
     assert reported_by(codec, [message]) == complaint
+
+
+def test_the_log_names_the_frames_that_are_passed_over_run_by_run() -> None:
+    notes: list[str] = []
+    passed_over = PassedOver(notes.append)
+    for index in range(60):
+        passed_over.see(index, whole=index not in {3, 10, 11, 12, 59})
+    passed_over.end()
+    passed_over.end()
+    assert notes == [
+        "frame 3 is damaged and passed over",
+        "frames 10 to 12 are damaged and passed over",
+        "frame 59 is damaged and passed over",
+    ]
+
+
+def test_the_log_names_a_bounded_number_of_runs() -> None:
+    notes: list[str] = []
+    passed_over = PassedOver(notes.append)
+    for index in range(200):
+        passed_over.see(index, whole=index % 2 == 0)
+    assert notes[-1] == "frame 39 is damaged and passed over; further ones are not named"
+    assert len(notes) == MAX_NOTES
+
+
+async def test_the_child_names_the_frames_that_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = clips.corrupt(tmp_path / "corrupt.mp4")
+    with caplog.at_level("INFO", logger="trio_runner.video.child"):
+        whole = await watch(path, on_corrupt=SKIP)
+    indices = [frame.index for frame in whole.frames]
+    missing = set(range(max(indices))) - set(indices)
+    assert (
+        {int(found) for found in re.findall(r"frame (\d+) is damaged and passed over", caplog.text)} == missing != set()
+    )
 
 
 async def test_each_attempt_passes_over_the_same_frames_however_many_threads_decode(tmp_path: Path) -> None:

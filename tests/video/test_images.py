@@ -68,6 +68,7 @@ class Shown:
     images: list[Any] = field(default_factory=list)
     end: End | None = None
     error: RunnerError | None = None
+    notes: list[str] = field(default_factory=list)
 
     def emit(self, index: int, pts_seconds: float, image: Any) -> None:
         self.indices.append(index)
@@ -93,7 +94,7 @@ def show(path: Path, start: messages.Start = messages.Start(), **options: Any) -
             sequence.describe()
             emitter: Any = shown
             section = VideoSection(path=str(path), **options)
-            shown.end = decoder.emit_images(sequence, section, emitter, start)
+            shown.end = decoder.emit_images(sequence, section, emitter, start, shown.notes.append)
     except RunnerError as error:
         shown.error = error
     return shown

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -637,27 +635,3 @@ def test_damage_before_start_seconds_is_noticed_only_shortly_before(
     assert [frame.index if isinstance(frame, Seen) else frame for frame in frames] == expected
     assert reel.notes == notes
     reel.close()
-
-
-DROPPED_WHILE_THREADS_LOG = """
-import sys
-from pathlib import Path
-from tests.video.test_seeking import Reel
-for _ in range(40):
-    reel = Reel(Path(sys.argv[1]), decoder_threads=3)
-    assert next(reel.open().pictures()).index == 0
-    reel.close()
-"""
-
-
-def test_a_decoder_whose_threads_report_damage_can_be_dropped(tmp_path: Path) -> None:
-    path = write(tmp_path / "clip.mp4", Track(numbers=range(30), size=(640, 480), options={"g": "6", "bf": "0"}))
-    with av.open(str(path)) as container:
-        places = [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
-    content, rng = bytearray(path.read_bytes()), random.Random(1)
-    for position, size in places[2:]:
-        for place in range(position + size // 2, position + size, 3):
-            content[place] = rng.randrange(256)
-    path.write_bytes(content)
-    # A process of its own, because one whose threads wait for each other could not report it.
-    subprocess.run([sys.executable, "-c", DROPPED_WHILE_THREADS_LOG, str(path)], check=True, timeout=120)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_runner.base.files import close_descriptor
 from trio_runner.base.threads import bounded
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ class DirectoryLock:
             OSError: The directory cannot be opened or locked, or its disk does not answer in time.
         """
         if self._descriptor is None:
-            self._descriptor = await bounded(self._lock, seconds=self._seconds, late=_close)
+            self._descriptor = await bounded(self._lock, seconds=self._seconds, late=close_descriptor)
         return self._descriptor is not None
 
     async def release(self) -> None:
         """Give the lock back; also when cancelled, and within the deadline."""
         descriptor, self._descriptor = self._descriptor, None
         with trio.CancelScope(shield=True), suppress(OSError):
-            await bounded(lambda: _close(descriptor), seconds=self._seconds)
+            await bounded(lambda: close_descriptor(descriptor), seconds=self._seconds)
 
     def _lock(self) -> int | None:
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -50,8 +51,3 @@ class DirectoryLock:
             os.close(descriptor)
             raise
         return descriptor
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)

@@ -34,6 +34,12 @@ def read_small_file(path: str | Path, *, max_bytes: int) -> tuple[bytes, os.stat
     return data, state
 
 
+def close_descriptor(descriptor: int | None) -> None:
+    """Close an open file; None stands for no file. Closing does not wait in Trio, so it runs in a thread."""
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def write_whole(descriptor: int, content: bytes) -> None:
     """Write `content` over what the file holds from its beginning; raises OSError where the disk has no room for it."""
     written = 0

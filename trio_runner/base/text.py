@@ -16,6 +16,11 @@ def harmless(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 frame", "2 frames"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def signal_name(number: int) -> str:
     """A signal's name without SIG, as systemd writes it ("KILL"); its number where it has none in Python ("35")."""
     known = number in set(signal.Signals)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trio_runner.base.text import harmless, printable
+from trio_runner.base.text import counted, harmless, printable
 from trio_runner.cli.output import print_json, say
 from trio_runner.cli.table import FittedTable, print_table
 from trio_runner.config.location import is_url
@@ -87,7 +87,7 @@ async def inspect(
     else:
         _print_report(report)
         if drawn:
-            say(_line("sheet", f"{sheet}, {len(drawn_frames)} frame{'' if len(drawn_frames) == 1 else 's'}"))
+            say(_line("sheet", f"{sheet}, {counted(len(drawn_frames), 'frame')}"))
     if report.problem:
         _complain(report.problem)
         return ExitCode.VIDEO
@@ -133,7 +133,7 @@ class _Progress:
 
     def frames(self, number: int) -> None:
         """Show how many frames are read."""
-        self.show(f"{number} frames read")
+        self.show(f"{counted(number, 'frame')} read")
 
     def show(self, text: str) -> None:
         """Show this text in place of the last one."""
@@ -183,7 +183,7 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     declared, measured = report.declared, report.measured
     size = f"{report.size_bytes} bytes"
     count = report.other_files
-    others = f", {count} other file{'s' * (count > 1)}" if count else ""
+    others = f", {counted(count, 'other file')}" if count else ""
     yield "container", f"{report.container}, {size}{others}"
     yield "codec", report.codec + (f", profile {report.profile}" if report.profile else "")
     yield "size", _size(measured, report.picture)
@@ -202,13 +202,13 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     gap = f", at most {measured.key_frame_seconds:.3f} s apart" if measured.key_frames > 1 else ""
     if report.picture:
         yield "key frames", f"{measured.key_frames}{gap}"
-        yield "interlaced", f"{measured.interlaced} frames" if measured.interlaced else "no"
+        yield "interlaced", counted(measured.interlaced, "frame") if measured.interlaced else "no"
     if report.edit_list_packets:
-        yield "edit list", f"hides {report.edit_list_packets} pictures"
-    lost = f", {measured.lost_packets} packets without a picture" if measured.lost_packets else ""
+        yield "edit list", f"hides {counted(report.edit_list_packets, 'picture')}"
+    lost = f", {counted(measured.lost_packets, 'packet')} without a picture" if measured.lost_packets else ""
     none = "none" if report.whole else "none in what was read"
-    yield "damage", f"{measured.damaged_frames} frames{lost}" if measured.damaged_frames or lost else none
-    yield "selected", f"{'' if report.whole else 'at least '}{report.selected} frames"
+    yield "damage", f"{counted(measured.damaged_frames, 'frame')}{lost}" if measured.damaged_frames or lost else none
+    yield "selected", f"{'' if report.whole else 'at least '}{counted(report.selected, 'frame')}"
     yield "identity", report.identity
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_runner.base.text import counted
 from trio_runner.database.store import Attempt
 from trio_runner.errors import ClaimRefusedError, ErrorCode, RunnerError, SupersededError
 from trio_runner.failure.failure import flatten
@@ -208,7 +209,7 @@ async def _process(
     finally:
         _log_flaws(progress)
     if end.skipped_corrupt:
-        logger.warning("%d damaged frames were passed over", end.skipped_corrupt)
+        logger.warning("passed over as damaged: %s", counted(end.skipped_corrupt, "frame"))
     await store.finish(claim, end.selected, config.scenario.on_complete)
 
 

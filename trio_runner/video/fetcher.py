@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from trio_runner.base.files import close_descriptor
 from trio_runner.base.logs import conceal
 from trio_runner.base.threads import bounded
 from trio_runner.config.credentials import read_secret, tls_context
@@ -114,7 +115,7 @@ async def _fetch(
         ready = await child.result(config.storage, on_progress)
         try:
             locking = partial(lock_for_reading, Path(ready.path))
-            descriptor = await bounded(locking, seconds=LOCK_SECONDS, late=_close)
+            descriptor = await bounded(locking, seconds=LOCK_SECONDS, late=close_descriptor)
         except OSError as error:
             message = f"{location}: the copy {ready.path} cannot be read: {error.strerror}. Correct storage.cache_dir"
             raise RunnerError(ErrorCode.CACHE_UNUSABLE, message) from error
@@ -207,8 +208,3 @@ async def _spawned(order: messages.Order, location: Location) -> AsyncIterator[_
     # The fetcher may be killed: what it has fetched so far can be resumed wherever it ends.
     async with closing(child):
         yield child
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,13 @@ import cv2
 import msgspec
 
 from trio_runner.base.leash import tie_to_parent
+from trio_runner.base.text import counted
 from trio_runner.config.sections import VideoSection
 from trio_runner.config.tensor import TensorSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import End
 from trio_runner.video import messages
+from trio_runner.video.decoder.damage import PassedOver
 from trio_runner.video.decoder.emitter import Emitter, write
 from trio_runner.video.decoder.footage import Footage
 from trio_runner.video.decoder.formats import conversion, open_container
@@ -40,6 +43,8 @@ from trio_runner.video.decoder.stores import open_store
 from trio_runner.video.decoder.streams import check_size, choose_stream, describe, look
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_runner.model import VideoInfo
     from trio_runner.video.decoder.inspection import Inspection
 
@@ -89,6 +94,7 @@ def _report_faults(options: VideoSection, tensor: TensorSection | None, out: int
 
 def _run(options: VideoSection, tensor: TensorSection | None, out: int) -> None:
     write(out, messages.Passed(0))
+    # OpenCV would start a thread for each core.
     cv2.setNumThreads(1)
     fd = open_video(options.path, options.root)
     emitter = Emitter(out, options, tensor)
@@ -120,10 +126,7 @@ def _run(options: VideoSection, tensor: TensorSection | None, out: int) -> None:
                     is_stored=lambda: reading.sampler.selected > 0,
                 )
 
-            def note(text: str) -> None:
-                write(out, messages.Note(text.encode(errors="backslashreplace").decode()))
-
-            reading = Reading(open_footage, options, start, note)
+            reading = Reading(open_footage, options, start, partial(_note, out))
             write(out, decode(reading, options, emitter))
         case messages.Inspect() as command:
             tolerant = msgspec.structs.replace(options, on_corrupt="skip")
@@ -136,9 +139,13 @@ def _run_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
     write(out, messages.Opened(info))
     match _read_command():
         case messages.Start() as start:
-            write(out, emit_images(sequence, options, emitter, start))
+            write(out, emit_images(sequence, options, emitter, start, partial(_note, out)))
         case messages.Inspect() as command:
             write(out, *_inspection(options, info, command).of_images(sequence, emitter.pass_over))
+
+
+def _note(out: int, text: str) -> None:
+    write(out, messages.Note(text.encode(errors="backslashreplace").decode()))
 
 
 def _read_command() -> messages.Command | None:
@@ -161,9 +168,11 @@ def limit_resources(memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_LIMIT_BYTES, STDERR_LIMIT_BYTES))
 
 
-def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter, start: messages.Start) -> End:
-    """Emit the selected images from image `first_frame` on; no other image is read."""
-    sampler = Sampler.of(options)
+def emit_images(
+    sequence: ImageSequence, options: VideoSection, emitter: Emitter, start: messages.Start, note: Callable[[str], None]
+) -> End:
+    """Emit the selected images from image `first_frame` on; no other image is read. `note` takes a line of the log."""
+    sampler, passed_over = Sampler.of(options), PassedOver(note)
     if start.first_frame:
         last = start.first_frame - 1
         sampler.resume(last, sequence.seconds(last), start.frames_stored)
@@ -172,7 +181,10 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
         for still in sequence.pictures(start.first_frame):
             if sampler.exhausted:
                 break
-            if sampler.due(still.index, still.pts_seconds) and still.whole:
+            is_due = sampler.due(still.index, still.pts_seconds)
+            if is_due:
+                passed_over.see(still.index, whole=still.whole)
+            if is_due and still.whole:
                 sampler.take(still.index, still.pts_seconds)
                 sequence.is_stored = True
                 emitter.emit(still.index, still.pts_seconds, still.image)
@@ -180,6 +192,7 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
                 emitter.pass_over(still.index)
     finally:
         emitter.finish()
+        passed_over.end()
     if sampler.selected == 0:
         raise sequence.nothing_selected()
     return End(decoded=sequence.decoded, selected=sampler.selected, skipped_corrupt=sequence.damaged)
@@ -188,9 +201,11 @@ def emit_images(sequence: ImageSequence, options: VideoSection, emitter: Emitter
 def decode(reading: Reading, options: VideoSection, emitter: Emitter) -> End:
     """Emit the selected frames; raises RunnerError for a broken video."""
     sampler, stream = reading.sampler, None
-    converter = Converter()
+    converter, passed_over = Converter(), PassedOver(reading.note)
     try:
         for picture in deinterlaced(reading.pictures(), Deinterlacer(options.deinterlace)):
+            if picture.index >= reading.start.first_frame:
+                passed_over.see(picture.index, whole=picture.whole)
             # A picture that is not selected is decoded where later ones refer to it, but it is not converted.
             if reading.selects(picture):
                 if stream is not reading.footage.stream:
@@ -206,13 +221,16 @@ def decode(reading: Reading, options: VideoSection, emitter: Emitter) -> End:
         raise RunnerError(ErrorCode.VIDEO_REFUSED, message) from error
     finally:
         emitter.finish()
+        passed_over.end()
     footage = reading.footage
     if sampler.selected == 0:
         if footage.damaged:
-            why = f"of {footage.decoded} frames {footage.damaged} are damaged, and none of the others is selected"
+            damaged = f"{footage.damaged} of {counted(footage.decoded, 'frame')}"
+            why = f"no undamaged frame is selected, {damaged} {'is' if footage.damaged == 1 else 'are'} damaged"
             remedy = "Give a whole file"
         else:
-            why = f"none of {footage.decoded} frames is as late as video.start_seconds = {options.start_seconds:g}"
+            start = f"video.start_seconds = {options.start_seconds:g}"
+            why = f"none of {counted(footage.decoded, 'frame')} is as late as {start}"
             remedy = "Lower it"
         raise RunnerError(ErrorCode.VIDEO_NO_FRAMES, f"{options.path}: {why}. {remedy}")
     skipped = footage.damaged + footage.lost

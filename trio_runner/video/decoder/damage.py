@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import av.logging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_NOTES: Final = 20
 
 _MESSAGE_ONLY: Final = frozenset(
     {"hevc", "mjpeg", "ffv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "dvvideo"}
@@ -40,6 +45,36 @@ def remedy(*, is_stored: bool) -> str:
     if is_stored:
         return 'Submit a whole copy, or this one with video.on_corrupt = "skip", as another scenario'
     return 'Give a whole copy, or set video.on_corrupt = "skip"'
+
+
+class PassedOver:
+    """Names for the log the frames that are passed over because they are damaged, each run of them once it ends.
+
+    Args:
+        note: Called with a sentence for each of the first `MAX_NOTES` runs.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._notes = note, 0
+        self._run: tuple[int, int] | None = None
+
+    def see(self, index: int, *, whole: bool) -> None:
+        """The next frame, in order, has this number."""
+        if whole:
+            self.end()
+        else:
+            self._run = (index if self._run is None else self._run[0], index)
+
+    def end(self) -> None:
+        """No further frame follows directly."""
+        if self._run is None:
+            return
+        (first, last), self._run = self._run, None
+        self._notes += 1
+        if self._notes <= MAX_NOTES:
+            more = "; further ones are not named" if self._notes == MAX_NOTES else ""
+            which = f"frame {first} is" if first == last else f"frames {first} to {last} are"
+            self._note(f"{which} damaged and passed over{more}")
 
 
 class Damage:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import av
 import av.logging
 
+from trio_runner.base.text import counted
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video.decoder.container import check_readable, inspect
 from trio_runner.video.decoder.damage import Damage, remedy, reported_by
@@ -287,7 +288,7 @@ class Footage:
     def _count(self) -> str:
         """The number of pictures so far, and of how many."""
         declared = self._info.declared_frames
-        return f"{self.decoded} of {declared} frames" if declared else f"{self.decoded} frames"
+        return f"{self.decoded} of {counted(declared, 'frame')}" if declared else counted(self.decoded, "frame")
 
     def _place(self) -> str:
         """The time of the last picture, and the video's duration."""

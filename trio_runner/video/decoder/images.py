@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import cv2
 
+from trio_runner.base.text import counted
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.model import VideoInfo
 from trio_runner.video.decoder.damage import remedy
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from trio_runner.video.decoder.stores import Store
 
 SIGNATURES: Final = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF.{4}WEBP|BM|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WebP>RIFF.{4}WEBP)|(?P<BMP>BM)"
+    rb"|(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)",
+    re.DOTALL,
 )
 """How JPEG, PNG, WebP, BMP, TIFF and BigTIFF begin. By itself OpenCV would decode many more formats."""
 
@@ -54,11 +57,11 @@ class ImageSequence:
         self.on_corrupt = options.on_corrupt
         self.is_stored = False
         """Whether images are stored already, or will be before damage ends the attempt."""
+        self.formats: set[str] = set()
+        """The formats of the images that were read."""
         self.complaint = ""
         """About the first image that is damaged."""
         self._options = options
-        # OpenCV starts a thread for each core.
-        cv2.setNumThreads(1)
         # Damage is found in what OpenCV logs, so OPENCV_LOG_LEVEL must not silence it.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
@@ -97,10 +100,10 @@ class ImageSequence:
         """The error of an attempt for which no image was selected."""
         count = len(self.store.members)
         if self.damaged:
-            why = f"none of {count} images can be decoded. Give other ones"
+            why = f"none of {counted(count, 'image')} can be decoded. Give other ones"
         else:
             start = f"video.start_seconds = {self._options.start_seconds:g}"
-            why = f"none of {count} images is as late as {start} at video.fps = {self.fps:g}. Lower it"
+            why = f"none of {counted(count, 'image')} is as late as {start} at video.fps = {self.fps:g}. Lower it"
         return RunnerError(ErrorCode.VIDEO_NO_FRAMES, f"{self._options.path}: {why}")
 
     def decode(self, index: int) -> Any:
@@ -124,8 +127,10 @@ class ImageSequence:
             return None, "is empty or damaged"
         if len(content) != member.size:
             return None, "was written to while it was read"
-        if not SIGNATURES.match(content):
+        signature = SIGNATURES.match(content)
+        if not signature:
             return None, "is no JPEG, PNG, WebP, BMP or TIFF"
+        self.formats.add(str(signature.lastgroup))
         try:
             image, damage = decode_still(content)
         except cv2.error as error:
@@ -144,8 +149,8 @@ class ImageSequence:
     def _too_large(self, index: int) -> RunnerError:
         options = self._options
         limits = f"is larger than {options.limit_width} x {options.limit_height}"
-        remedy = "Raise video.limit_width and video.limit_height, or scale it down"
-        message = f"{self.store.shown(self.store.members[index].name)}: {limits}. {remedy}"
+        advice = "Raise video.limit_width and video.limit_height, or scale it down"
+        message = f"{self.store.shown(self.store.members[index].name)}: {limits}. {advice}"
         return RunnerError(ErrorCode.VIDEO_REFUSED, message)
 
     def _identify(self) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
-from trio_runner.base.text import printable
+from trio_runner.base.text import counted, printable
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.video import messages
 from trio_runner.video.decoder.damage import remedy
@@ -93,6 +93,7 @@ class Inspection:
         described = msgspec.structs.replace(
             report,
             container=f"{sequence.store.kind} of images",
+            codec=", ".join(sorted(sequence.formats)) or report.codec,
             size_bytes=sum(member.size for member in sequence.store.members),
             other_files=sequence.store.others,
         )
@@ -183,10 +184,11 @@ class Inspection:
     def _damage(self, measured: Measured) -> str:
         what = remedy(is_stored=False)
         if not measured.damaged:
-            return f"{self._options.path}: {measured.lost_packets} packets cannot be decoded. {what}"
+            return f"{self._options.path}: {counted(measured.lost_packets, 'packet')} cannot be decoded. {what}"
         first = measured.damaged[0]
         where = f"the first is frame {first.index}, at {first.seconds:.3f} s"
-        return f"{self._options.path}: {measured.damaged_frames} frames are damaged, {where}. {what}"
+        found = counted(measured.damaged_frames, "damaged frame")
+        return f"{self._options.path}: has {found}, {where}. {what}"
 
     def _drawn(self) -> bytes:
         if self._sheet is None or self._sheet.is_empty:

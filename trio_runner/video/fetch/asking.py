@@ -100,12 +100,11 @@ class _Request:
         prefix = allowing_prefix(location, storage.url_prefixes)
         if prefix is None:
             raise RunnerError(ErrorCode.VIDEO_REFUSED, f"{location}: begins with none of storage.url_prefixes")
-        target = listed = location
         if location.scheme == "s3":
             target, listed = _at_endpoint(location, storage)
         else:
             # Only the storage of an s3:// URL is sent what the credentials sign.
-            listed, credentials = prefix, None
+            target, listed, credentials = location, prefix, None
         return cls(shown=location, target=target, listed=listed, credentials=credentials, region=storage.s3_region)
 
     def connected(self, storage: StorageSection) -> http.client.HTTPConnection:
