@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import aiokafka
 import asyncpg
 import psutil
+import tomli_w
 import trio
 
 import trio_runner
@@ -511,11 +512,7 @@ async def until(condition: Callable[[], Awaitable[T]], *, described: str, second
 
 
 def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Two levels of TOML; strings, numbers and truth values are written in it as in JSON."""
-    return "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()) + "\n"
-        for name, keys in sections.items()
-    )
+    return tomli_w.dumps(sections)
 
 
 def from_toml(text: str) -> dict[str, Any]:
