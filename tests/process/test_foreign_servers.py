@@ -50,7 +50,11 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         "TRITON",
         {"protocol": "oip", "oip": {"model": "tensor", "batch": 4, "tensor": TENSOR}},
     ),
-    "oip JSON, MLServer": ("MLSERVER", {"protocol": "oip", "oip": {"model": "jpeg", "encoding": "json"}}),
+    # A custom runtime of MLServer lists no inputs.
+    "oip JSON, MLServer": (
+        "MLSERVER",
+        {"protocol": "oip", "oip": {"model": "jpeg", "encoding": "json", "input": "image"}},
+    ),
 }
 
 
