@@ -82,6 +82,7 @@ FOREIGN = {
     "run": {"rich", "structlog", "kr8s", "onnxruntime", "cv2"},
     "check": {"structlog", "kr8s", "onnxruntime", "cv2"},
     "inspect": {"structlog", "aiokafka", "asyncpg", "httpx", "kr8s", "cv2", "av"},
+    "probe": {"structlog", "aiokafka", "asyncpg", "asyncio", "kr8s", "onnxruntime", "cv2"},
     "show": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "status": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "events": {"rich", "structlog", "httpx", "kr8s", "cv2"},

@@ -22,7 +22,7 @@ from trio_runner.video.fetcher import open_fetched
 from trio_runner.video.report import MAX_PICTURES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from trio_runner.config.load import Config
     from trio_runner.video.child import Video
@@ -67,7 +67,7 @@ async def inspect(
             if is_url(video) and not (config_path or config.storage.cache_dir):
                 directory = stack.enter_context(TemporaryDirectory(prefix="trio-runner-"))
                 config = config.replace(storage={"cache_dir": directory})
-            child = await _open(stack, config, progress)
+            child = await open_video(stack, config, progress.show)
             report, drawn = await child.inspect(command, progress.frames)
     except RunnerError as error:
         progress.end()
@@ -99,10 +99,12 @@ async def inspect(
     return ExitCode.OK
 
 
-async def _open(stack: AsyncExitStack, config: Config, progress: _Progress) -> Video:
+async def open_video(
+    stack: AsyncExitStack, config: Config, on_progress: Callable[[str], None] = lambda _: None
+) -> Video:
     """The video, open in its decoder child; fetched before, where the path is a URL."""
     if is_url(config.video.path):
-        return await open_fetched(stack, config, on_progress=progress.show, on_passed=lambda: None)
+        return await open_fetched(stack, config, on_progress=on_progress, on_passed=lambda: None)
     child = await stack.enter_async_context(spawn_decoder(config.video))
     await child.open()
     return child

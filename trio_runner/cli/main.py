@@ -47,6 +47,16 @@ exit codes:
   78  the config cannot be used
 """
 
+PROBE_EPILOG = """\
+Nothing is claimed, stored or published, and no secret is printed.
+
+exit codes:
+  0   the service answered, and the answer was mapped; with --detect, the service was recognised
+  1   it did not or was not; the message names the setting to change
+  64  wrong usage
+  78  the config cannot be used
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the process's exit code."""
@@ -212,6 +222,7 @@ def make_parser() -> argparse.ArgumentParser:
         "cli.check:check",
         "check spool, database, Kafka, inference service and video, as `run` does first; 1 if something is wrong",
     )
+    _add_probe(add)
     init_db = add_with_config(
         "init-db", "cli.upkeep:init_db", "create or complete the database schema; changes nothing if it is complete"
     )
@@ -313,6 +324,30 @@ def _add_inspect(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--quick", action="store_true", help="read no further than to the last of --frames, or to the first frame"
     )
     _add_json(inspect, "one JSON document on stdout")
+
+
+def _add_probe(add: Callable[..., argparse.ArgumentParser]) -> None:
+    probe = add(
+        "probe",
+        "cli.probe:probe",
+        "send one frame to the configured service and show what was sent, what came back and how it was mapped; "
+        "or ask a service what it is",
+        epilog=PROBE_EPILOG,
+    )
+    probe.add_argument("config_path", metavar="CONFIG", nargs="?", default="", help="a TOML file like runner.toml")
+    _add_set(probe, "this value in place of the config's; may be given several times")
+    probe.add_argument(
+        "--image", default="", metavar="FILE", help="send this picture in place of the first frame of video.path"
+    )
+    probe.add_argument(
+        "-o", "--output", dest="picture", default="", metavar="PATH", help="draw the detections, as .png or .jpg"
+    )
+    probe.add_argument(
+        "--detect", dest="service", default="", metavar="URL", help="ask this service what it is, and print the config"
+    )
+    probe.add_argument(
+        "--token-file", default="", metavar="FILE", help="for --detect: a file with a bearer token and nothing else"
+    )
 
 
 def _video(path: str) -> str:

@@ -16,6 +16,7 @@ from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
 from trio_runner.inference.protocol import Answer, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
+from trio_runner.inference.recording import Exchange, Recorder
 from trio_runner.inference.readiness import readiness_call, wait_until_ready
 from trio_runner.inference.retrying import Sending
 from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, SUCCESSES, Blame, InferenceError, status_error
@@ -268,8 +269,14 @@ class InferenceClient:
 
 
 @asynccontextmanager
-async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient]:
+async def open_client(
+    config: InferenceSection, *, exchanges: list[Exchange] | None = None
+) -> AsyncIterator[InferenceClient]:
     """A client for one service: no proxies or credentials from the environment, no redirects.
+
+    Args:
+        config: The service.
+        exchanges: Every exchange is recorded here, for people to look at.
 
     Raises:
         RunnerError: `credential_unreadable`: a certificate, or a file with a secret or with the labels.
@@ -279,6 +286,8 @@ async def open_client(config: InferenceSection) -> AsyncIterator[InferenceClient
     protocol = open_protocol(await with_field_files(await read_prompt(config)), await read_labels(config))
     ours = TrioTransport(tls=tls, socket_path=socket_path(config.url), max_idle=config.in_flight)
     transport = _httpx_transport(config, tls) if config.proxy or config.http2 else ours
+    if exchanges is not None:
+        transport = Recorder(transport, exchanges)
     try:
         yield InferenceClient(transport, ours, config, protocol, headers=headers, query=query)
     finally:
