@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import tomli
+import trio
 
 from tests.cases.inference.described import DESCRIBED, Described
 from tests.support import clips
-from tests.support.fake_inference import at_request, open_fake
-from tests.support.faults import Fault
+from tests.support.fake_inference import open_fake
 from tests.support.harness import free_port
 from tests.support.http_service import Request, Service, open_service
 from trio_runner.cli.main import main
@@ -94,11 +94,11 @@ async def test_a_picture_may_be_sent_in_place_of_the_video(
     answer = {"predictions": [ITEM, ITEM | {"bbox": [300, 0, 330, 240]}]}
     async with open_service(answering(200, answer)) as service:
         config = configured(service.url).replace(video={"path": "/no/such/video.mp4", "start_seconds": 9.0})
-        code, out, _ = await probed(capsys, config, image=str(image), picture=str(tmp_path / "out.jpg"))
+        code, out, _ = await probed(capsys, config, image=str(image), picture=str(tmp_path / "out2.png"))
     assert code == ExitCode.OK
     assert "2 detections, 1 boxes clipped at the border" in out
     assert [line.split()[1] for line in out if line.startswith("dog") and "10, 20, 100, 200" in line] == ["0.500"]
-    picture = pixels(tmp_path / "out.jpg")
+    picture = pixels(tmp_path / "out2.png")
     # The left side of the box is drawn in the first colour, red.
     assert np.allclose(picture[150, 10], (60, 60, 230), atol=60)
     assert np.allclose(picture[150, 60], 90, atol=10)
@@ -157,13 +157,12 @@ async def test_a_service_that_is_not_there_is_named(image: Path, capsys: pytest.
     assert out[0].startswith(f"inference_unreachable: {url}: ")
 
 
-async def test_an_exchange_that_breaks_off_shows_what_was_sent(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    video = clips.pixel_coded(tmp_path / "a.mp4")
-    async with open_fake(plan=at_request(0, Fault.CUT)) as fake:
-        config = configured(fake.url).replace(video={"path": str(video)})
-        code, out, _ = await probed(capsys, config)
+async def test_an_exchange_that_breaks_off_shows_what_was_sent(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hang_up(_: Request) -> tuple[int, dict[str, str], bytes]:
+        raise trio.BrokenResourceError
+
+    async with open_service(hang_up) as service:
+        code, out, _ = await probed(capsys, configured(service.url), image=str(image))
     assert code == ExitCode.NOTHING
     assert out[0].startswith("sent: POST ")
     assert "came back: nothing" in out

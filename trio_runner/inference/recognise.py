@@ -175,7 +175,7 @@ def _roboflow(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             "Roboflow Inference",
             (
                 *('protocol = "http"', "", "[inference.http]", 'preset = "roboflow"'),
-                'fields = { model_id = "PROJECT/VERSION" }' + _comment("of your model"),
+                'fields = { model_id = "PROJECT/VERSION", "image.type" = "base64" }' + _comment("of your model"),
                 '# field_files = { api_key = "/etc/keys/roboflow" }  # if the model wants one',
             ),
         )
@@ -286,7 +286,8 @@ def _openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
                 f"{what} with a picture as its body",
                 (
                     *('protocol = "http"', "", "[inference.http]", f"path = {_quoted(path)}", 'image = "raw"'),
-                    "# list, label, score and box say where the detections are in its answer; see docs/protocols.md",
+                    "raw = true"
+                    + _comment("until list, label, score and box say where the detections are in its answer"),
                 ),
             )
         elif (field := _text_field(_at(content, "application/json", "schema"), document)) is not None:
@@ -296,7 +297,8 @@ def _openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
                     *('protocol = "http"', "", "[inference.http]", f"path = {_quoted(path)}"),
                     'image = "base64"' + _comment('a guess: or "data-url"'),
                     f"image_at = {_quoted(field)}",
-                    "# list, label, score and box say where the detections are in its answer; see docs/protocols.md",
+                    "raw = true"
+                    + _comment("until list, label, score and box say where the detections are in its answer"),
                 ),
             )
 
