@@ -72,7 +72,8 @@ async def probe(
         from trio_runner.cli.detection import detect
 
         return await detect(service, token_file)
-    config = config.replace(**parse_settings(settings)) if settings else config
+    # A failed frame is what this verb is to show, however many of them a run may have.
+    config = config.replace(**parse_settings(settings)).replace(inference={"max_failed_frames": 0})
     async with AsyncExitStack() as stack:
         live = await stack.enter_async_context(open_addresses(config, frozenset({Service.INFERENCE}), published=False))
         shown = _Shown(live, await secrets_of(live))
@@ -104,6 +105,9 @@ async def _probe(config: Config, image: str, picture: str, shown: _Shown) -> Exi
     frame, original = await _first_frame(config, image, wanted=bool(picture))
     exchanges: list[Exchange] = []
     async with open_client(config.inference, exchanges=exchanges) as client:
+        if config.inference.ready_timeout_seconds:
+            await client.wait_until_ready(lambda text: print(harmless(text), file=sys.stderr) if text else None)
+            exchanges.clear()
         started = trio.current_time()
         await client.check()
         connected = trio.current_time() - started

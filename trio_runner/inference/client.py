@@ -16,8 +16,8 @@ from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
 from trio_runner.inference.protocol import Answer, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
-from trio_runner.inference.recording import Exchange, Recorder
 from trio_runner.inference.readiness import readiness_call, wait_until_ready
+from trio_runner.inference.recording import Exchange, Recorder
 from trio_runner.inference.retrying import Sending
 from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, SUCCESSES, Blame, InferenceError, status_error
 from trio_runner.inference.transport import KEEPALIVE_SECONDS, Body, TrioTransport

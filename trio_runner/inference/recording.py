@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 RECORDED_BYTES: Final = 2**16
 """So much of an answer is recorded; its size is counted to the end."""
-REFUSAL_SECONDS: Final = 2.0
-"""How long the body of an answer without success is waited for: the client does not read it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,10 +57,7 @@ class Recorder(httpx.AsyncBaseTransport):
         exchange.status, exchange.reason = response.status_code, response.reason_phrase
         exchange.headers = response.headers.multi_items()
         exchange.seconds = trio.current_time() - exchange.started
-        stream = _Recorded(cast("httpx.AsyncByteStream", response.stream), exchange)
-        if response.status_code != httpx.codes.OK:
-            await stream.read_ahead()
-        response.stream = stream
+        response.stream = _Recorded(cast("httpx.AsyncByteStream", response.stream), exchange)
         return response
 
     async def aclose(self) -> None:
@@ -76,20 +70,9 @@ class _Recorded(httpx.AsyncByteStream):
 
     def __init__(self, stream: httpx.AsyncByteStream, exchange: Exchange) -> None:
         self._stream, self._exchange = stream, exchange
-        self._ahead: list[bytes] = []
 
-    async def read_ahead(self) -> None:
-        """Read and record what comes in a short time."""
-        with trio.move_on_after(REFUSAL_SECONDS):
-            try:
-                async with aclosing(self._pieces()) as pieces:
-                    async for piece in pieces:
-                        self._ahead.append(piece)
-                        if self._exchange.size > RECORDED_BYTES:
-                            break
-            except httpx.HTTPError:
-                # The status alone is the answer, as it is for the client.
-                return
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces()
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         exchange = self._exchange
@@ -98,17 +81,6 @@ class _Recorded(httpx.AsyncByteStream):
             exchange.size += len(piece)
             exchange.seconds = trio.current_time() - exchange.started
             yield piece
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._all()
-
-    async def _all(self) -> AsyncGenerator[bytes, None]:
-        for piece in self._ahead:
-            yield piece
-        if not self._ahead:
-            async with aclosing(self._pieces()) as pieces:
-                async for piece in pieces:
-                    yield piece
 
     async def aclose(self) -> None:
         """Close the other transport's body."""
