@@ -83,6 +83,7 @@ FOREIGN = {
     "check": {"structlog", "kr8s", "onnxruntime", "cv2"},
     "inspect": {"structlog", "aiokafka", "asyncpg", "httpx", "kr8s", "cv2", "av"},
     "probe": {"structlog", "aiokafka", "asyncpg", "asyncio", "kr8s", "onnxruntime", "cv2"},
+    "protocols": {"structlog", "aiokafka", "asyncpg", "asyncio", "httpx", "kr8s", "onnxruntime", "cv2"},
     "show": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "status": {"structlog", "aiokafka", "httpx", "kr8s", "cv2"},
     "events": {"rich", "structlog", "httpx", "kr8s", "cv2"},

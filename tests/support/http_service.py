@@ -74,8 +74,8 @@ async def open_service(respond: Respond) -> AsyncIterator[Service]:
     """A service on a port of its own on 127.0.0.1."""
     service = Service(respond)
     async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        service.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
-        nursery.start_soon(trio.serve_listeners, service.serve, [listener])
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        service.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        await nursery.start(trio.serve_listeners, service.serve, listeners)
         yield service
         nursery.cancel_scope.cancel()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Self, cast
 
 import httpx
 import trio
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
 
 RECORDED_BYTES: Final = 2**16
 """So much of an answer is recorded; its size is counted to the end."""
@@ -71,16 +68,17 @@ class _Recorded(httpx.AsyncByteStream):
     def __init__(self, stream: httpx.AsyncByteStream, exchange: Exchange) -> None:
         self._stream, self._exchange = stream, exchange
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces()
+    def __aiter__(self) -> Self:
+        self._pieces = aiter(self._stream)
+        return self
 
-    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+    async def __anext__(self) -> bytes:
+        piece = await anext(self._pieces)
         exchange = self._exchange
-        async for piece in self._stream:
-            exchange.body += piece[: max(RECORDED_BYTES - len(exchange.body), 0)]
-            exchange.size += len(piece)
-            exchange.seconds = trio.current_time() - exchange.started
-            yield piece
+        exchange.body += piece[: max(RECORDED_BYTES - len(exchange.body), 0)]
+        exchange.size += len(piece)
+        exchange.seconds = trio.current_time() - exchange.started
+        return piece
 
     async def aclose(self) -> None:
         """Close the other transport's body."""
