@@ -117,6 +117,52 @@ async def test_a_language_model_is_probed_like_any_service(image: Path, capsys: 
     assert json.loads(service.requests[0].body)["model"] == "m"
 
 
+def as_oip(shape: list[int]) -> Any:
+    def respond(request: Request) -> tuple[int, dict[str, str], bytes]:
+        outputs = [
+            {"name": "boxes", "datatype": "FP32", "shape": [1, 4], "data": [6.4, 12, 12.8, 44]},
+            {"name": "scores", "datatype": "FP32", "shape": [1], "data": [0.5]},
+            {"name": "labels", "datatype": "BYTES", "shape": [1], "data": ["dog"]},
+        ]
+        described = {
+            "name": "m",
+            "inputs": [{"name": "images", "datatype": "FP32", "shape": shape}],
+            "outputs": [{**output, "shape": [-1, 4] if output["name"] == "boxes" else [-1]} for output in outputs],
+        }
+        answer = {"model_name": "m", "outputs": outputs} if request.method == "POST" else described
+        return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+
+    return respond
+
+
+async def test_a_tensor_is_sent_and_a_picture_drawn(
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensor = {"datatype": "FP32", "width": 64, "height": 64}
+    oip = {"model": "m", "input": "images", "encoding": "json", "tensor": tensor}
+    async with open_service(as_oip([1, 3, 64, 64])) as service:
+        config = configured(service.url, protocol="oip", oip=oip)
+        code, out, _ = await probed(capsys, config, image=str(image), picture=str(tmp_path / "out.png"))
+    assert code == ExitCode.OK, out[-1]
+    assert [request.method for request in service.requests] == ["GET", "POST"]
+    assert [line for line in out if line.startswith("sent")] == [f"sent: POST {service.url}/v2/models/m/infer"]
+    # 320 x 240 becomes 64 x 48 with 8 rows of padding above.
+    assert "320 x 240, sent as 64 x 64, in it the picture at (0, 8, 64, 48): 49152 bytes" in out[1]
+    assert any("32, 20, 64, 180" in line for line in out)
+    assert pixels(tmp_path / "out.png").shape == (240, 320, 3)
+
+
+async def test_a_config_that_does_not_fit_the_model_shows_the_description(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oip = {"model": "m", "input": "pictures", "encoding": "json"}
+    async with open_service(as_oip([1, 3, 64, 64])) as service:
+        code, out, _ = await probed(capsys, configured(service.url, protocol="oip", oip=oip), image=str(image))
+    assert code == ExitCode.NOTHING
+    assert out[0] == f"sent: GET {service.url}/v2/models/m"
+    assert "pictures" in out[-1]
+
+
 async def test_settings_of_the_command_line_count(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_service(answering(200, {"predictions": [ITEM | {"bbox": [0, 0, 0.5, 1]}]})) as service:
         settings = ["inference.predict.box_scale=0-1", "inference.predict.path=/v2"]

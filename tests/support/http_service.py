@@ -45,7 +45,7 @@ class Service:
                 return
 
     async def _answer(self, connection: h11.Connection, stream: trio.SocketStream) -> bool:
-        head, body = None, b""
+        head, body = None, bytearray()
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
@@ -59,7 +59,7 @@ class Service:
             else:
                 return False
         headers = {name.decode(): value.decode() for name, value in head.headers}
-        request = Request(head.method.decode(), head.target.decode(), headers, body)
+        request = Request(head.method.decode(), head.target.decode(), headers, bytes(body))
         self.requests.append(request)
         status, fields, content = self.respond(request)
         fields = {"Content-Length": str(len(content)), **fields}

@@ -105,7 +105,7 @@ async def open_video(
     """The video, open in its decoder child; fetched before, where the path is a URL."""
     if is_url(config.video.path):
         return await open_fetched(stack, config, on_progress=on_progress, on_passed=lambda: None)
-    child = await stack.enter_async_context(spawn_decoder(config.video))
+    child = await stack.enter_async_context(spawn_decoder(config.video, tensor=config.inference.tensor))
     await child.open()
     return child
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -112,6 +113,8 @@ async def _probe(config: Config, image: str, picture: str, shown: _Shown) -> Exi
         await client.check()
         connected = trio.current_time() - started
         try:
+            await client.describe()
+            exchanges.clear()
             (result,) = await client.infer([frame])
         finally:
             for number, exchange in enumerate(exchanges, start=1):
@@ -135,8 +138,11 @@ async def _first_frame(config: Config, image: str, *, wanted: bool) -> tuple[Fra
         if image:
             video: dict[str, Any] = {"path": _only_picture(image, directory), "root": "", "start_seconds": 0.0}
             config = config.replace(video=video)
-        whole = config.replace(video={"max_width": 0, "jpeg_quality": DRAWN_QUALITY})
-        return await _first_of(config), await _first_of(whole) if wanted else None
+        # This protocol takes JPEGs.
+        whole = config.replace(video={"max_width": 0, "jpeg_quality": DRAWN_QUALITY}, inference={"protocol": "predict"})
+        # A stateful model is told that the frame is its last one, too.
+        frame = replace(await _first_of(config), last=True)
+        return frame, await _first_of(whole) if wanted else None
 
 
 def _only_picture(image: str, directory: str) -> str:
@@ -176,11 +182,12 @@ class _Shown:
         """What was sent and what came back."""
         self.line(f"sent{number}: {exchange.method} {exchange.url}")
         inset = f", in it the picture at {frame.inset}" if frame.inset else ""
-        self.line(
-            f"  frame {frame.index} at {frame.pts_seconds:.3f} s, {frame.width} x {frame.height}, sent as "
-            f"{frame.sent_width} x {frame.sent_height}{inset}: {len(frame.content)} bytes in a body of "
-            f"{exchange.sent_bytes}"
-        )
+        if exchange.sent_bytes:
+            self.line(
+                f"  frame {frame.index} at {frame.pts_seconds:.3f} s, {frame.width} x {frame.height}, sent as "
+                f"{frame.sent_width} x {frame.sent_height}{inset}: {len(frame.content)} bytes in a body of "
+                f"{exchange.sent_bytes}"
+            )
         self._headers(exchange.sent_headers)
         self.line("")
         if not exchange.status:

@@ -104,7 +104,7 @@ def _oip(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     if models:
         lines.append(f"model = {_quoted(models[0])}" + _comment(f"or {', '.join(models[1:])}" if models[1:] else ""))
     else:
-        lines.append('model = ""' + _comment("its name: this server lists none"))
+        lines.append('model = "MODEL"' + _comment("its name: this server lists none"))
     lines.append(f"encoding = {_quoted('binary' if binary else 'json')}")
     if isinstance(metadata, dict):
         lines += _tensors(metadata)

@@ -113,7 +113,7 @@ DESCRIBED = (
         source="openvinotoolkit/model_server: docs/model_server_rest_api_kfs.md",
         answers={"GET /v2": {"name": "OpenVINO Model Server", "version": "2026.2"}, "POST /v2/repository/index": 404},
         what="OpenVINO Model Server 2026.2, the Open Inference Protocol v2",
-        lines=('model = ""  # its name: this server lists none',),
+        lines=('model = "MODEL"  # its name: this server lists none',),
     ),
     Described(
         name="Roboflow Inference",
