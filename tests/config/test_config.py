@@ -873,6 +873,10 @@ def test_headers_and_parameters_hold_no_secret_and_are_set_once(keys: str, messa
         ),
         ("[inference]\nready_timeout_seconds = 1\nready_path = 'health'\n", [("inference.ready_path", 3)]),
         ("[inference]\nretry_seconds = -1\n", [("inference.retry_seconds", 2)]),
+        (
+            "[inference]\nready_timeout_seconds = 120\n[orchestrator]\nspawner = 'kubernetes'\n",
+            [("inference.ready_timeout_seconds", 2)],
+        ),
     ],
 )
 def test_keys_for_a_service_that_is_not_always_well_go_together(text: str, expected: list[tuple[str, int]]) -> None:

@@ -117,7 +117,12 @@ async def test_every_case_has_the_same_end_when_it_comes_over_http() -> None:
 FAULTS: dict[Fault, set[str]] = {
     Fault.STATUS_500: {"inference_unavailable"},
     Fault.STATUS_429: {"inference_unavailable"},
+    Fault.STATUS_429_SOON: {"inference_unavailable"},
+    Fault.STATUS_429_BARE: {"inference_unavailable"},
+    Fault.STATUS_503: {"inference_unavailable"},
     Fault.STATUS_404: {"inference_rejected"},
+    Fault.STATUS_413: {"inference_rejected"},
+    Fault.FAILURE: {"inference_bad_answer"},
     Fault.REDIRECT: {"inference_rejected"},
     Fault.HANG: {"inference_timeout"},
     Fault.DRIP: {"inference_timeout"},

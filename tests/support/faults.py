@@ -21,7 +21,12 @@ class Fault(enum.StrEnum):
 
     STATUS_500 = "status_500"
     STATUS_429 = "status_429"
+    STATUS_429_SOON = "status_429_soon"
+    STATUS_429_BARE = "status_429_bare"
+    STATUS_503 = "status_503"
     STATUS_404 = "status_404"
+    STATUS_413 = "status_413"
+    FAILURE = "failure"
     REDIRECT = "redirect"
     HANG = "hang"
     DRIP = "drip"
@@ -63,10 +68,15 @@ ELSEWHERE = "http://169.254.169.254"
 _STATUS: Mapping[Fault, tuple[int, list[tuple[str, str]]]] = {
     Fault.STATUS_500: (500, []),
     Fault.STATUS_429: (429, [("Retry-After", str(RETRY_AFTER_SECONDS))]),
+    Fault.STATUS_429_SOON: (429, [("Retry-After", "1")]),
+    Fault.STATUS_429_BARE: (429, []),
+    Fault.STATUS_503: (503, []),
     Fault.STATUS_404: (404, []),
+    Fault.STATUS_413: (413, []),
 }
 
 _BODY: Mapping[Fault, bytes] = {
+    Fault.FAILURE: b'{"success": false, "error": "out of memory"}',
     Fault.GARBAGE: b"<html>It works!</html>",
     Fault.EMPTY: b"",
     Fault.WRONG_TYPE: b'{"predictions": [{"class": "a", "confidence": "high", "bbox": [0, 0, 1, 1]}]}',

@@ -35,6 +35,10 @@ class Notifier:
         """One line for `systemctl status`."""
         self._send(f"STATUS={text}")
 
+    def extend_timeout(self, seconds: float) -> None:
+        """The start, or the stop, goes on for at least so long: its own limit counts no more, unless this one ends."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def watchdog(self) -> None:
         """Still making progress."""
         self._send("WATCHDOG=1")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from trio_runner.config.errors import Problem
     from trio_runner.config.inference import InferenceSection
-    from trio_runner.config.sections import PipelineSection
+    from trio_runner.config.sections import KubernetesSection, OrchestratorSection, PipelineSection
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What fits into sockaddr_un on Linux."""
@@ -41,6 +41,21 @@ def failed_frames_rule(inference: InferenceSection, pipeline: PipelineSection) -
             "pipeline.max_buffered_frames leaves no room for the frame behind a failed one",
             f"set that to {_FRAME_AND_NEXT} or more, or remove this",
             "pipeline.max_buffered_frames",
+        )
+
+
+def readiness_rule(
+    inference: InferenceSection, orchestrator: OrchestratorSection, kubernetes: KubernetesSection
+) -> Iterator[Problem]:
+    """A pod is not ended while its runner waits for the service."""
+    if orchestrator.spawner == "kubernetes" and inference.ready_timeout_seconds >= kubernetes.startup_seconds:
+        startup = "kubernetes.startup_seconds"
+        yield broken(
+            "inference.ready_timeout_seconds",
+            f"not below {startup}, after which a pod that has not claimed is ended",
+            f"raise {startup}, or lower this",
+            startup,
+            "orchestrator.spawner",
         )
 
 

@@ -13,7 +13,7 @@ import tomli
 from trio_runner.base.files import read_small_file
 from trio_runner.config.errors import ConfigError, Problem
 from trio_runner.config.inference import InferenceSection
-from trio_runner.config.inference_rules import failed_frames_rule, inference_rules
+from trio_runner.config.inference_rules import failed_frames_rule, inference_rules, readiness_rule
 from trio_runner.config.keys import check_tables, is_credential
 from trio_runner.config.kinds import EMBEDDED, PeerSection, Section
 from trio_runner.config.lines import broken_line, key_lines, written_twice
@@ -219,6 +219,7 @@ def _checked(tables: dict[str, Any], environ: Mapping[str, str] | None = None, *
         inference_rules(config.inference),
         failed_frames_rule(config.inference, config.pipeline),
         oip_rules(config.inference, config.video, config.pipeline),
+        readiness_rule(config.inference, config.orchestrator, config.kubernetes),
         database_rules(config.database, config.pipeline),
         kafka_rules(config.kafka),
         topic_rules(config.kafka, config.orchestrator),

@@ -222,7 +222,8 @@ class Orchestrator:
                         self._node,
                         room=settings.max_runners,
                         limit=limit,
-                        lease_seconds=settings.start_timeout_seconds,
+                        # A runner may wait for its service before it claims.
+                        lease_seconds=settings.start_timeout_seconds + self._config.inference.ready_timeout_seconds,
                     )
                     self._budget.spend(len(works))
                     for work in works:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeVarTuple
 
 import trio
 
@@ -35,6 +35,8 @@ FAILURE_SECONDS: Final = 15.0
 producer's stop 2, the spool 3."""
 
 LAST_RESORT_MARGIN_SECONDS: Final = 4.0
+START_EXTENSION_SECONDS: Final = 30.0
+"""How long the rest of a start may take, from the end of a wait to the claim."""
 
 
 class Display(Protocol):
@@ -129,9 +131,13 @@ async def _handle_signals(
 async def _notify_manager(runner: Runner, notifier: Notifier, last_resort: LastResort, stalled_after: float) -> None:
     """Send READY once the scenario is claimed, then STATUS every second, and WATCHDOG only while there is progress.
 
-    Once the failure path has begun, `last_resort` bounds it, and WATCHDOG goes on until the death is reported.
+    Before the claim the manager learns what is being waited for, and allows the start more time meanwhile. Once the
+    failure path has begun, `last_resort` bounds it, and WATCHDOG goes on until the death is reported.
     """
-    await runner.claimed.wait()
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(_extend_start, runner, notifier)
+        await runner.claimed.wait()
+        waiting.cancel_scope.cancel()
     if runner.claim is not None:
         identify_process(epoch=runner.claim.epoch)
     notifier.ready()
@@ -139,3 +145,12 @@ async def _notify_manager(runner: Runner, notifier: Notifier, last_resort: LastR
         status=lambda: runner.progress.activity or f"frame {runner.progress.position}",
         is_alive=lambda: last_resort.armed or trio.current_time() - runner.progress.last_advance < stalled_after,
     )
+
+
+async def _extend_start(runner: Runner, notifier: Notifier) -> NoReturn:
+    """While something is waited for, which has a time limit of its own, let the manager's limit not end the start."""
+    while True:
+        if activity := runner.progress.activity:
+            notifier.status(activity)
+            notifier.extend_timeout(START_EXTENSION_SECONDS)
+        await trio.sleep(1.0)
