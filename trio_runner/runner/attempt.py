@@ -79,7 +79,8 @@ async def run_attempt(
     claim: Claim | None = None
     try:
         with controls.work:
-            clients = open_clients(config, spool, on_passed=partial(_advance, progress), secrets=secrets)
+            advance = partial(_advance, progress)
+            clients = open_clients(config, spool, on_passed=advance, on_wait=advance, secrets=secrets)
             async with clients as (store, inference, video):
                 identity = video.info.identity if video else None
                 attempt = replace(attempt, video_identity=identity, sampling=sampling_of(config.video))
