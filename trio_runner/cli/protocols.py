@@ -11,11 +11,12 @@ import msgspec
 from trio_runner.cli.output import say
 from trio_runner.config.http_presets import preset_names, read_preset
 from trio_runner.config.inference import InferenceSection
+from trio_runner.config.keys import is_table
 from trio_runner.config.kinds import Section, allowed
 from trio_runner.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def protocols(name: str) -> ExitCode:
@@ -43,12 +44,22 @@ def protocol_sections() -> Mapping[str, type[Section]]:
 
 def as_toml(name: str, section: type[Section]) -> str:
     """A config to paste: every key of the protocol's table with its default, and what else it may be, as comments."""
-    lines = ["[inference]", 'url = "http://localhost:8000"', f'protocol = "{name}"', "", f"[inference.{name}]"]
+    head = ["[inference]", 'url = "http://localhost:8000"', f'protocol = "{name}"']
+    return "\n".join([*head, *_table(f"inference.{name}", section)])
+
+
+def _table(path: str, section: type[Section]) -> Iterator[str]:
+    """The lines of a table, and of the tables inside it."""
+    yield from ("", f"[{path}]")
     types = get_type_hints(section, include_extras=True)
-    for field in msgspec.structs.fields(section):
-        default: Any = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-        lines.append(f"# {field.name} = {_toml(default)}  # {allowed(types[field.name])}")
-    return "\n".join(lines)
+    fields = msgspec.structs.fields(section)
+    for field in fields:
+        if not is_table(types[field.name]):
+            default: Any = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            yield f"# {field.name} = {_toml(default)}  # {allowed(types[field.name])}"
+    for field in fields:
+        if is_table(types[field.name]):
+            yield from _table(f"{path}.{field.name}", types[field.name])
 
 
 def _print_list(known: Mapping[str, type[Section]]) -> None:
@@ -61,13 +72,11 @@ def _print_list(known: Mapping[str, type[Section]]) -> None:
 
 
 def _first_line(section: type[Section]) -> str:
-    """The first sentence of the docstring, without the words that all of them begin with."""
+    """The first sentence of the docstring, without the name that is in the table already."""
     line = (section.__doc__ or "").partition("\n")[0]
-    return line.partition("`: ")[2].rstrip(".")
+    return (line.partition("`: ")[2] or line).rstrip(".")
 
 
 def _toml(value: Any) -> str:
-    """A default as TOML writes it; tables and lists are empty."""
-    if isinstance(value, dict | tuple | list):
-        return "[]" if isinstance(value, tuple | list) else "{}"
+    """A default as TOML writes it; one that is a table is empty."""
     return json.dumps(value)

@@ -12,7 +12,7 @@ from jmespath.functions import Functions, signature
 from jmespath.visitor import Options, TreeInterpreter
 
 MAX_DEPTH: Final = 50
-"""Of an expression: JMESPath evaluates it by recursion."""
+"""Of an expression, which JMESPath evaluates by recursion, and of a field in a body."""
 
 _NUMBER: Final = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?\s*")
 _MAX_DIGITS: Final = 100
@@ -39,7 +39,7 @@ class Expression:
             raise ExpressionError(f"not valid JMESPath: {error}") from None
         except RecursionError:
             raise ExpressionError("nested too deeply") from None
-        _check(parsed, depth=1)
+        _check({"type": "expression", "children": [parsed]}, depth=0)
         self._tree = parsed
         self._interpreter = TreeInterpreter(Options(custom_functions=_Functions()))
 
@@ -68,7 +68,10 @@ def _check(tree: dict[str, Any], *, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ExpressionError("nested too deeply")
     children = [child for child in tree.get("children", ()) if isinstance(child, dict)]
-    if tree["type"] == "function_expression":
+    if tree["type"] != "function_expression":
+        if any(child["type"] == "expref" for child in children):
+            raise ExpressionError("& stands only before an argument of a function")
+    else:
         name, table = tree["value"], _Functions.FUNCTION_TABLE
         if name not in table:
             raise ExpressionError(f"unknown function {name}(); known: {', '.join(sorted(table))}")

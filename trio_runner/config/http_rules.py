@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_runner.config.broken import broken
 from trio_runner.config.errors import SECRET_NAME
-from trio_runner.config.expressions import Expression, ExpressionError
+from trio_runner.config.expressions import MAX_DEPTH, Expression, ExpressionError
 from trio_runner.config.http_presets import EXPRESSIONS, placeholders, preset_names, resolved
 from trio_runner.config.json_path import JsonPathError, filled, parse_path
 
@@ -59,8 +59,9 @@ def _body(http: HttpSection, used: HttpSection) -> Iterator[Problem]:
             yield broken(f"{TABLE}.fields", f"{name} looks like a secret", remedy, f"{TABLE}.field_files")
         if name in http.field_files:
             yield broken(f"{TABLE}.fields", f"{name} is set in field_files too", "choose one", f"{TABLE}.field_files")
-    if _holds_no_number(used.fields):
-        yield broken(f"{TABLE}.fields", "holds nan or inf, which JSON cannot express", "write another value")
+    if problem := _unwritable(used.fields, depth=0):
+        yield broken(f"{TABLE}.fields", problem, "write another value")
+        return
     fields = {**used.fields, **dict.fromkeys(used.field_files, "")}
     if used.image == "raw":
         if fields:
@@ -80,12 +81,15 @@ def _body(http: HttpSection, used: HttpSection) -> Iterator[Problem]:
         yield broken(f"{TABLE}.fields", str(error), "correct the path", f"{TABLE}.image_at", f"{TABLE}.field_files")
 
 
-def _holds_no_number(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_no_number, value.values()))
-    if isinstance(value, list):
-        return any(map(_holds_no_number, value))
-    return isinstance(value, float) and not math.isfinite(value)
+def _unwritable(value: Any, *, depth: int) -> str:
+    """Why a field cannot be written as JSON; empty if it can."""
+    if depth > MAX_DEPTH:
+        return "nested too deeply"
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (_unwritable(each, depth=depth + 1) for each in inner)), "")
+    wrong = isinstance(value, float) and not math.isfinite(value)
+    return "holds nan or inf, which JSON cannot express" if wrong else ""
 
 
 def _answer(used: HttpSection) -> Iterator[Problem]:

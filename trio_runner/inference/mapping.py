@@ -36,6 +36,7 @@ class AnswerMapping:
         """The keys as `resolved` gives them; `names` are the labels of class numbers."""
         self._keys, self._names = keys, names
         self._at = {name: Expression(text) for name in EXPRESSIONS if (text := getattr(keys, name))}
+        self._places = {name: f": {TABLE}.{name} `{_short(each.text)}`" for name, each in self._at.items()}
 
     def found(self, whole: Any, frame: Frame) -> list[Found]:
         """What the answer says about the frame, without what has too low a score; raises BadAnswerError."""
@@ -150,8 +151,8 @@ class AnswerMapping:
         outline = self._one("polygon", item, path)
         if outline is not None:
             return {"polygon": self._polygon(outline, self._value_place("polygon", path), frame)}
-        rle, place = self._one("rle", item, path), self._value_place("rle", path)
-        return None if rle is None else {"rle": _run_lengths(rle, place)}
+        rle = self._one("rle", item, path)
+        return None if rle is None else {"rle": _run_lengths(rle, self._value_place("rle", path))}
 
     def _polygon(self, outline: Any, place: str, frame: Frame) -> list[list[float]]:
         if not isinstance(outline, list):
@@ -214,7 +215,7 @@ class AnswerMapping:
 
     def _value_place(self, key: str, path: str) -> str:
         """The place of a value for messages: that of its item, and the key whose expression selects it."""
-        return f"{path}: {TABLE}.{key} `{_short(self._at[key].text)}`" if key in self._at else path
+        return path + self._places.get(key, "")
 
     def _place(self, key: str) -> str:
         """The JSON path of what the expression selects from the answer, as far as it is one."""
