@@ -43,12 +43,17 @@ async def test_every_form_ends_in_the_same_rows(
     scene: Scene, clip: Path, oip: dict[str, Any], tensor: dict[str, Any], service: dict[str, Any]
 ) -> None:
     async with open_fake_oip(**service) as fake:
-        sections = {"inference.oip": {"model": "painted", **oip}, "inference.oip.tensor": tensor}
+        keys = {"model": "painted", "tensor": tensor, **oip}
         config = scene.write_config(
             "runner.toml",
             video={"path": str(clip)},
-            inference={"url": fake.url, "protocol": "oip", "ready_timeout_seconds": 30.0, "timeout_seconds": 60.0},
-            **sections,
+            inference={
+                "url": fake.url,
+                "protocol": "oip",
+                "oip": keys,
+                "ready_timeout_seconds": 30.0,
+                "timeout_seconds": 60.0,
+            },
         )
         done = await scene.run_to_the_end(config)
     assert done.code == 0, done.err
@@ -60,12 +65,11 @@ async def test_every_form_ends_in_the_same_rows(
 
 async def test_a_stateful_model_is_told_the_start_and_the_end(scene: Scene, clip: Path) -> None:
     async with open_fake_oip() as fake:
-        sections = {"inference.oip": {"model": "painted", "sequence": True}}
+        keys = {"model": "painted", "sequence": True}
         config = scene.write_config(
             "runner.toml",
             video={"path": str(clip)},
-            inference={"url": fake.url, "protocol": "oip", "in_flight": 1},
-            **sections,
+            inference={"url": fake.url, "protocol": "oip", "oip": keys, "in_flight": 1},
         )
         done = await scene.run_to_the_end(config)
     assert done.code == 0, done.err
@@ -78,9 +82,9 @@ async def test_a_stateful_model_is_told_the_start_and_the_end(scene: Scene, clip
 
 async def test_a_model_that_does_not_fit_is_found_before_the_claim(scene: Scene, clip: Path) -> None:
     async with open_fake_oip(datatype="FP32", shape=(-1, 3, 320, 320)) as fake:
-        sections = {"inference.oip": {"model": "painted"}}
+        keys = {"model": "painted"}
         config = scene.write_config(
-            "runner.toml", video={"path": str(clip)}, inference={"url": fake.url, "protocol": "oip"}, **sections
+            "runner.toml", video={"path": str(clip)}, inference={"url": fake.url, "protocol": "oip", "oip": keys}
         )
         checked = await scene.cli("check", config)
         done = await scene.run_to_the_end(config)
