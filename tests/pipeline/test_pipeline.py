@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import pytest
@@ -313,6 +313,67 @@ async def test_the_first_that_fails_cancels_the_rest_and_comes_out_in_a_group(
     assert run.failures >= 1
     # The frames stored before are whole, from the start and without a gap.
     assert run.ledger.stored == list(range(len(run.ledger.stored)))
+
+
+def failed(frame: Frame, code: ErrorCode) -> FrameResult:
+    failure = RunnerError(code, str(frame.sequence))
+    unclear = code is ErrorCode.INFERENCE_UNAVAILABLE
+    return replace(make_result(frame.sequence), error=str(failure), failure=failure, is_unclear=unclear)
+
+
+class SpoiltBatches(FakeInference):
+    """Takes four frames at once; some of them spoil the answer to all that are in the request."""
+
+    max_frames = 4
+
+    def __init__(self, bad: dict[int, ErrorCode]) -> None:
+        super().__init__()
+        self._bad = bad
+        self.requests: list[list[int]] = []
+
+    async def infer(self, frames: Sequence[Frame]) -> list[FrameResult]:
+        await trio.sleep(0.01)
+        self.requests.append([frame.sequence for frame in frames])
+        code = next((self._bad[frame.sequence] for frame in frames if frame.sequence in self._bad), None)
+        return [failed(frame, code) if code else make_result(frame.sequence) for frame in frames]
+
+
+TOLERANT = CONFIG.replace(inference={"max_failed_frames": 3, "in_flight": 2})
+
+
+class NotInferredLedger(FakeLedger):
+    """Notes which frames are stored as not inferred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.not_inferred: list[int] = []
+
+    async def store(self, claim: Claim, expected_frame: int, results: Sequence[FrameResult]) -> None:
+        await super().store(claim, expected_frame, results)
+        self.not_inferred += [result.index for result in results if result.error]
+
+
+async def test_of_a_batch_that_failed_each_frame_is_sent_by_itself(autojump_clock: MockClock) -> None:
+    inference = SpoiltBatches({5: ErrorCode.INFERENCE_REJECTED, 19: ErrorCode.INFERENCE_UNAVAILABLE})
+    ledger = NotInferredLedger()
+    run = Run(FakeSource([100] * 20), inference, ledger, config=TOLERANT)
+    await run()
+    assert ledger.stored == list(range(20))
+    assert ledger.not_inferred == [5, 19]
+    assert [5] in inference.requests
+    assert [19] in inference.requests
+    assert any(len(request) > 1 for request in inference.requests)
+
+
+async def test_the_last_frame_is_judged_by_the_one_before_it_alone(autojump_clock: MockClock) -> None:
+    ledger = NotInferredLedger()
+    bad = {3: ErrorCode.INFERENCE_UNAVAILABLE}
+    await Run(FakeSource([100] * 4), SpoiltBatches(bad), ledger, config=TOLERANT)()
+    assert ledger.not_inferred == [3]
+    bad = {2: ErrorCode.INFERENCE_UNAVAILABLE, 3: ErrorCode.INFERENCE_UNAVAILABLE}
+    (error,) = await errors_of(Run(FakeSource([100] * 4), SpoiltBatches(bad), NotInferredLedger(), config=TOLERANT))
+    assert isinstance(error, RunnerError)
+    assert error.code is ErrorCode.INFERENCE_UNAVAILABLE
 
 
 async def test_a_pipeline_that_stands_still_although_nothing_fails_is_stalled(autojump_clock: MockClock) -> None:

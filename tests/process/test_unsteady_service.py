@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.inference.test_client import http, read_request, serving
 from tests.support.fake_inference import GREY, Fake, Fault, Plan, open_fake, stored_for
 from tests.support.harness import free_port, open_service_manager, until
 from tests.support.scene import SMALL_WINDOW, Scene
@@ -228,3 +230,39 @@ async def test_a_signal_ends_a_runner_that_is_sending_again(scene: Scene, clip: 
                 done = await running.wait()
     assert done.code == 0, done.err
     await scene.check_death(done, "interrupted", named="asked to stop", error_class="interrupted")
+
+
+async def test_a_secret_that_an_error_repeats_is_masked(scene: Scene, clip: Path) -> None:
+    """Services quote what they were sent, the token too."""
+    token = "c4n4ry-" + "x" * 40
+    (scene.directory / "token").write_text(token)
+    body = json.dumps({"error": {"message": f"no such token: Bearer {token}"}}).encode()
+    asked = 0
+
+    async def script(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        while request := await read_request(stream):
+            assert token.encode() in request
+            asked += 1
+            await stream.send_all(http(body, "503 Service Unavailable" if asked == 1 else "401 Unauthorized"))
+
+    async with serving(script) as server:
+        config = scene.write_config(
+            video={"path": str(clip)},
+            inference={
+                "url": server.url,
+                "token_file": "token",
+                "allow_plaintext_token": True,
+                "retry_seconds": 60.0,
+                "in_flight": 1,
+            },
+        )
+        done = await scene.run_to_the_end(config)
+    assert done.code == 75, done.err
+    event = await scene.check_death(
+        done, "inference_rejected", named="no such token: Bearer ***", error_class="permanent"
+    )
+    rows = [*await scene.ledger.attempts(scene.scenario_id), await scene.ledger.existing(scene.scenario_id)]
+    for text in (done.out, done.err, json.dumps(event), str(rows)):
+        assert token not in text
+    assert done.err.count("no such token: Bearer ***") >= 2, "the log has both answers"

@@ -190,6 +190,25 @@ async def test_ready_is_notified_when_the_claim_is_held_and_not_before(
         nursery.cancel_scope.cancel()
 
 
+async def test_while_a_service_is_waited_for_the_manager_allows_the_start_more_time(
+    manager: Manager, autojump_clock: MockClock
+) -> None:
+    fake = FakeRunner()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon._notify_manager, as_runner(fake), manager.notifier, LastResort(60), STALLED_SECONDS)
+        fake.progress.activity = "waiting for the inference service"
+        states = await states_within(manager, 10)
+        assert states.count("EXTEND_TIMEOUT_USEC=30000000") >= 9
+        assert set(states) == {"STATUS=waiting for the inference service", "EXTEND_TIMEOUT_USEC=30000000"}
+        fake.progress.activity = ""
+        await states_within(manager, 2)
+        assert await states_within(manager, 10) == []
+        fake.claimed.set()
+        await wait_all_tasks_blocked()
+        assert "READY=1" in manager.states()
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager, autojump_clock: MockClock) -> None:
     fake = FakeRunner()
     fake.claimed.set()
@@ -236,6 +255,20 @@ def test_what_the_config_grants_a_step_is_no_stall() -> None:
         ("video", "frame_timeout_seconds"),
     ):
         assert stalled_seconds(Config().replace(**{section: {key: 600.0}})) > 600
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ({"retry_seconds": 300.0}, 300 + 10),
+        ({"requests_per_minute": 2.0, "in_flight": 4}, 4 * 30 + 10),
+        ({"requests_per_second": 0.1, "in_flight": 10}, 10 * 10 + 10),
+        ({"max_failed_frames": 1, "timeout_seconds": 100.0}, 2 * 100),
+    ],
+)
+def test_waiting_for_a_turn_and_sending_again_are_no_stall(keys: dict[str, float], seconds: float) -> None:
+    """`seconds` may pass between the moment when a frame is read and its answer; the one before it may need as much."""
+    assert stalled_seconds(Config().replace(inference=keys)) > 2 * seconds
 
 
 # around one scenario
