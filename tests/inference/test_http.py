@@ -137,6 +137,11 @@ def test_a_list_of_items_is_mapped_by_expressions() -> None:
     assert detections({"found": []}, **LIST) == ()
 
 
+def test_a_list_may_be_missing_where_the_expression_says_so() -> None:
+    assert "nothing there" in refusal({"time": 1}, **LIST)
+    assert detections({"time": 1}, **LIST | {"list": "not_null(found, `[]`)"}) == ()
+
+
 def test_an_object_of_four_scalars_is_turned_into_a_list_by_a_multiselect() -> None:
     keys = LIST | {"box": "[box.left, box.top, box.w, box.h]", "box_format": "xywh"}
     item = {"name": "car", "score": 0.9, "box": {"left": 10, "top": 20, "w": 100, "h": 180}}

@@ -158,7 +158,7 @@ def test_the_worked_example_of_the_page_is_a_config_that_reads_its_answer() -> N
 def test_the_page_lists_every_preset_and_every_expression_of_its_recipes_is_valid() -> None:
     page = (REPOSITORY / "docs/protocols.md").read_text()
     assert set(PRESETS) <= set(re.findall(r"^\| `([a-z-]+)` \|", page.partition("### Presets")[2], re.MULTILINE))
-    recipes = page.partition("### Recipes")[2].partition("### Presets")[0].replace("\\|", "|")
+    recipes = page.partition("### Recipes")[2].partition("### Presets")[0]
     expressions = re.findall(r'(?:box|list|label|labels|score|scores|boxes|keypoints|polygon) = "([^"]+)"', recipes)
     assert len(expressions) > 12
     for text in expressions:

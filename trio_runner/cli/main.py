@@ -28,7 +28,7 @@ _MAX_DIGITS = 15
 EPILOG = """\
 exit codes:
   0   completed, completed before, or stopped on request
-  1   of the other verbs: no such scenario or frame, a request that was refused, or something that check or probe found
+  1   of the other verbs: no such scenario, frame or protocol, a refused request, or something that check or probe found
   64  wrong usage
   65  the video is bad; the retry event is confirmed
   74  failed; Kafka has not confirmed the retry event, which waits in the database or in the spool
