@@ -31,7 +31,7 @@ from tests.support.harness import (
 )
 from tests.support.scene import SMALL_WINDOW
 
-VERBS = ["run", "validate", "inspect", "check", "init-db", "show", "events", "flush-spool"]
+VERBS = ["run", "validate", "inspect", "check", "probe", "init-db", "show", "events", "flush-spool"]
 VERBS += [
     "report-death",
     "reap",
