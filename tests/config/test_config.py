@@ -918,6 +918,23 @@ def test_http2_without_its_package_is_refused_with_the_extra_to_install(monkeypa
     assert "trio_runner[http2]" in problem.remedy
 
 
+# the embedded service
+
+
+@pytest.mark.parametrize("protocol", ["http", "openai"])
+def test_the_embedded_service_is_asked_by_its_own_protocols_alone(protocol: str) -> None:
+    problem = the_problem(f"[inference]\nurl = 'embedded'\nprotocol = '{protocol}'\n[inference.http]\nraw = true\n")
+    assert (problem.key, problem.line) == ("inference.protocol", 3)
+    assert "inference.url" in problem.remedy
+
+
+def test_the_model_of_the_embedded_service_needs_no_name() -> None:
+    config = parse_config("[inference]\nurl = 'embedded'\nprotocol = 'oip'\n", base_dir=BASE, environ={})
+    assert config.inference.oip.model == ""
+    elsewhere = the_problem("[inference]\nurl = 'http://h:1'\nprotocol = 'oip'\n")
+    assert elsewhere.key == "inference.oip.model"
+
+
 # a chat with a language model
 
 

@@ -75,6 +75,9 @@ def inference_rules(inference: InferenceSection) -> Iterator[Problem]:
         yield from no_tls_files(inference, "inference", "the embedded service speaks no TLS", "remove it", key)
         if inference.token_file:
             yield broken("inference.token_file", "the embedded service wants no token", "remove it", key)
+        if inference.protocol not in {"predict", "oip"}:
+            problem = "the embedded service speaks predict and oip alone"
+            yield broken("inference.protocol", problem, f"write one of them, or an address in {key}", key)
         return
     if path := socket_path(inference.url):
         yield from no_tls_files(inference, "inference", "no TLS is spoken at a Unix socket", "remove it", key)

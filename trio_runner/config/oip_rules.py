@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.config.broken import broken
+from trio_runner.config.kinds import EMBEDDED
 from trio_runner.config.tensor import MAX_TENSOR_BYTES, TensorSection
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def oip_rules(inference: InferenceSection, video: VideoSection, pipeline: Pipeli
     if inference.protocol != "oip":
         return
     keys = inference.oip
-    if not keys.model:
+    # `embedded.addresses` fills in the name of the only model that the embedded service has.
+    if not keys.model and inference.url != EMBEDDED:
         yield broken(f"{TABLE}.model", "missing", "name the model of the service", "inference.protocol")
     if not keys.input and not keys.metadata:
         yield broken(f"{TABLE}.input", "missing, because metadata = false", "name it", f"{TABLE}.metadata")

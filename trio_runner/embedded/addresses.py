@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_runner.config.kinds import EMBEDDED
 from trio_runner.embedded.hosting import ServerError, Service, open_servers
+from trio_runner.embedded.inference import MODEL_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -69,6 +70,7 @@ async def open_addresses(
                 "url": live.inference_url,
                 "token_file": str(live.inference_token_file),
                 "allow_plaintext_token": True,
+                "oip": {"model": config.inference.oip.model or MODEL_NAME},
             }
         yield config.replace(**changed)
 
