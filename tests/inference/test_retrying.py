@@ -185,6 +185,17 @@ async def test_a_cancelled_sender_leaves_its_turn_to_the_others(autojump_clock: 
     assert [round(time - began, 6) for time in service.times] == [round(3 * MARGIN, 6)]
 
 
+async def test_requests_that_are_sent_again_are_logged_once_a_minute(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    sending = Sending(InferenceSection(retry_seconds=600.0))
+    await outcome_of(sending, Service(BUSY).exchange)
+    lines = [record.getMessage() for record in caplog.records]
+    assert 9 <= len(lines) <= 10
+    assert lines[0] == "answered 503; the request is sent again for up to 600 s (1 so far)"
+    assert "(1 so far)" not in lines[1]
+
+
 @pytest.mark.parametrize("retry_after", [True, False], ids=["with Retry-After", "without Retry-After"])
 @pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 20.0}], ids=["unpaced", "paced"])
 async def test_a_bucket_of_20_requests_a_minute_answers_2000_frames_in_one_attempt(

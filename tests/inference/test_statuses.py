@@ -1,4 +1,4 @@
-"""What a status means, and what its message says."""
+"""The error that a status is, and its message."""
 
 from __future__ import annotations
 

@@ -266,3 +266,4 @@ async def test_a_secret_that_an_error_repeats_is_masked(scene: Scene, clip: Path
     for text in (done.out, done.err, json.dumps(event), str(rows)):
         assert token not in text
     assert done.err.count("no such token: Bearer ***") >= 2, "the log has both answers"
+    assert "the request is sent again" in done.err

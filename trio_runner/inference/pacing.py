@@ -10,7 +10,7 @@ reach the service would bring one request too many into a window of time as the 
 
 
 class Pace:
-    """Says when the next request may be sent.
+    """Computes when the next request may be sent.
 
     Requests are spread evenly: a service that counts the requests of the last minute allows no more at once when a
     minute begins. The first request waits as well, because the runner before this one may just have sent its last.

@@ -61,7 +61,7 @@ async def wait_until_ready(
 
     Args:
         ask: Sends one request, in bounded time; raises InferenceError.
-        only_asks: Whether any status but 200 says that the service is not ready.
+        only_asks: Whether any status of failure means that the service is not ready.
         seconds: For how long.
         on_wait: Called with what is being waited for, before each further call, and with "" at the end.
 

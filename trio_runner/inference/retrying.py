@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 5.0
+LOG_SECONDS: Final = 60.0
 TOO_MANY_REQUESTS: Final = 429
 
 
@@ -35,6 +36,7 @@ class Sending:
         self._pace = Pace(
             trio.current_time(), per_second=config.requests_per_second, per_minute=config.requests_per_minute
         )
+        self._sent_again, self._next_log = 0, -math.inf
         # Fair: the sender that has waited longest has the next turn.
         self._turn = trio.Lock()
 
@@ -73,8 +75,7 @@ class Sending:
                     raise self._in_vain(error, tries) from error
                 last = error
             pause = min(max(asked, next(pauses)), deadline - now)
-            if tries == 1:
-                logger.warning("%s; the request is sent again for up to %g s", last.message, self._retry_seconds)
+            self._log(last)
             if last.status == TOO_MANY_REQUESTS or last.retry_after is not None:
                 self._pace.hold(now + pause)
             await trio.sleep(pause)
@@ -89,6 +90,18 @@ class Sending:
             while trio.current_time() < self._pace.earliest:  # noqa: ASYNC110 - a clock wakes nobody
                 await trio.sleep_until(self._pace.earliest)
             self._pace.count(trio.current_time())
+
+    def _log(self, error: InferenceError) -> None:
+        """Log that a request is sent again, at most once a minute: a service may answer 429 all day long."""
+        self._sent_again += 1
+        if trio.current_time() >= self._next_log:
+            self._next_log = trio.current_time() + LOG_SECONDS
+            logger.warning(
+                "%s; the request is sent again for up to %g s (%d so far)",
+                error.message,
+                self._retry_seconds,
+                self._sent_again,
+            )
 
     def _in_vain(self, error: InferenceError, tries: int) -> InferenceError:
         return error.with_note(f"(sent {tries} times in inference.retry_seconds = {self._retry_seconds:g})")

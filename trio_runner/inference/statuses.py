@@ -27,7 +27,7 @@ MAX_RETRY_AFTER_SECONDS: Final = 300.0
 TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """The statuses after which the same request may be answered a little later."""
 ABSENT: Final = frozenset({401, 403, 404})
-"""The statuses with which a service that is up says that it will never answer such a request."""
+"""The statuses by which a service that is up refuses every such request."""
 
 _UNAVAILABLE: Final = frozenset({408, 425, 429})
 _OF_THE_FRAME: Final = frozenset({400, 413, 415, 422})
@@ -38,14 +38,14 @@ _HTML_TITLE: Final = re.compile(r"<title>([^<]*)", re.IGNORECASE)
 
 
 class Blame(enum.Enum):
-    """What a failed request says about the frame in it."""
+    """Which side is at fault for a failed request: the service, or the frame in it."""
 
     SERVICE = enum.auto()
-    """Nothing: the service is at fault, or the configuration."""
+    """The service, or the configuration."""
     FRAME = enum.auto()
-    """The service was able to answer, and this frame is at fault."""
+    """The frame: the service was able to answer."""
     UNCLEAR = enum.auto()
-    """The frame is at fault if the service answered the frames around it."""
+    """The frame, if the service answered the frames around it."""
 
 
 class InferenceError(RunnerError):
@@ -66,7 +66,7 @@ class InferenceError(RunnerError):
         Args:
             code: One of the `inference_*` codes.
             message: For people, without secrets.
-            blame: What the failure says about the frame.
+            blame: Which side is at fault.
             transient: Whether the same request may succeed a little later.
             status: The HTTP status; 0 where there is none.
             retry_after: The seconds of the answer's Retry-After.
@@ -156,7 +156,7 @@ def _sizes(frames: Sequence[Frame]) -> str:
 
 
 def _complaint(body: bytes) -> str:
-    """What the body of an error says: its JSON `error`, `message` or `detail`, or its first line of text."""
+    """The text of the body of an error: its JSON `error`, `message` or `detail`, or its first line of text."""
     try:
         return _first_text(msgspec.json.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
