@@ -12,6 +12,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import cv2
@@ -159,8 +160,9 @@ async def open_fake_oip(**options: Any) -> AsyncIterator[FakeOip]:
     """The service on a free port of the loopback, in this process."""
     fake = FakeOip(**options)
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, fake.serve, listeners)
+        listeners: list[trio.SocketListener] = await nursery.start(
+            partial(trio.serve_tcp, fake.serve, 0, host="127.0.0.1")
+        )
         fake.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         yield fake
         nursery.cancel_scope.cancel()
