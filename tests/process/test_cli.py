@@ -54,7 +54,8 @@ async def test_help(cli: Cli, verb: str) -> None:
     assert done.out.startswith(f"usage: trio-runner {verb}".rstrip())
     if not verb:
         assert [line.split()[0] for line in done.out.splitlines() if re.match(r" {4}\w", line)] == VERBS
-    codes = {"": EXIT_CODES, "run": EXIT_CODES, "inspect": (0, 1, 64, 65, 74, 78)}.get(verb, ())
+    own = {"inspect": (0, 1, 64, 65, 74, 78), "probe": (0, 1, 64, 78)}
+    codes = {"": EXIT_CODES, "run": EXIT_CODES, **own}.get(verb, ())
     assert re.findall(r"\n  (\d+) ", done.out) == [str(code) for code in codes], "exit codes are explained"
 
 
