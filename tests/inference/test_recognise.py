@@ -6,14 +6,15 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import tomli
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.cases.inference.described import DESCRIBED, Described
 from tests.support.harness import REPOSITORY
 from trio_runner.config.inference import InferenceSection
 from trio_runner.config.load import parse_config
-from trio_runner.inference.recognise import QUESTIONS, Guess, Reply, guesses, models_in
+from trio_runner.inference.recognise import QUESTIONS, guesses, models_in
+from trio_runner.inference.replies import Guess, Reply
 
 PRESETS = REPOSITORY / "trio_runner" / "config" / "presets"
 PROTOCOLS = get_args(get_type_hints(InferenceSection)["protocol"])
@@ -95,6 +96,7 @@ json_values = st.recursive(
         ),
     )
 )
+@example({"GET /ping": (200, b'{"status": []}')})
 def test_whatever_a_service_answers_the_config_is_toml(answers: dict[str, tuple[int, bytes]]) -> None:
     replies = {question: Reply(status, {}, body) for question, (status, body) in answers.items()}
     for guess in guesses(replies):

@@ -15,7 +15,7 @@ from trio_runner.inference.recognise import guesses
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trio_runner.inference.recognise import Reply
+    from trio_runner.inference.replies import Reply
 
 
 async def detect(service: str, token_file: str) -> ExitCode:

@@ -11,7 +11,8 @@ import trio
 from trio_runner.config.address import http_base, socket_path
 from trio_runner.config.credentials import tls_context
 from trio_runner.inference.credentials import read_headers
-from trio_runner.inference.recognise import QUESTIONS, Reply, models_in
+from trio_runner.inference.recognise import QUESTIONS, models_in
+from trio_runner.inference.replies import Reply
 from trio_runner.inference.transport import Body, TrioTransport
 
 if TYPE_CHECKING:

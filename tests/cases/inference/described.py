@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from trio_runner.inference.recognise import Reply
+from trio_runner.inference.replies import Reply
 
 
 @dataclass(frozen=True, kw_only=True)
