@@ -233,6 +233,7 @@ def test_what_is_no_answer_is_refused_with_its_place(content: str, why: str) -> 
         ({"choices": [{"message": {"content": 7}}]}, "$.choices[0].message.content: expected a list"),
         ({"choices": [{"message": {"content": [7]}}]}, "$.choices[0].message.content[0]: expected a text"),
         ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, "content[0]: expected a text"),
+        ({"choices": [{"message": {"content": [{"type": []}]}}]}, "content[0]: expected a text"),
         ({"choices": [{"message": {"content": [{"type": "refusal", "refusal": "no"}]}}]}, "the model refused: no"),
         ({"choices": [{"message": {"content": " \n"}}]}, "$.choices[0].message.content: empty"),
     ],

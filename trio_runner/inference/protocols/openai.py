@@ -202,9 +202,9 @@ def _parts(content: Any) -> Sequence[str]:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "refusal":
             raise BadAnswerError(f"{path}: the model refused: {_complaint(part.get('refusal'))}")
-        if kind in {"text", "output_text"} and isinstance(part.get("text"), str):
+        if kind in ("text", "output_text") and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind not in {"thinking", "reasoning"}:
+        elif kind not in ("thinking", "reasoning"):
             raise BadAnswerError(f"{path}: expected a text")
     return texts
 
