@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_runner.cli.main import make_parser
+from trio_runner.cli.parser import make_parser
 from trio_runner.errors import ErrorCode, Stage
 from trio_runner.failure.publication import Publication
 from trio_runner.model import Failure

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import environment
-from trio_runner.cli.main import make_parser
+from trio_runner.cli.parser import make_parser
 
 LIBRARIES = frozenset(
     {
@@ -65,7 +65,7 @@ def test_what_prints_and_ends_loads_no_library(arguments: list[str]) -> None:
     loaded = called(*arguments)
     assert loaded & (LIBRARIES - {"typing"}) == set()
     assert {name for name in loaded if name.startswith("trio_runner")} == {
-        *("trio_runner", "trio_runner.cli", "trio_runner.cli.main", "trio_runner.errors"),
+        *("trio_runner", "trio_runner.cli", "trio_runner.cli.main", "trio_runner.cli.parser", "trio_runner.errors"),
     }
 
 

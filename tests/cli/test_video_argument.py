@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_runner.cli.main import make_parser
+from trio_runner.cli.parser import make_parser
 
 PRESIGNED = "https://media.example/7.mp4?X-Amz-Signature=c4n4ry"
 
