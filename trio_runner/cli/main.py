@@ -16,7 +16,7 @@ from trio_runner.cli.parser import make_parser
 from trio_runner.errors import ErrorCode, ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from trio_runner.config.errors import ConfigError
     from trio_runner.config.load import Config
