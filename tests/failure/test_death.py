@@ -110,11 +110,11 @@ async def test_a_lease_that_has_ended_under_another_id_is_left_to_a_reaper(
 
 async def test_a_password_file_that_never_ends_is_not_waited_for(config: Config, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    database = config.replace(database={"password_file": str(tmp_path / "fifo")}).database
+    config = config.replace(database={"password_file": str(tmp_path / "fifo")}, inference={"token_file": ""})
     with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RunnerError, match="it is not a regular file"):
-        async with open_store(database, application_name="test"):
+        async with open_store(config.database, application_name="test"):
             pytest.fail("it opened")
-    assert await secrets_of(config.replace(database={"password_file": str(tmp_path / "fifo")})) == frozenset()
+    assert await secrets_of(config) == frozenset()
 
 
 @pytest.mark.parametrize("broken", ["open_store", "kafka"])
