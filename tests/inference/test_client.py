@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -18,7 +19,9 @@ from tests.support.makers import make_frame
 from trio_runner.config.inference import InferenceSection, PredictSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError
 from trio_runner.inference.client import InferenceClient, open_client
+from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.statuses import MAX_RETRY_AFTER_SECONDS
+from trio_runner.inference.transport import TrioTransport
 from trio_runner.model import FrameResult
 
 Script = Callable[[trio.SocketStream], Awaitable[None]]
@@ -547,6 +550,41 @@ async def test_a_connection_on_which_an_error_came_serves_the_next_request() -> 
     async with serving(script) as server, open_client(InferenceSection(url=server.url, retry_seconds=20.0)) as client:
         assert (await client.infer([make_frame()]))[0].detections
         assert server.connections == 1
+
+
+class AllAtOnce(httpx.AsyncBaseTransport):
+    """Answers 429 to all of so many senders in the same tick of the event loop."""
+
+    def __init__(self, senders: int) -> None:
+        self._missing = senders
+        self._complete = trio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._missing -= 1
+        if not self._missing:
+            self._complete.set()
+        await self._complete.wait()
+        return httpx.Response(429, json={"error": "too many"}, request=request)
+
+
+async def test_senders_that_are_refused_in_the_same_moment_fail_with_that_status() -> None:
+    """The first one to fail cancels the others, which have their statuses by then."""
+    config = InferenceSection(url="http://h:1")
+    client = InferenceClient(
+        AllAtOnce(config.in_flight), TrioTransport(), config, open_protocol(config), headers={}, query=""
+    )
+
+    async def all_senders() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(config.in_flight):
+                nursery.start_soon(client.infer, [make_frame()])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await all_senders()
+    for error in caught.value.exceptions:
+        assert isinstance(error, RunnerError)
+        assert error.code is ErrorCode.INFERENCE_UNAVAILABLE
+        assert "answered 429" in error.message
 
 
 @pytest.mark.parametrize(

@@ -239,8 +239,9 @@ class InferenceClient:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             return b""
         now = trio.current_time()
-        # The status is known by now, and must not be lost to the deadline of the exchange.
-        seconds = min(COMPLAINT_SECONDS, (trio.current_effective_deadline() - now) / 2)
+        # The status is known by now, and must not be lost to the deadline of the exchange. After another sender has
+        # failed, this task is cancelled and the effective deadline is -inf.
+        seconds = max(0.0, min(COMPLAINT_SECONDS, (trio.current_effective_deadline() - now) / 2))
         body = bytearray()
         stream = cast("httpx.AsyncByteStream", response.stream)
         with trio.move_on_after(seconds), suppress(httpx.HTTPError):
