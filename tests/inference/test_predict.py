@@ -257,6 +257,7 @@ def test_a_few_boxes_may_overshoot_by_far() -> None:
         ([100, 200, 900, 990], 'inference.predict.box_scale = "0-1000"'),
         ([0.1, 0.2, 0.9, 0.99], 'inference.predict.box_scale = "0-1"'),
         ([600, 400, 30, 60], 'inference.predict.box_format = "xywh"'),
+        ([600, 400, 30, 60], 'inference.predict.box_format = "cxcywh" would fit; trio-runner probe -o draws them'),
         ([900, 300, 950, 200], ""),
     ],
 )
@@ -264,6 +265,21 @@ def test_the_refusal_of_a_scale_names_the_setting_that_fits(box: list[float], se
     message = refusal({"predictions": [ITEM | {"bbox": box}] * 3})
     assert setting in message
     assert ("inference.predict" in message) is bool(setting)
+
+
+def test_a_scale_to_1000_refuses_what_lies_within_0_to_1() -> None:
+    with pytest.raises(BadAnswerError, match=r'set inference\.predict\.box_scale = "0-1"'):
+        detections({"predictions": [ITEM | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, box_scale="0-1000")
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.2, 0.5, 1.002], [-0.004, 0.2, 0.5, 0.8], [0.3, -0.2, 1.1, 0.9]])
+def test_boxes_from_0_to_1_that_overshoot_are_known_as_such(box: list[float]) -> None:
+    assert "looks like a scale of 0 to 1" in refusal({"predictions": [ITEM | {"bbox": box}]})
+
+
+def test_what_rounding_does_is_no_mistake() -> None:
+    (found,) = detections({"predictions": [ITEM | {"bbox": [50.001, 20, 50, 40], "confidence": 1.0000001192092896}]})
+    assert found == Detection("person", 1.0, (50.0, 20.0, 50.0, 40.0))
 
 
 def test_pixels_that_are_configured_may_all_lie_within_0_to_1() -> None:

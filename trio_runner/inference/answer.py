@@ -15,6 +15,7 @@ from trio_runner.base.strict_json import RepeatedKeyError, refuse_repeated_keys
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+FP32_ROUNDING = 1e-6
 MAX_DETECTIONS = 1000
 MAX_LABEL_CHARACTERS = 200
 MAX_CLASS_ID = 2**63 - 1
@@ -108,8 +109,10 @@ def number(value: Any, path: str) -> float:
 
 
 def confidence(value: Any, path: str) -> float:
-    """A number in 0..1; raises BadAnswerError."""
+    """A number in 0..1, to the precision of FP32; raises BadAnswerError."""
     score = number(value, path)
+    if 1 < score <= 1 + FP32_ROUNDING:
+        return 1.0
     if not 0 <= score <= 1:
         raise BadAnswerError(f"{path}: {score:g} is not in 0..1")
     return score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,12 @@ FORMATS: Final[Mapping[str, Callable[[float, float, float, float], Four]]] = Map
 
 SPANS: Final[Mapping[str, float]] = MappingProxyType({"pixels": 0.0, "0-1": 1.0, "0-1000": 1000.0})
 """The number that means the whole width, or the whole height; 0 where pixels of the sent picture are counted."""
+
+MOST_OF_A_SIDE: Final = 1.5
+"""A box from 0 to 1 may reach beyond the picture, but not by more than half of a side."""
+
+ROUNDING: Final = 0.01
+"""Pixels by which a service that rounds may put the right corner left of the left one."""
 
 OVERSHOOT: Final = 0.1
 """A box that reaches further beyond the border than this part of the side tells of a wrong scale, if most do."""
@@ -82,9 +89,10 @@ def place(given: Sequence[tuple[str, Four]], frame: Frame, keys: BoxKeys, table:
 
     Raises:
         BadAnswerError: A box lies wholly outside the picture, its corners are out of order, most boxes overshoot the
-            border by more than a tenth of the side, or all numbers lie within 0 to 1 and no scale is configured.
+            border by more than a tenth of the side, or all numbers lie within 0 to 1 although the scale is
+            neither that nor pixels by configuration.
     """
-    if not keys.box_scale and given and all(0 <= number <= 1 for _, box in given for number in box):
+    if keys.box_scale in {"", "0-1000"} and given and all(map(_looks_normalised, (box for _, box in given))):
         raise BadAnswerError(
             f"{given[0][0]}: all boxes lie within 0 to 1, which looks like a scale of 0 to 1: set "
             f'{table}.box_scale = "0-1", or "pixels" if these are pixels'
@@ -123,6 +131,11 @@ def point_in_source(x: float, y: float, frame: Frame, scale: str) -> tuple[float
     return round((x - left) * frame.width / width, 2), round((y - top) * frame.height / height, 2)
 
 
+def _looks_normalised(box: Four) -> bool:
+    """Whether these could be parts of the sides: a box may overshoot the border there as well."""
+    return all(-MOST_OF_A_SIDE / 3 <= number <= MOST_OF_A_SIDE for number in box)
+
+
 def _corners(box: Four, frame: Frame, form: str, scale: str) -> Four:
     """Left, top, right and bottom in pixels of the sent picture."""
     x1, y1, x2, y2 = FORMATS[form](*box)
@@ -141,7 +154,7 @@ def _overshoots(box: Four, frame: Frame) -> bool:
 
 def _problem(box: Four, frame: Frame) -> str:
     x1, y1, x2, y2 = box
-    if not (x1 <= x2 and y1 <= y2):
+    if x2 < x1 - ROUNDING or y2 < y1 - ROUNDING:
         return "has its corners out of order"
     if x2 < 0 or y2 < 0 or x1 > frame.sent_width or y1 > frame.sent_height:
         return f"lies wholly outside the picture of {frame.sent_width}×{frame.sent_height}"
@@ -155,8 +168,8 @@ def _in_source(box: Four, frame: Frame) -> tuple[Four | None, bool]:
     x1, y1, x2, y2 = (
         round((box[0] - left) * across, 2),
         round((box[1] - top) * down, 2),
-        round((box[2] - left) * across, 2),
-        round((box[3] - top) * down, 2),
+        round((max(box[0], box[2]) - left) * across, 2),
+        round((max(box[1], box[3]) - top) * down, 2),
     )
     if x2 < 0 or y2 < 0 or x1 > frame.width or y1 > frame.height:
         return None, True
@@ -165,19 +178,31 @@ def _in_source(box: Four, frame: Frame) -> tuple[Four | None, bool]:
 
 
 def _remedy(given: Sequence[tuple[str, Four]], frame: Frame, used: tuple[str, str], table: str) -> str:
-    """The one setting, or the two, with which every box would lie in the picture; empty if there are none."""
-    ways = sorted(
-        ((form, scale) for form in FORMATS for scale in SPANS),
-        key=lambda way: (way[0] != used[0]) + (way[1] != used[1]),
-    )
-    for way in ways:
-        boxes = [_corners(box, frame, *way) for _, box in given]
-        if not any(_problem(box, frame) or _overshoots(box, frame) for box in boxes):
-            names = zip(("box_format", "box_scale"), way, used, strict=True)
-            return (
-                ": " + " and ".join(f'{table}.{key} = "{new}"' for key, new, old in names if new != old) + " would fit"
-            )
-    return ""
+    """The settings with which every box would lie in the picture, with the fewest changes; empty if there are none."""
+    ways = [
+        way
+        for way in itertools.product(FORMATS, SPANS)
+        if _fits([_corners(box, frame, *way) for _, box in given], frame)
+    ]
+    changes = min((_changes(way, used) for way in ways), default=0)
+    settings = [_settings(way, used, table) for way in ways if _changes(way, used) == changes]
+    if not settings:
+        return ""
+    draws = "; trio-runner probe -o draws them, which shows the right one" if len(settings) > 1 else ""
+    return f": {', or '.join(settings)} would fit{draws}"
+
+
+def _fits(boxes: Sequence[Four], frame: Frame) -> bool:
+    return not any(_problem(box, frame) or _overshoots(box, frame) for box in boxes)
+
+
+def _changes(way: tuple[str, str], used: tuple[str, str]) -> int:
+    return sum(new != old for new, old in zip(way, used, strict=True))
+
+
+def _settings(way: tuple[str, str], used: tuple[str, str], table: str) -> str:
+    names = zip(("box_format", "box_scale"), way, used, strict=True)
+    return " and ".join(f'{table}.{key} = "{new}"' for key, new, old in names if new != old)
 
 
 def _shown(box: Four) -> str:
