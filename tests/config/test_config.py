@@ -960,6 +960,26 @@ def test_the_address_of_a_chat_is_written_without_its_path() -> None:
     assert "ends with" in str(the_problem(f"[inference]\nurl = '{url}'\nprotocol = 'openai'\n"))
 
 
+@pytest.mark.parametrize(
+    ("url", "protocol", "problem"),
+    [
+        ("http://h/v1", "openai", "ends with /v1, with which inference.openai.path begins"),
+        ("http://h/gateway/v1/", "openai", "ends with /v1, with which inference.openai.path begins"),
+        ("http://h/v2", "oip", "ends with /v2, with which every path of the protocol oip begins"),
+    ],
+)
+def test_an_address_does_not_repeat_the_version_of_the_protocol(url: str, protocol: str, problem: str) -> None:
+    found = the_problem(f"[inference]\nurl = '{url}'\nprotocol = '{protocol}'\n[inference.oip]\nmodel = 'm'\n")
+    assert found.key == "inference.url"
+    assert problem in str(found)
+    assert "write the address alone" in str(found)
+
+
+def test_an_address_may_have_the_version_where_the_path_has_not() -> None:
+    text = "[inference]\nurl = 'http://h/v1'\nprotocol = 'openai'\n[inference.openai]\npath = '/chat/completions'\n"
+    assert parse_config(text, base_dir=BASE, environ={}).inference.url == "http://h/v1"
+
+
 def test_the_file_of_a_prompt_starts_from_the_directory_of_the_config() -> None:
     config = parse_config("[inference.openai]\nprompt_file = 'prompt.txt'\n", base_dir=BASE, environ={})
     assert config.inference.openai.prompt_file == "/somewhere/prompt.txt"

@@ -62,7 +62,7 @@ def test_without_a_frame_in_the_request_none_is_blamed(status: int) -> None:
         (400, ["inference.url", "[inference.predict]"]),
         (401, ["inference.token_file", "inference.header_files"]),
         (403, ["inference.token_file", "inference.header_files"]),
-        (404, ["nothing is at /predict: ", "inference.url"]),
+        (404, ["/predict was asked for", "inference.url", "the path in [inference.predict]"]),
         (413, ["2000000 bytes", "1920×1080 pixels", "video.max_width", "video.jpeg_quality", "proxy's limit"]),
         (429, ["inference.requests_per_minute", "inference.retry_seconds"]),
         (503, ["inference.ready_timeout_seconds"]),
@@ -74,6 +74,23 @@ def test_a_message_names_the_setting_to_change(status: int, parts: list[str]) ->
     for part in parts:
         assert part in message
     assert "c4n4ry" not in message
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "parts"),
+    [
+        ({"protocol": "openai"}, "/v1/chat/completions", "the path or the model in [inference.openai]"),
+        ({"protocol": "oip"}, "/v2/models/yolo/infer", "the model and its version in [inference.oip]"),
+        ({"ready_path": "/health"}, "/health", "inference.ready_path"),
+    ],
+)
+def test_a_404_names_the_whole_path_and_the_settings_that_it_is_made_of(
+    config: dict[str, Any], path: str, parts: str
+) -> None:
+    section = InferenceSection(url="http://h:1/gateway/", **config)
+    error = status_error(section, path, [], status=404, reason="", headers={}, body=b'{"error": "no model yolo"}')
+    hint = f"/gateway{path} was asked for: check inference.url, and {parts}"
+    assert error.message == f'http://h:1/gateway/ answered 404 "no model yolo": {hint}'
 
 
 def test_a_413_of_several_frames_has_their_size_together() -> None:

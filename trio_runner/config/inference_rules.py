@@ -104,6 +104,7 @@ def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
     path = getattr(getattr(inference, inference.protocol), "path", "")
     if path.strip("/") and inference.url.rstrip("/").endswith(path):
         yield broken(key, f"ends with {path_key}", "write the address alone", path_key)
+    yield from _version(inference, parts.path.rstrip("/"), key)
     if parts.scheme == "https":
         yield from lonely_key_file(inference, "inference")
         return
@@ -120,6 +121,16 @@ def _address(inference: InferenceSection, key: str) -> Iterator[Problem]:
             secret,
             "inference.allow_plaintext_token",
         )
+
+
+def _version(inference: InferenceSection, path: str, key: str) -> Iterator[Problem]:
+    """Documentation of services gives addresses that end with the version with which the protocol's path begins."""
+    if inference.protocol == "oip" and path.endswith("/v2"):
+        problem = "ends with /v2, with which every path of the protocol oip begins"
+        yield broken(key, problem, "write the address alone", "inference.protocol")
+    path_key = "inference.openai.path"
+    if inference.protocol == "openai" and path.endswith("/v1") and inference.openai.path.startswith("/v1/"):
+        yield broken(key, f"ends with /v1, with which {path_key} begins", "write the address alone", path_key)
 
 
 def _way_to_the_service(inference: InferenceSection) -> Iterator[Problem]:

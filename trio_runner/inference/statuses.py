@@ -7,9 +7,11 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
+from trio_runner.config.address import http_base
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import quoted
 
@@ -131,17 +133,26 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
     table = f"[inference.{config.protocol}]"
     if status in _REDIRECTS:
         return "redirects are not followed; set inference.url to the target"
+    whole = urlsplit(http_base(config.url)).path + path
     hints = {
         202: "the service answers later, and a later answer is not fetched: have it answer at once (Prefer: wait)",
         401: "check the token in inference.token_file, and inference.header_files",
         403: "check the token in inference.token_file, and inference.header_files",
-        404: f"nothing is at {path}: check inference.url, and the path in {table}",
+        404: f"{whole} was asked for: check inference.url, and {_path_settings(config, path)}",
         413: f"{_sizes(frames)}: lower video.max_width or video.jpeg_quality, or raise the proxy's limit",
         429: "set inference.requests_per_minute to what the service allows, or inference.retry_seconds",
         503: "a service that is starting is waited for with inference.ready_timeout_seconds",
     }
     is_unavailable = status >= _SERVER_ERROR or status in _UNAVAILABLE
     return hints.get(status, "" if is_unavailable else f"check inference.url and {table}")
+
+
+def _path_settings(config: InferenceSection, path: str) -> str:
+    """The settings that the path of a request is made of."""
+    if path == config.ready_path:
+        return "inference.ready_path"
+    parts = {"predict": "the path", "oip": "the model and its version"}
+    return f"{parts.get(config.protocol, 'the path or the model')} in [inference.{config.protocol}]"
 
 
 def _sizes(frames: Sequence[Frame]) -> str:
