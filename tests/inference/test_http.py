@@ -185,7 +185,15 @@ def test_a_class_has_a_name_a_number_or_both() -> None:
 
 def test_a_score_in_a_string_is_taken_where_the_expression_says_so() -> None:
     item = CAR | {"score": "0.9"}
-    assert "inference.http.score `score`: expected a number, got str" in refusal({"found": [item]}, **LIST)
+    assert refusal({"found": [item]}, **LIST) == (
+        "$.found[0]: inference.http.score `score`: expected a number, got text: `to_number(score)` reads one that is "
+        "written as text"
+    )
+    arrays: dict[str, Any] = {"labels": "labels", "scores": "scores"}
+    answer = {"labels": ["car"], "scores": ["0.9"]}
+    assert "`map(&to_number(@), scores)` reads those" in refusal(answer, **arrays)
+    (found,) = detections(answer, **arrays | {"scores": "map(&to_number(@), scores)"})
+    assert found.confidence == 0.9
     keys = LIST | {"score": "to_number(score)"}
     assert detections({"found": [item]}, **keys) == (DETECTED,)
     for text in ("high", "", "nan", "1_0", "0x1", "9" * 5000):
@@ -269,9 +277,9 @@ BOX = "$.found[0]: inference.http.box `bbox`:"
         ({}, "$: inference.http.list `found`: nothing there: the answer has no keys"),
         ([1], "$: inference.http.list `found`: nothing there: the answer is a list"),
         ({"found": None}, "$: inference.http.list `found`: nothing there: the answer has the keys found"),
-        ({"found": {}}, "$.found: expected a list, got dict"),
-        ({"found": [CAR] * 1001}, "$.found: 1001 detections, more than 1000"),
-        ({"found": [7]}, "$.found[0]: inference.http.label `name`: nothing there: the item is a int"),
+        ({"found": {}}, "$.found: inference.http.list `found`: expected a list, got object"),
+        ({"found": [CAR] * 1001}, "$.found: inference.http.list `found`: 1001 detections, more than 1000"),
+        ({"found": [7]}, "$.found[0]: inference.http.label `name`: nothing there: the item is a number"),
         (
             {"found": [CAR, {"name": "a"}]},
             "$.found[1]: inference.http.box `bbox`: nothing there: the item has the keys name",
@@ -286,7 +294,15 @@ BOX = "$.found[0]: inference.http.box `bbox`:"
         ),
         (
             {"found": [CAR | {"bbox": [1, 2, 3, "4"]}]},
-            "$.found[0]: inference.http.box `bbox`: expected a number, got str",
+            "$.found[0]: inference.http.box `bbox`: number 4 of the four: expected a number, got text",
+        ),
+        (
+            {"found": [CAR | {"bbox": [1, None, 3, 4]}]},
+            "$.found[0]: inference.http.box `bbox`: number 2 of the four is null: the item has the keys name",
+        ),
+        (
+            {"found": [CAR | {"score": 91}]},
+            "$.found[0]: inference.http.score `score`: 91 is not in 0..1: a percentage?",
         ),
         ({"found": [CAR | {"bbox": [0, 0, 0.5, 0.5]}]}, "$.found[0]: all boxes lie within 0 to 1"),
         ({"found": [{"name": None}]}, "$.found[0]: inference.http.label `name`: nothing there: the item has the keys"),

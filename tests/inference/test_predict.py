@@ -130,7 +130,21 @@ def test_the_order_of_the_service_is_kept() -> None:
         ([ITEM], "$: expected an object"),
         ("yes", "$: expected an object"),
         ({}, "$: none of"),
-        ({"results": []}, "$: none of"),
+        (
+            {"results": [], "time": 1},
+            (
+                "$: none of predictions, detections, boxes, prediction: the answer has the keys results, time; a "
+                'service of another shape is reached with inference.protocol = "http"; `trio-runner protocols` "'
+                "lists presets"
+            ),
+        ),
+        (
+            {"predictions": [ITEM | {"bbox": {"x": 1, "y": 2}}]},
+            (
+                "$.predictions[0].bbox: expected [x1, y1, x2, y2], got an object: it has the keys x, y; a service of "
+                'another shape is reached with inference.protocol = "http"'
+            ),
+        ),
         ({"predictions": [], "boxes": []}, "$: both"),
         ({"predictions": None}, "$.predictions: expected a list"),
         ({"predictions": {}}, "$.predictions: expected a list"),

@@ -21,6 +21,10 @@ MAX_LABEL_CHARACTERS = 200
 MAX_CLASS_ID = 2**63 - 1
 MAX_QUOTED_CHARACTERS = 200
 COMPLAINT_KEYS = ("error", "errors", "detail", "message", "reason")
+_MAX_SHOWN_KEYS = 12
+_PERCENT = 100
+_BEYOND_VISIBILITY = 2
+"""The highest visibility of a keypoint as COCO writes it: such a number is not taken for a percentage."""
 FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
 _JOINERS = "\u200c\u200d"
 """Format characters without which Persian, Hindi and many emoji cannot be written."""
@@ -65,6 +69,43 @@ def _is_unprintable(letter: str) -> bool:
     return not letter.isprintable() and letter not in _JOINERS and category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
+def json_kind(value: Any) -> str:
+    """What a value is, as JSON calls it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "text"
+        case list():
+            return "list"
+    return "object"
+
+
+def contents(value: Any, who: str) -> str:
+    """What `who`, an answer or an item, holds: the keys of an object, or what else it is."""
+    if not isinstance(value, dict):
+        return (
+            f"{who} is {json_kind(value)}"
+            if value is None
+            else f"{who} is {_article(json_kind(value))} {json_kind(value)}"
+        )
+    more = ", …" if len(value) > _MAX_SHOWN_KEYS else ""
+    return f"{who} has the keys {', '.join(key_names(value))}{more}" if value else f"{who} has no keys"
+
+
+def key_names(value: dict[str, Any]) -> list[str]:
+    """The first keys of an object, fit for a message."""
+    return [quoted(key) for key in list(value)[:_MAX_SHOWN_KEYS]]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
 def refuse_failure(answer: dict[str, Any], list_keys: Sequence[str]) -> None:
     """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
     complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
@@ -89,7 +130,7 @@ def _means_failure(key: str, value: Any) -> bool:
 def items(value: Any, path: str) -> list[Any]:
     """A list of at most 1,000; raises BadAnswerError."""
     if not isinstance(value, list):
-        raise BadAnswerError(f"{path}: expected a list, got {type(value).__name__}")
+        raise BadAnswerError(f"{path}: expected a list, got {json_kind(value)}")
     if len(value) > MAX_DETECTIONS:
         raise BadAnswerError(f"{path}: {len(value)} detections, more than {MAX_DETECTIONS}")
     return value
@@ -98,7 +139,7 @@ def items(value: Any, path: str) -> list[Any]:
 def number(value: Any, path: str) -> float:
     """A finite number; raises BadAnswerError, also for true and false."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadAnswerError(f"{path}: expected a number, got {type(value).__name__}")
+        raise BadAnswerError(f"{path}: expected a number, got {json_kind(value)}")
     try:
         as_float = float(value)
     except OverflowError:
@@ -114,7 +155,8 @@ def confidence(value: Any, path: str) -> float:
     if 1 < score <= 1 + FP32_ROUNDING:
         return 1.0
     if not 0 <= score <= 1:
-        raise BadAnswerError(f"{path}: {score:g} is not in 0..1")
+        guess = ": a percentage?" if _BEYOND_VISIBILITY < score <= _PERCENT else ""
+        raise BadAnswerError(f"{path}: {score:g} is not in 0..1{guess}")
     return score
 
 

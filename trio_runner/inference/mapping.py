@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TABLE: Final = "inference.http"
 MAX_TEXT_CHARACTERS: Final = 20_000
-_MAX_SHOWN_KEYS: Final = 12
 _SHOWN_EXPRESSION: Final = 80
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z_]\w*(\[\d+\])*(\.[A-Za-z_]\w*(\[\d+\])*)*")
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -59,7 +58,8 @@ class AnswerMapping:
 
     def _in_list(self, whole: Any, frame: Frame) -> Iterator[Found]:
         place = self._place("list")
-        for number, item in enumerate(answer.items(self._present("list", whole), place)):
+        listed = answer.items(self._present("list", whole), self._value_place("list", place))
+        for number, item in enumerate(listed):
             yield self._item(item, f"{place}[{number}]", frame)
 
     def _item(self, item: Any, path: str, frame: Frame) -> Found:
@@ -78,13 +78,13 @@ class AnswerMapping:
             label=label,
             class_id=class_id,
             confidence=self._confidence("score", self._one("score", item, path), path),
-            box=self._box("box", self._present("box", item, path), path) if "box" in self._at else None,
+            box=self._box("box", self._present("box", item, path), path, item) if "box" in self._at else None,
             attributes={name: value for name, value in attributes.items() if value is not None},
         )
 
     def _in_arrays(self, whole: Any) -> Iterator[Found]:
         arrays = {
-            name: answer.items(self._present(name, whole), self._place(name))
+            name: answer.items(self._present(name, whole), self._value_place(name, self._place(name)))
             for name in ("boxes", "labels", "class_ids", "scores")
             if name in self._at
         }
@@ -111,7 +111,7 @@ class AnswerMapping:
         label, number = _whole(label), _whole(class_id)
         place = self._value_place(keys[1], path)
         if number is not None and answer.class_id(number, place) is None:
-            raise BadAnswerError(f"{place}: expected a class number, got {type(number).__name__}")
+            raise BadAnswerError(f"{place}: expected a class number, got {answer.json_kind(number)}")
         if isinstance(label, str):
             return answer.label(label, self._value_place(keys[0], path)), number
         if label is None and keys[1] in self._at:
@@ -119,17 +119,31 @@ class AnswerMapping:
         return answer.named(label, self._value_place(keys[0], path), self._names)
 
     def _confidence(self, key: str, value: Any, path: str) -> float | None:
-        return None if value is None else answer.confidence(value, self._value_place(key, path))
+        if value is None:
+            return None
+        place = self._value_place(key, path)
+        if isinstance(value, str):
+            remedy = f"`to_number({_short(self._at[key].text)})` reads one that is written as text"
+            if key == "scores":
+                remedy = f"`map(&to_number(@), {_short(self._at[key].text)})` reads those that are written as text"
+            raise BadAnswerError(f"{place}: expected a number, got text: {remedy}")
+        return answer.confidence(value, place)
 
-    def _box(self, key: str, value: Any, path: str) -> tuple[str, Four]:
+    def _box(self, key: str, value: Any, path: str, item: Any = None) -> tuple[str, Four]:
         place = self._value_place(key, path)
         if isinstance(value, dict):
-            fields = ", ".join(map(quoted, list(value)[:_MAX_SHOWN_KEYS]))
+            fields = ", ".join(answer.key_names(value))
             raise BadAnswerError(f"{place}: an object with the keys {fields}: list the four, as [x, y, width, height]")
         if not isinstance(value, list) or len(value) != 4:  # noqa: PLR2004 - a box
-            what = f"{len(value)} values" if isinstance(value, list) else type(value).__name__
+            what = f"{len(value)} values" if isinstance(value, list) else answer.json_kind(value)
             raise BadAnswerError(f"{place}: expected a list of four numbers, got {what}")
-        one, two, three, four = (answer.number(number, place) for number in value)
+        if None in value:
+            which = f"number {value.index(None) + 1} of the four is null"
+            there = f": {answer.contents(item, 'the item')}" if isinstance(item, dict) else ""
+            raise BadAnswerError(f"{place}: {which}{there}")
+        one, two, three, four = (
+            answer.number(number, f"{place}: number {nth} of the four") for nth, number in enumerate(value, start=1)
+        )
         return path, (one, two, three, four)
 
     def _points(self, key: str, item: Any, path: str, frame: Frame) -> list[list[float | None]] | None:
@@ -156,7 +170,7 @@ class AnswerMapping:
 
     def _polygon(self, outline: Any, place: str, frame: Frame) -> list[list[float]]:
         if not isinstance(outline, list):
-            raise BadAnswerError(f"{place}: expected a list of points, got {type(outline).__name__}")
+            raise BadAnswerError(f"{place}: expected a list of points, got {answer.json_kind(outline)}")
         if outline and not isinstance(outline[0], list) and len(outline) % 2 == 0:
             outline = [outline[first : first + 2] for first in range(0, len(outline), 2)]
         corners = []
@@ -198,14 +212,8 @@ class AnswerMapping:
 
     def _nothing(self, key: str, value: Any, path: str) -> BadAnswerError:
         """The error that names the key and its expression, and what stands there instead."""
-        if isinstance(value, dict):
-            more = ", …" if len(value) > _MAX_SHOWN_KEYS else ""
-            fields = ", ".join(map(quoted, list(value)[:_MAX_SHOWN_KEYS]))
-            there = f"has the keys {fields}{more}" if value else "has no keys"
-        else:
-            there = f"is a {type(value).__name__}"
-        who = "the answer" if path == "$" else "the item"
-        return BadAnswerError(f"{self._value_place(key, path)}: nothing there: {who} {there}")
+        there = answer.contents(value, "the answer" if path == "$" else "the item")
+        return BadAnswerError(f"{self._value_place(key, path)}: nothing there: {there}")
 
     def _select(self, key: str, value: Any, path: str) -> Any:
         try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trio_runner.inference.answer import BadAnswerError, quoted
+from trio_runner.inference.answer import BadAnswerError, json_kind, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ def read_tensors(described: Any, binary: bytes, path: str) -> dict[str, Tensor]:
         BadAnswerError: A tensor is not sound, two have the same name, or `binary` is shorter or longer than their data.
     """
     if not isinstance(described, list):
-        raise BadAnswerError(f"{path}: expected a list of tensors, got {type(described).__name__}")
+        raise BadAnswerError(f"{path}: expected a list of tensors, got {json_kind(described)}")
     tensors: dict[str, Tensor] = {}
     rest = memoryview(binary)
     for place, each in enumerate(described):
@@ -117,7 +117,7 @@ def read_tensors(described: Any, binary: bytes, path: str) -> dict[str, Tensor]:
 def _read_tensor(described: Any, rest: memoryview, path: str) -> tuple[Tensor, int]:
     """The tensor, and how many of the bytes in `rest` are its data."""
     if not isinstance(described, dict):
-        raise BadAnswerError(f"{path}: expected an object, got {type(described).__name__}")
+        raise BadAnswerError(f"{path}: expected an object, got {json_kind(described)}")
     name, datatype = described.get("name"), described.get("datatype")
     if not isinstance(name, str) or not name:
         raise BadAnswerError(f"{path}.name: expected the name of a tensor")
@@ -126,7 +126,7 @@ def _read_tensor(described: Any, rest: memoryview, path: str) -> tuple[Tensor, i
     shape = _shape(described.get("shape"), f"{path}.shape")
     parameters = described.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise BadAnswerError(f"{path}.parameters: expected an object, got {type(parameters).__name__}")
+        raise BadAnswerError(f"{path}.parameters: expected an object, got {json_kind(parameters)}")
     size = parameters.get("binary_data_size")
     if size is None:
         in_base64 = parameters.get("content_type") == "base64"
@@ -208,7 +208,7 @@ def _from_json(data: Any, datatype: str, shape: tuple[int, ...], path: str, *, i
 def _flat(data: Any, path: str) -> list[Any]:
     """The elements of a list, or of lists of lists; no check that all have the same length."""
     if not isinstance(data, list):
-        raise BadAnswerError(f"{path}: expected a list, got {type(data).__name__}")
+        raise BadAnswerError(f"{path}: expected a list, got {json_kind(data)}")
     flat: list[Any] = data
     for _ in range(MAX_RANK):
         if not any(isinstance(each, list) for each in flat):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from trio_runner.config.inference import BoxKeys
-from trio_runner.inference.answer import BadAnswerError, confidence, items, named, number, parse_json, quoted
+from trio_runner.inference.answer import BadAnswerError, confidence, items, json_kind, named, number, parse_json, quoted
 from trio_runner.inference.boxes import SPANS, Found, reading
 from trio_runner.inference.prose import json_in, without_thinking
 from trio_runner.inference.protocol import Call, Reading
@@ -109,7 +109,7 @@ class Openai:
             path_of_label = f"{path}.{(key := _one_of(item, LABEL_KEYS, path))}"
             item = {**item, "label": item[key]}
         else:
-            raise BadAnswerError(f"{path}: expected an object, got {type(item).__name__}")
+            raise BadAnswerError(f"{path}: expected an object, got {json_kind(item)}")
         label, class_id = named(item["label"], path_of_label, self.names)
         score = next((key for key in SCORE_KEYS if item.get(key) is not None), None)
         return Found(
@@ -164,7 +164,7 @@ class Openai:
 def _text(whole: Any) -> str:
     """What the model wrote, thinking included; raises BadAnswerError where it was cut off or is no answer."""
     if not isinstance(whole, dict):
-        raise BadAnswerError(f"$: expected an object, got {type(whole).__name__}")
+        raise BadAnswerError(f"$: expected an object, got {json_kind(whole)}")
     if whole.get("error"):
         raise BadAnswerError(f"$.error: the service reports a failure with status 200: {_complaint(whole['error'])}")
     choices = items(whole.get("choices"), "$.choices")

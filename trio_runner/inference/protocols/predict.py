@@ -14,7 +14,17 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trio_runner.inference.answer import BadAnswerError, confidence, items, named, number, parse_json, refuse_failure
+from trio_runner.inference.answer import (
+    BadAnswerError,
+    confidence,
+    contents,
+    items,
+    json_kind,
+    named,
+    number,
+    parse_json,
+    refuse_failure,
+)
 from trio_runner.inference.boxes import Found, reading
 from trio_runner.inference.multipart import form
 from trio_runner.inference.protocol import Call
@@ -33,6 +43,9 @@ LABEL_KEYS: Final = ("class", "class_name", "label")
 SCORE_KEYS: Final = ("confidence", "score")
 BOX_KEYS: Final = ("bbox", "box", "bb")
 CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
+_ANOTHER_SHAPE: Final = (
+    '; a service of another shape is reached with inference.protocol = "http"; `trio-runner protocols` lists presets'
+)
 
 
 def open_protocol(config: InferenceSection, names: Sequence[str]) -> WireProtocol:
@@ -62,7 +75,7 @@ class Predict:
         (frame,) = frames
         whole = parse_json(answer.body)
         if not isinstance(whole, dict):
-            raise BadAnswerError(f"$: expected an object, got {type(whole).__name__}")
+            raise BadAnswerError(f"$: expected an object, got {json_kind(whole)}")
         refuse_failure(whole, LIST_KEYS)
         key = _only_one(whole, LIST_KEYS, "$")
         listed = items(whole[key], f"$.{key}")
@@ -76,7 +89,7 @@ class Predict:
 
 def _found(item: Any, path: str, names: Sequence[str]) -> Found:
     if not isinstance(item, dict):
-        raise BadAnswerError(f"{path}: expected an object, got {type(item).__name__}")
+        raise BadAnswerError(f"{path}: expected an object, got {json_kind(item)}")
     label_key = _only_one(item, LABEL_KEYS, path)
     score_key = _only_one(item, SCORE_KEYS, path, required=False)
     label, class_id = named(item[label_key], f"{path}.{label_key}", names)
@@ -99,6 +112,9 @@ def _box(item: dict[str, Any], path: str) -> tuple[str, Four] | None:
         corners = [item[name] for name in CORNER_KEYS if name in item]
     else:
         corners, path = item[key], f"{path}.{key}"
+        if isinstance(corners, dict):
+            there = contents(corners, "it")
+            raise BadAnswerError(f"{path}: expected [x1, y1, x2, y2], got an object: {there}{_ANOTHER_SHAPE}")
         if isinstance(corners, list) and len(corners) == 1:
             corners = corners[0]
     if not isinstance(corners, list) or len(corners) != len(CORNER_KEYS):
@@ -120,5 +136,6 @@ def _only_one(holder: dict[str, Any], keys: tuple[str, ...], path: str, *, requi
     if len(found) > 1:
         raise BadAnswerError(f"{path}: both {found[0]!r} and {found[1]!r}: which one counts?")
     if not found and required:
-        raise BadAnswerError(f"{path}: none of {', '.join(keys)}")
+        there = contents(holder, "the answer" if path == "$" else "the item")
+        raise BadAnswerError(f"{path}: none of {', '.join(keys)}: {there}{_ANOTHER_SHAPE}")
     return found[0] if found else None
