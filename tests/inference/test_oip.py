@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import struct
 from typing import Any
 
@@ -181,6 +182,31 @@ def test_a_score_for_each_class_and_no_labels() -> None:
     )
     (reading,) = protocol(("a", "b", "c"), labels="").read(answer, [FRAME])
     assert [(each.label, each.confidence) for each in reading.detections] == [("b", 0.7), ("a", 0.5)]
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 2], [3, 2], [1, 3, 1, 2]])
+def test_scores_with_a_row_for_each_class_are_turned(shape: list[int]) -> None:
+    """As PaddleDetection exports them without suppression: boxes [1, N, 4] and scores [1, C, N]."""
+    boxes = ("FP32", [1, 2, 4], [1, 2, 30, 4, 5, 6, 70, 8])
+    answer = json_answer(boxes=boxes, scores=("FP32", shape, [0.1, 0.5, 0.7, 0.25, 0.2, 0]))
+    (reading,) = protocol(("a", "b", "c"), labels="").read(answer, [FRAME])
+    assert [(each.label, each.confidence) for each in reading.detections] == [("b", 0.7), ("a", 0.5)]
+
+
+@pytest.mark.parametrize("shape", [[2, 2], [1, 2, 2], [4], [1, 4], [2, 2, 2]])
+def test_scores_whose_order_is_not_certain_are_refused(shape: list[int]) -> None:
+    boxes = ("FP32", [2, 4], [1, 2, 30, 4, 5, 6, 70, 8])
+    answer = json_answer(boxes=boxes, scores=("FP32", shape, [0.1] * math.prod(shape)))
+    message = refusal(protocol(("a", "b"), labels=""), answer)
+    assert message.startswith(f"$.outputs.scores: {shape} for 2 boxes")
+    assert ("set inference.oip.labels" in message) == (shape[-2:] == [2, 2] and len(shape) - shape.count(1) == 2)
+
+
+def test_one_box_may_have_its_scores_in_any_shape() -> None:
+    for shape in ([3], [1, 3], [3, 1], [1, 3, 1]):
+        answer = json_answer(boxes=("FP32", [1, 4], [1, 2, 30, 4]), scores=("FP32", shape, [0.1, 0.7, 0.2]))
+        (reading,) = protocol(("a", "b", "c"), labels="").read(answer, [FRAME])
+        assert [(each.label, each.confidence) for each in reading.detections] == [("b", 0.7)]
 
 
 def test_a_classification_has_no_boxes() -> None:

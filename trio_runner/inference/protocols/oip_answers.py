@@ -109,10 +109,9 @@ def _listed(parts: Mapping[str, Array], count: int | None, keys: OipSection, nam
         scores = _numbers(scores, f"$.outputs.{keys.scores}").reshape(-1)
         if labels is None and boxes is None:
             classes = np.arange(size)
-        elif labels is None and size and scores.size > size and scores.size % size == 0:
-            # A score for each class of each box.
-            classes = scores.reshape(size, -1).argmax(axis=1)
-            scores = scores.reshape(size, -1).max(axis=1)
+        elif labels is None and size and scores.size > size:
+            of_classes = _of_classes(parts["scores"], size, keys)
+            classes, scores = of_classes.argmax(axis=1), of_classes.max(axis=1)
         _check_size(scores, size, keys.scores)
     if labels is not None:
         classes = labels.reshape(-1)
@@ -129,6 +128,25 @@ def _listed(parts: Mapping[str, Array], count: int | None, keys: OipSection, nam
             confidence=None if scores is None else _score(scores[row], f"$.outputs.{keys.scores}[{row}]"),
             box=None if boxes is None else _box(boxes[row], f"$.outputs.{keys.boxes}[{row}]"),
         )
+
+
+def _of_classes(scores: Array, size: int, keys: OipSection) -> Array:
+    """The scores with a row for each of `size` boxes and a column for each class, in whichever order they came.
+
+    PaddleDetection gives a row for each class, as ONNX NonMaxSuppression takes them: [1, C, N].
+    """
+    shape = tuple(length for length in scores.shape if length != 1)
+    if size == 1 and len(shape) == 1:
+        return scores.reshape(1, -1)
+    path = f"$.outputs.{keys.scores}"
+    if len(shape) != 2 or size not in shape:  # noqa: PLR2004 - boxes and classes
+        raise BadAnswerError(f"{path}: {list(scores.shape)} for {size} boxes, but [N], [N, C] or [C, N] belong")
+    if shape == (size, size):
+        raise BadAnswerError(
+            f"{path}: {list(scores.shape)} for {size} boxes could be [N, C] or [C, N]: have the model give class "
+            f"numbers, and set {TABLE}.labels"
+        )
+    return scores.reshape(shape) if shape[0] == size else scores.reshape(shape).T
 
 
 def _rows(scores: Array | None, count: int, keys: OipSection) -> list[int]:
