@@ -134,7 +134,7 @@ def test_the_order_of_the_service_is_kept() -> None:
             {"results": [], "time": 1},
             (
                 "$: none of predictions, detections, boxes, prediction: the answer has the keys results, time; a "
-                'service of another shape is reached with inference.protocol = "http"; `trio-runner protocols` "'
+                'service of another shape is reached with inference.protocol = "http"; `trio-runner protocols` '
                 "lists presets"
             ),
         ),
