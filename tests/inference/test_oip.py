@@ -376,6 +376,22 @@ def test_an_answer_for_another_number_of_frames_is_refused() -> None:
     assert "set inference.oip.batch = 1" in refusal(protocol(batch=2), json_answer(**ONE), *TWO)
 
 
+@pytest.mark.parametrize("boxes", ["boxes", ""])
+def test_outputs_without_a_dimension_of_the_frames_are_refused(boxes: str) -> None:
+    """Both objects may belong to one of the two frames."""
+    answer = json_answer(
+        boxes=("FP32", [2, 4], [1, 2, 30, 4, 5, 6, 70, 8]),
+        scores=("FP32", [2], [0.9, 0.4]),
+        labels=("INT8", [2], [0, 1]),
+        count=("INT32", [2], [1, 1]),
+    )
+    message = refusal(protocol(batch=2, boxes=boxes), answer, *TWO)
+    assert message.startswith(f"$.outputs.{boxes or 'scores'}: {[2, 4] if boxes else [2]} for 2 frames")
+    assert "inference.oip.batch = 1, or inference.oip.count" in message
+    assert len(protocol(batch=2, boxes=boxes, count="count").read(answer, TWO)) == 2
+    assert len(protocol(batch=2, boxes=boxes).read(answer, TWO[:1])[0].detections) == 2
+
+
 # tensors in place of JPEGs
 
 

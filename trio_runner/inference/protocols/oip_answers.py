@@ -85,12 +85,23 @@ def _split(
         return [values]
     if counts and values.ndim == (2 if key == "boxes" else 1) and len(values) == sum(counts):
         return np.split(values, np.cumsum(counts)[:-1])
-    if not values.ndim or len(values) != frames:
+    if values.ndim < _least_rank(key, keys) or len(values) != frames:
         raise BadAnswerError(
             f"$.outputs.{name}: {list(values.shape)} for {frames} frames, but the first dimension must be that of the "
-            f"frames: set {TABLE}.batch = 1"
+            f"frames, and the next one that of the objects: set {TABLE}.batch = 1, or {TABLE}.count"
         )
     return list(values)
+
+
+def _least_rank(key: str, keys: OipSection) -> int:
+    """How many dimensions an output for several frames has at least.
+
+    Boxes [2, 4] for two frames may both belong to one of them. The other outputs need no dimension of the objects where
+    that of the boxes says how many a frame has.
+    """
+    if keys.decode == "boxes" and key == "boxes":
+        return 3
+    return 1 if key == "count" or keys.boxes else 2
 
 
 def _listed(parts: Mapping[str, Array], count: int | None, keys: OipSection, names: Sequence[str]) -> Iterable[Found]:
