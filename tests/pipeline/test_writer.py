@@ -286,17 +286,24 @@ async def test_frames_around_which_nothing_was_answered_end_the_attempt(autojump
 
 async def test_one_failed_frame_more_than_allowed_ends_the_attempt(autojump_clock: MockClock) -> None:
     for kinds in ("ffff", "fafafafa", "aauafafau"):
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(ExceptionGroup) as caught:
             await stored_of(kinds)
+        assert str(caught.value.exceptions[0]).endswith(
+            " (this would be frame no. 4 that is not inferred; inference.max_failed_frames = 3)"
+        )
     with pytest.raises(ExceptionGroup):
         await stored_of("af", CONFIG)
 
 
 async def test_failed_frames_of_earlier_attempts_count(autojump_clock: MockClock) -> None:
     assert await stored_of("fa", earlier=2) == [0, 1]
-    with pytest.raises(ExceptionGroup) as caught:
-        await stored_of("faf", earlier=2)
-    assert caught.value.exceptions == (REJECTED,)
+    for earlier, number in ((2, 4), (3, 4), (7, 8)):
+        with pytest.raises(ExceptionGroup) as caught:
+            await stored_of("faf", earlier=earlier)
+        (error,) = caught.value.exceptions
+        assert isinstance(error, RunnerError)
+        assert error.code is ErrorCode.INFERENCE_REJECTED
+        assert f"frame no. {number} that is not inferred" in error.message
 
 
 async def test_after_a_drain_an_unclear_failure_at_the_end_is_left_to_the_next_attempt(

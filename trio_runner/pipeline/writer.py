@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from trio_runner.errors import RunnerError
 from trio_runner.pipeline.not_inferred import storable
 
 if TYPE_CHECKING:
@@ -85,7 +86,13 @@ def _refuse_too_many(progress: Progress, results: Sequence[FrameResult], allowed
     """Raise the failure of the first frame beyond the `allowed` ones of the scenario."""
     failures = [result.failure for result in results if result.failure]
     for failure in failures[max(0, allowed - progress.frames_not_inferred) :]:
-        raise failure
+        number = max(allowed, progress.frames_not_inferred) + 1
+        raise RunnerError(
+            failure.code,
+            f"{failure.message} (this would be frame no. {number} that is not inferred; "
+            f"inference.max_failed_frames = {allowed})",
+            retry_after_seconds=failure.retry_after_seconds,
+        ) from failure
 
 
 async def _collect(
