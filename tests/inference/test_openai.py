@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.cases.inference.openai_answers import RECORDED, Recorded
+from tests.support.harness import REPOSITORY
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
 from trio_runner.config.inference import InferenceSection
 from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_prompt
+from trio_runner.inference.prose import MAX_BRACKETS
 from trio_runner.inference.protocol import Answer, Reading
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.smart_resize import smart_resize
@@ -215,6 +219,29 @@ def test_what_is_no_answer_is_refused_with_its_place(content: str, why: str) -> 
     message = refusal(saying(content))
     assert message.startswith("$.choices[0].message.content: ")
     assert why in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['"Sure: ```" + "a" * 900_000', '"a" + "[a " * 300_000', '"a" + "[1] " * 200_000', '"http://" * 130_000'],
+)
+def test_no_text_takes_the_runner_longer_than_its_length(content: str) -> None:
+    # In a process of its own, because a text whose reading takes hours could not be given up in this one.
+    program = f"""
+from tests.inference.test_openai import refusal, saying
+print(refusal(saying({content})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.startswith("$.choices[0].message.content: $: ")
+
+
+def test_only_so_many_brackets_are_tried() -> None:
+    prose = "see [a] " * (MAX_BRACKETS - 2)
+    assert found(f"{prose} {[]}") == []
+    assert "more than 200 brackets" in refusal(saying(f"{prose} [b] [c] {[]}"))
+    assert "more than 200 brackets" in refusal(saying("```[a]``` " * 300))
 
 
 @pytest.mark.parametrize(

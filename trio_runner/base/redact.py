@@ -17,10 +17,11 @@ MIN_SECRET_CHARACTERS: Final = len(MASK) + 1
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
 _QUERY: Final = re.compile(
-    r"((?i:https?|s3|gs|rtsps?|ftps?|abfss?|wasbs?|azure?):/{1,2}[^\s?\"\\]*\?)(?:[^\s\"\\]|\\u[0-9A-Fa-f]{4})+"
+    r"((?i:https?|s3|gs|rtsps?|ftps?|abfss?|wasbs?|azure?):/{1,2}[^\s?\"\\]*+)(\?(?:[^\s\"\\]|\\u[0-9A-Fa-f]{4})+)?"
 )
 """The query of a URL: whoever knows that of a presigned URL may read the object. A quote or a backslash ends it,
-because a log line in JSON must stay JSON."""
+because a log line in JSON must stay JSON. An address without a query matches as well, so that it is read once: the
+search would otherwise read the same text again for each `http:` in it."""
 
 
 def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
@@ -33,9 +34,13 @@ def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
     pattern = re.compile("|".join(forms) if forms else r"(?!)", re.DOTALL)
     # Repeated after every change: the text before a mask and the text behind it may form another secret. The loop ends,
     # because a mask is shorter than the secret that it replaces, and a masked address is not changed again.
-    while (clean := _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text)))) != text:
+    while (clean := _QUERY.sub(_without_query, _USERINFO.sub(f"{MASK}@", pattern.sub(MASK, text)))) != text:
         text = clean
     return clean
+
+
+def _without_query(address: re.Match[str]) -> str:
+    return f"{address[1]}?{MASK}" if address[2] else address[1]
 
 
 def _with_escapes(secret: str) -> str:

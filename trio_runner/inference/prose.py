@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 from trio_runner.inference.answer import BadAnswerError, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _THINKING: Final = re.compile(r"\s*<(think|thinking|thought)>")
 _THOUGHT: Final = re.compile(r"</(?:think|thinking|thought)>")
-_FENCE: Final = re.compile(r"```[A-Za-z0-9_-]*[ \t]*\r?\n?(.*?)```", re.DOTALL)
+_FENCE: Final = "```"
+_BRACKET: Final = re.compile(r"[{\[]")
+MAX_BRACKETS: Final = 200
+"""How many brackets of a text are tried. Each try may take as long as the text, where the scanner counts its lines."""
 _SCANNER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 """Finds where a value ends; the numbers in it do not matter, and Python is slow to read long integers."""
 
@@ -39,11 +42,9 @@ def json_in(text: str) -> Any:
     Raises:
         BadAnswerError: There is none, there are two different ones, or it is not strict JSON.
     """
-    if text.startswith(("{", "[")):
-        pieces = list(_values(text))
-    else:
-        fenced = [match[1] for match in _FENCE.finditer(text)]
-        pieces = [value for each in fenced or [text] for value in _values(each)]
+    # The text in a fence begins with the name of a language, which holds no bracket.
+    fenced = [] if text.startswith(("{", "[")) else text.split(_FENCE)[1:-1:2]
+    pieces = list(_values(fenced or [text]))
     if not pieces:
         raise BadAnswerError("$: no JSON object or list in it")
     first, *others = (parse_json(piece.encode()) for piece in dict.fromkeys(pieces))
@@ -52,24 +53,26 @@ def json_in(text: str) -> Any:
     return first
 
 
-def _values(text: str) -> Iterator[str]:
-    """Each outermost JSON object or list in the text, as it is written."""
-    place = 0
-    while place < len(text):
-        if text[place] not in "{[":
-            place += 1
-            continue
-        try:
-            _, end = _SCANNER.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            if not _is_prose(text, place + 1, error.pos):
-                raise BadAnswerError(f"$: not JSON: {error.msg} at character {error.pos}") from error
-            place += 1
-        except RecursionError as error:
-            raise BadAnswerError("$: nested too deeply") from error
-        else:
-            yield text[place:end]
-            place = end
+def _values(texts: Sequence[str]) -> Iterator[str]:
+    """Each outermost JSON object or list in the texts, as it is written."""
+    tries = 0
+    for text in texts:
+        place = 0
+        while bracket := _BRACKET.search(text, place):
+            place, tries = bracket.start(), tries + 1
+            if tries > MAX_BRACKETS:
+                raise BadAnswerError(f"$: more than {MAX_BRACKETS} brackets that may begin JSON")
+            try:
+                _, end = _SCANNER.raw_decode(text, place)
+            except json.JSONDecodeError as error:
+                if not _is_prose(text, place + 1, error.pos):
+                    raise BadAnswerError(f"$: not JSON: {error.msg} at character {error.pos}") from error
+                place += 1
+            except RecursionError as error:
+                raise BadAnswerError("$: nested too deeply") from error
+            else:
+                yield text[place:end]
+                place = end
 
 
 def _is_prose(text: str, inside: int, wrong: int) -> bool:
