@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ async def test_a_picture_may_be_sent_in_place_of_the_video(
         config = configured(service.url).replace(video={"path": "/no/such/video.mp4", "start_seconds": 9.0})
         code, out, _ = await probed(capsys, config, image=str(image), picture=str(tmp_path / "out2.png"))
     assert code == ExitCode.OK
-    assert "2 detections, 1 boxes clipped at the border" in out
+    assert "2 detections, 1 box clipped at the border" in out
     assert [line.split()[1] for line in out if line.startswith("dog") and "10, 20, 100, 200" in line] == ["0.500"]
     picture = pixels(tmp_path / "out2.png")
     # The left side of the box is drawn in the first colour, red.
@@ -344,6 +345,15 @@ async def test_a_service_is_asked_what_it_is(case: Described, capsys: pytest.Cap
     assert tomli.loads("\n".join(out))["inference"]["url"] == service.url
     assert set(case.lines) <= set(out)
     assert not any(b"\xff\xd8" in request.body for request in service.requests), "no picture is sent"
+
+
+async def test_the_suggested_command_names_the_program_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/somewhere/trio-runner"])
+    async with open_service(described(DESCRIBED[0])) as service:
+        _, out, _ = await detected(capsys, service)
+    assert out[-1] == "# try it: /opt/somewhere/trio-runner probe CONFIG --image FILE -o boxes.png"
 
 
 async def test_an_unknown_service_is_told_apart_with_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:

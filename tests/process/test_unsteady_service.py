@@ -180,7 +180,7 @@ async def test_a_frame_that_could_not_be_inferred_is_never_stored_as_one_in_whic
             assert row["error"].startswith(f"{BAD[number][1]}: {fake.url}")
         else:
             assert (row["detections"], row["error"]) == (stored_for(number, 320, 240), None)
-    assert "6 of the 60 stored frames were not inferred" in done.err
+    assert "not inferred: 6 of 60 stored frames" in done.err
     await check_one_attempt(scene)
 
 

@@ -93,8 +93,8 @@ async def test_the_outcome_and_the_log_say_how_many_frames_were_not_inferred_and
     assert second.outcome is not None
     assert (first.outcome.frames_not_inferred, first.outcome.boxes_clipped) == (1, 0)
     assert (second.outcome.frames_not_inferred, second.outcome.boxes_clipped) == (2, 1)
-    assert "2 of the 60 stored frames were not inferred; the view trio_runner.frames has the reasons" in caplog.text
-    assert "1 boxes overshot the picture and were clipped at its border" in caplog.text
+    assert "not inferred: 2 of 60 stored frames; the view trio_runner.frames has the reasons" in caplog.text
+    assert "boxes that overshot the picture and were clipped at its border: 1" in caplog.text
     assert second.outcome.tokens % 10 == 0 < second.outcome.tokens <= 10 * 59
     assert f"{second.outcome.tokens} tokens, as the model counted" in caplog.text
     rows = await ledger.predictions(scenario_id)

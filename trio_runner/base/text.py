@@ -17,8 +17,9 @@ def harmless(text: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: "1 frame", "2 frames"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """A number of things: "1 frame", "2 frames", "2 boxes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def signal_name(number: int) -> str:

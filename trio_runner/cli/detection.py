@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from trio_runner.base.redact import redact
 from trio_runner.cli.output import say
+from trio_runner.cli.suggest import command
 from trio_runner.config.credentials import secrets_of
 from trio_runner.config.load import Config
 from trio_runner.errors import ExitCode, RunnerError
@@ -46,7 +47,7 @@ async def detect(service: str, token_file: str) -> ExitCode:
     lines += best.lines
     for other in others:
         lines += ["", f"# it may also be: {other.what}", *(f"# {line}".rstrip() for line in other.lines)]
-    lines += ["", "# try it: trio-runner probe CONFIG --image FILE -o boxes.png"]
+    lines += ["", f"# try it: {command('probe', 'CONFIG', '--image', 'FILE', '-o', 'boxes.png')}"]
     say(redact("\n".join(lines), secrets))
     return ExitCode.OK
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_runner.base.text import counted
 from trio_runner.cli.output import discard, identify_attempt, say
 from trio_runner.cli.suggest import command, with_commands
 from trio_runner.config.settings import parse_settings
@@ -110,12 +111,12 @@ class Display:
         rate = f"{progress.frames_stored / seconds:.1f} frames/s" if seconds > 0 else ""
         before = f" ({progress.frames_stored_before} by earlier attempts)" if progress.frames_stored_before else ""
         stored = progress.frames_stored_before + progress.frames_stored
-        self.note(f"  stored:      {stored} frames{before}")
+        self.note(f"  stored:      {counted(stored, 'frame')}{before}")
         if progress.frames_not_inferred:
             why = command("show", self._config_path, config.scenario.id)
             self.note(f"  inferred:    all but {progress.frames_not_inferred} of these frames; the reasons: {why}")
         if progress.boxes_clipped:
-            self.note(f"  clipped:     {progress.boxes_clipped} boxes, which overshot the picture")
+            self.note(f"  clipped:     {counted(progress.boxes_clipped, 'box')}, which overshot the picture")
         if progress.tokens:
             self.note(f"  tokens:      {progress.tokens}")
         self.note(f"  took:        {seconds:.1f} s, {rate}")

@@ -14,7 +14,7 @@ import trio
 
 from trio_runner.base.files import read_small_file
 from trio_runner.base.redact import MASK, redact
-from trio_runner.base.text import harmless
+from trio_runner.base.text import counted, harmless
 from trio_runner.cli.inspection import open_video
 from trio_runner.cli.output import say
 from trio_runner.cli.table import FittedTable, print_table
@@ -215,10 +215,9 @@ class _Shown:
             print_table(
                 FittedTable(("label", "class", "confidence", "x1, y1, x2, y2", "attributes"), rows, cut=("attributes",))
             )
-        clipped = f", {result.clipped} boxes clipped at the border" if result.clipped else ""
-        tokens = f", {result.tokens} tokens" if result.tokens else ""
-        count = len(result.detections)
-        self.line(f"{count} detection{'' if count == 1 else 's'}{clipped}{tokens}")
+        clipped = f", {counted(result.clipped, 'box')} clipped at the border" if result.clipped else ""
+        tokens = f", {counted(result.tokens, 'token')}" if result.tokens else ""
+        self.line(f"{counted(len(result.detections), 'detection')}{clipped}{tokens}")
 
     def _headers(self, headers: Iterable[tuple[str, str]]) -> None:
         for name, value in headers:

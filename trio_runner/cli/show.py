@@ -11,6 +11,7 @@ import trio
 from trio_runner.base import aio
 from trio_runner.base.redact import redact
 from trio_runner.base.stopping import until_signal
+from trio_runner.base.text import counted
 from trio_runner.cli.output import print_json, say
 from trio_runner.cli.table import Console, FittedTable, error_line, print_table, state_of
 from trio_runner.database import reading
@@ -114,7 +115,7 @@ def _print_scenario(row: Mapping[str, Any]) -> None:
     say(
         f"scenario {row['id']}: {state_of(row)}\n"
         f"  video:      {_one_line(row['video_path'])}\n"
-        f"  stored:     {row['frames_stored']} frames, next is frame {row['next_frame']}\n"
+        f"  stored:     {counted(row['frames_stored'], 'frame')}, next is frame {row['next_frame']}\n"
         f"{_inferred_line(row['frames'])}"
         f"  failures:   {row['failures']} of {row['max_failures']}\n"
         f"  last error: {_one_line(error_line(row['last_error'])) or 'none'}"

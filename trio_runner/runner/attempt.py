@@ -219,14 +219,14 @@ def _log_flaws(progress: Progress) -> None:
     if progress.frames_not_inferred:
         stored = progress.frames_stored_before + progress.frames_stored
         logger.warning(
-            "%d of the %d stored frames were not inferred; the view trio_runner.frames has the reasons",
+            "not inferred: %d of %s; the view trio_runner.frames has the reasons",
             progress.frames_not_inferred,
-            stored,
+            counted(stored, "stored frame"),
         )
     if progress.boxes_clipped:
-        logger.info("%d boxes overshot the picture and were clipped at its border", progress.boxes_clipped)
+        logger.info("boxes that overshot the picture and were clipped at its border: %d", progress.boxes_clipped)
     if progress.tokens:
-        logger.info("%d tokens, as the model counted", progress.tokens)
+        logger.info("%s, as the model counted", counted(progress.tokens, "token"))
 
 
 def _check_same(claim: Claim, attempt: Attempt) -> None:
