@@ -26,6 +26,9 @@ def parsed(oip: str, *, inference: str = "", rest: str = "") -> Config:
         ('model = "m"\nmetadata = false\n', "", "", "inference.oip.input", 6),
         ('model = "m"\nboxes = ""\ndecode = "yolo"\n', "", "", "inference.oip.boxes", 6),
         ('model = "m"\ndecode = "detr"\nscores = ""\n', "", "", "inference.oip.scores", 7),
+        ('model = "m"\ndecode = "detr"\nactivation = "softmax"\n', "", "", "inference.labels", 6),
+        ('model = "m"\ndecode = "yolo"\n', "", "", "inference.labels", 6),
+        ('model = "m"\ndecode = "yolo"\nyolo_head = "v8"\n', "", "", "inference.labels", 6),
         ('model = "m"\nparameters = { sequence_id = 3 }\n', "", "", "inference.oip.parameters", 6),
         ('model = "m"\nparameters = { a = [1] }\n', "", "", "inference.oip.parameters", 6),
         ('model = "m"\nparameters = { a = nan }\n', "", "", "inference.oip.parameters", 6),
@@ -52,6 +55,13 @@ def test_what_does_not_go_together_is_named(oip: str, inference: str, rest: str,
     with pytest.raises(ConfigError) as caught:
         parsed(oip, inference=inference, rest=rest)
     assert (key, line) in [(problem.key, problem.line) for problem in caught.value.problems]
+
+
+def test_a_raw_head_has_names_unless_the_model_leaves_one_box_for_each_object() -> None:
+    for decode in ("yolo", "detr"):
+        parsed(f'model = "m"\ndecode = "{decode}"\n', inference='labels = ["a"]\n')
+        parsed(f'model = "m"\ndecode = "{decode}"\n', inference='labels_file = "names.txt"\n')
+    parsed('model = "m"\ndecode = "yolo"\nyolo_head = "end-to-end"\n')
 
 
 def test_a_tensor_is_made_for_this_protocol_alone() -> None:

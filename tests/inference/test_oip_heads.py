@@ -70,8 +70,7 @@ def test_a_v8_is_read_in_columns_and_in_rows(seed: int) -> None:
     for output, kind, classes in (
         (table.T, "auto", CLASSES),
         (table, "auto", CLASSES),
-        (table.T, "auto", 0),
-        (table, "v8", 0),
+        (table, "v8", CLASSES),
         (np.ascontiguousarray(table.T), "v8", CLASSES),
     ):
         found = yolo(output, "$", classes=classes, head=kind, threshold=0.25, overlap=0.45)
@@ -82,7 +81,7 @@ def test_a_v8_is_read_in_columns_and_in_rows(seed: int) -> None:
 def test_a_v5_multiplies_by_the_score_of_an_object(seed: int) -> None:
     table = head(seed, fields=5 + CLASSES)
     expected = reference(table.tolist(), objectness=True, threshold=0.25, most=0.45)
-    for kind, classes in (("auto", CLASSES), ("v5", CLASSES), ("v5", 0)):
+    for kind, classes in (("auto", CLASSES), ("v5", CLASSES)):
         found = yolo(table, "$", classes=classes, head=kind, threshold=0.25, overlap=0.45)
         assert_same(found, expected)
 
@@ -111,7 +110,11 @@ def test_half_precision_is_read_like_single_precision() -> None:
 @pytest.mark.parametrize(
     ("shape", "classes", "kind", "part"),
     [
-        ((600, 85), 0, "auto", "could be 2 of the heads, as no class has a name: set inference.oip.yolo_head"),
+        ((600, 85), 0, "auto", "no class has a name: set inference.labels: the number of classes says where they end"),
+        ((20, 21504), 0, "auto", "set inference.labels"),
+        ((20, 21504), 0, "v8", "set inference.labels"),
+        ((20, 21504), 15, "auto", "could be 0 of the heads"),
+        ((20, 21504), 15, "v8", "could be 0 of the heads"),
         ((600, 85), 79, "auto", "could be 0 of the heads, as 79 classes have names"),
         ((300, 6), 1, "auto", "could be 2 of the heads"),
         ((300, 7), 80, "end-to-end", "could be 0 of the heads"),
@@ -142,7 +145,7 @@ BOXES = np.array([[0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.1, 0.1], [0.3, 0.6, 0.2, 0.
 
 
 def test_a_detr_with_softmax_has_a_class_for_no_object() -> None:
-    found = detr(LOGITS, BOXES, "$", classes=2, activation="auto", threshold=0.25)
+    found = detr(LOGITS, BOXES, "$", classes=2, activation="softmax", threshold=0.25)
     powers = [[math.exp(each) for each in row] for row in LOGITS.tolist()]
     expected = [powers[0][0] / sum(powers[0]), powers[2][1] / sum(powers[2])]
     assert found.classes.tolist() == [0, 1]
@@ -154,14 +157,34 @@ def test_a_detr_with_sigmoid_judges_each_class_by_itself() -> None:
     found = detr(LOGITS, BOXES, "$", classes=3, activation="auto", threshold=0.25)
     assert found.classes.tolist() == [0, 2, 1]
     assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-each)) for each in (4, 6, 2)], rel=1e-5)
-    large = detr(LOGITS * 1000, BOXES, "$", classes=0, activation="sigmoid", threshold=0.25)
+    large = detr(LOGITS * 1000, BOXES, "$", classes=3, activation="sigmoid", threshold=0.25)
     assert large.scores.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_a_detr_is_not_guessed() -> None:
-    for classes in (0, 80):
-        with pytest.raises(BadAnswerError, match=r"set inference\.oip\.activation"):
-            detr(LOGITS, BOXES, "$", classes=classes, activation="auto", threshold=0.25)
+def test_the_spare_logit_of_an_rf_detr_is_no_class() -> None:
+    found = detr(LOGITS, BOXES, "$", classes=2, activation="sigmoid", threshold=0.25)
+    assert found.classes.tolist() == [0, 1], "the second row has its highest logit in the spare column"
+    assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-each)) for each in (4, 2)], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "activation", "part"),
+    [
+        (2, "auto", 'activation to "sigmoid" (RF-DETR, Deformable DETR, RT-DETR) or "softmax" (DETR'),
+        (3, "softmax", "with a softmax the last logit has no name"),
+        (0, "auto", "set inference.labels"),
+        (0, "softmax", "set inference.labels"),
+        (1, "sigmoid", "3 logits for 1 names: set inference.labels"),
+        (80, "sigmoid", "3 logits for 80 names: set inference.labels"),
+    ],
+)
+def test_a_detr_is_not_guessed(classes: int, activation: str, part: str) -> None:
+    with pytest.raises(BadAnswerError) as caught:
+        detr(LOGITS, BOXES, "$", classes=classes, activation=activation, threshold=0.25)
+    assert part in str(caught.value)
+
+
+def test_each_row_of_logits_has_a_box() -> None:
     with pytest.raises(BadAnswerError, match="belong"):
         detr(LOGITS, BOXES[:2], "$", classes=2, activation="auto", threshold=0.25)
 

@@ -34,6 +34,12 @@ def oip_rules(inference: InferenceSection, video: VideoSection, pipeline: Pipeli
         yield broken(f"{TABLE}.boxes", "no output is named", "name the output that has the boxes", f"{TABLE}.scores")
     if keys.decode == "detr" and not keys.scores:
         yield broken(f"{TABLE}.scores", "missing", "name the output that has the logits", f"{TABLE}.decode")
+    is_raw = keys.decode == "detr" or (keys.decode == "yolo" and keys.yolo_head != "end-to-end")
+    if is_raw and not (inference.labels or inference.labels_file):
+        remedy = "set it or labels_file: the number of classes says where they end"
+        if keys.decode == "yolo":
+            remedy += f'; or set {TABLE}.yolo_head = "end-to-end" for an output [N, 6]'
+        yield broken("inference.labels", "missing", remedy, f"{TABLE}.decode")
     for name in sorted(_OURS.intersection(keys.parameters)):
         yield broken(f"{TABLE}.parameters", f"{name} is set by the protocol", "remove it", f"{TABLE}.sequence")
     if keys.sequence:

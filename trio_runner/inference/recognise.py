@@ -89,6 +89,8 @@ def _oip(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     lines.append(f"encoding = {quoted('binary' if binary else 'json')}")
     if isinstance(metadata, dict):
         lines += _tensors(metadata)
+    if any(line.startswith("decode") for line in lines):
+        lines.insert(1, 'labels_file = "classes.txt"' + comment("the name of each class in a line of its own"))
     yield Guess(what, tuple(lines))
 
 

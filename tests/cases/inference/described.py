@@ -90,6 +90,7 @@ DESCRIBED = (
         what="triton 2.51.0, the Open Inference Protocol v2",
         lines=(
             *(
+                'labels_file = "classes.txt"  # the name of each class in a line of its own',
                 'decode = "yolo"  # a guess: one output of three dimensions',
                 'boxes = "output0"',
                 "[inference.oip.tensor]",

@@ -7,7 +7,11 @@ An exported YOLO gives one output. A row of it is a candidate: the centre, width
     end-to-end the corners of the box, a score and a class number, from v10 and v26 on: [N, 6]
 
 DETR and its relatives give boxes [N, 4], centre, width and height from 0 to 1, and logits [N, C]. With a sigmoid each
-class is judged by itself; with a softmax the last of C + 1 classes means that there is no object.
+class is judged by itself; with a softmax the last of C + 1 classes means that there is no object. RF-DETR has C + 1
+logits and a sigmoid: its last logit belongs to no class.
+
+How many classes have a name says where the scores of a raw head end: behind them an oriented box has an angle, and a
+pose its points.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ SLACK: Final = 1e-3
 
 END_TO_END_FIELDS: Final = 6
 
+NAMES_REMEDY: Final = "set inference.labels: the number of classes says where they end"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
@@ -56,7 +62,7 @@ def yolo(output: Array, path: str, *, classes: int, head: str, threshold: float,
     Args:
         output: The output for one frame.
         path: Its JSON path, for messages.
-        classes: How many classes have a name; 0 where no names are known.
+        classes: How many classes have a name; 0 where no names are known, which an end-to-end head alone allows.
         head: "auto", or one of the heads of this module's description.
         threshold: At least this score is kept.
         overlap: See `suppressed`.
@@ -79,7 +85,7 @@ def detr(logits: Array, boxes: Array, path: str, *, classes: int, activation: st
         logits: The logits [N, C] for one frame.
         boxes: The boxes [N, 4] for the same frame.
         path: The JSON path of the logits, for messages.
-        classes: How many classes have a name; 0 where no names are known.
+        classes: How many classes have a name.
         activation: "sigmoid", "softmax", or "auto".
         threshold: At least this score is kept.
 
@@ -91,20 +97,31 @@ def detr(logits: Array, boxes: Array, path: str, *, classes: int, activation: st
             f"{path}: {list(logits.shape)} for boxes {list(boxes.shape)}, but [N, C] and [N, 4] belong"
         )
     logits, boxes = _finite(logits, path), _finite(boxes, path)
-    if activation == "auto":
-        activation = {classes: "sigmoid", classes + 1: "softmax"}.get(logits.shape[1], "") if classes else ""
-        if not activation:
-            raise BadAnswerError(
-                f"{path}: {logits.shape[1]} logits for {classes} names: set inference.oip.activation to "
-                '"sigmoid" (RT-DETR, D-FINE, RF-DETR) or "softmax" (DETR, YOLOS)'
-            )
+    activation = _activation(logits.shape[1], path, classes, activation)
     if activation == "sigmoid":
         # The same as 1 / (1 + e^-x), without an overflow.
-        scores = (1 + np.tanh(logits / 2)) / 2
+        scores = (1 + np.tanh(logits[:, :classes] / 2)) / 2
     else:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores = (powers / powers.sum(axis=1, keepdims=True))[:, :-1]
     return _above(Candidates(_corners(boxes), *_best(scores)), threshold, path)
+
+
+def _activation(wide: int, path: str, classes: int, activation: str) -> str:
+    """Sigmoid or softmax; raises BadAnswerError where `wide` logits do not say which, or do not fit the names."""
+    logits = f"{path}: {wide} logits for {classes} names"
+    if not classes or wide - classes not in {0, 1}:
+        raise BadAnswerError(f"{logits}: {NAMES_REMEDY}")
+    if wide == classes:
+        if activation == "softmax":
+            raise BadAnswerError(f"{logits}, but with a softmax the last logit has no name: {NAMES_REMEDY}")
+        return "sigmoid"
+    if activation == "auto":
+        raise BadAnswerError(
+            f'{logits}: set inference.oip.activation to "sigmoid" (RF-DETR, Deformable DETR, RT-DETR) or "softmax" '
+            "(DETR, Conditional DETR, YOLOS)"
+        )
+    return activation
 
 
 def suppressed(candidates: Candidates, overlap: float) -> Candidates:
@@ -129,28 +146,26 @@ def _oriented(output: Array, path: str, classes: int, head: str) -> tuple[str, A
     found = list(_readings(output, classes, head))
     if len(found) == 1:
         return found[0]
-    names = f"{classes} classes have names" if classes else "no class has a name"
-    remedy = "set inference.oip.yolo_head, and the names of all classes in inference.labels"
-    raise BadAnswerError(f"{path}: {list(output.shape)} could be {len(found)} of the heads, as {names}: {remedy}")
+    if not classes and head != "end-to-end":
+        raise BadAnswerError(f"{path}: {list(output.shape)}, and no class has a name: {NAMES_REMEDY}")
+    raise BadAnswerError(
+        f"{path}: {list(output.shape)} could be {len(found)} of the heads, as {classes} classes have names: set "
+        "inference.oip.yolo_head, and the names of all classes in inference.labels"
+    )
 
 
 def _readings(output: Array, classes: int, head: str) -> Iterator[tuple[str, Array]]:
     """Each head that an output of this shape may come from, with a row for each candidate."""
     rows, fields = output.shape
-    heads = {"v5": 5, "v8": 4}
     if head in {"auto", "end-to-end"} and fields == END_TO_END_FIELDS and rows <= MAX_END_TO_END_ROWS:
         yield "end-to-end", output
-        if not classes:
-            return
-    tables: tuple[Array, ...] = (output, output.T)
     if not classes:
-        # There are more candidates than fields. In columns they are only where a v8 is exported.
-        tables = (output if fields < rows else output.T,)
-        heads = heads if fields < rows or head == "v5" else {"v8": 4}
-    for each, before in heads.items():
+        return
+    for each, before in {"v5": 5, "v8": 4}.items():
+        # In columns, a v8 with an angle for each box has as many fields as a v5, which is exported in rows.
+        tables = (output,) if (head, each) == ("auto", "v5") else (output, output.T)
         for table in tables:
-            wide = table.shape[1]
-            if head in {"auto", each} and (wide == before + classes if classes else wide > before):
+            if head in {"auto", each} and table.shape[1] == before + classes:
                 yield each, table
 
 
