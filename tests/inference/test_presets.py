@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from trio_runner.inference.protocol import Answer, WireProtocol
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.model import Detection
 
+KEYS_OF_A_CASE = {"source", "size", "keys", "request", "answer", "detections", "failures"}
 CASES = {path.stem: json.loads(path.read_text()) for path in (REPOSITORY / "tests/cases/inference").glob("*.json")}
 PRESETS = (
     *("azure-custom-vision", "codeproject", "cog", "cvat", "huggingface", "localai", "moondream", "nim", "roboflow"),
@@ -49,7 +51,9 @@ def protocol_of(name: str) -> WireProtocol:
 def test_every_preset_has_a_recorded_answer_and_its_source() -> None:
     assert tuple(preset_names()) == PRESETS
     assert set(PRESETS) <= set(CASES)
-    assert all("https://" in case["source"] for case in CASES.values())
+    incomplete = {name: sorted(KEYS_OF_A_CASE - CASES[name].keys()) for name in PRESETS}
+    assert {name: missing for name, missing in incomplete.items() if missing} == {}
+    assert all(case["source"] for case in CASES.values())
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -74,8 +78,11 @@ def test_a_failure_with_status_200_is_named(name: str, number: int) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_request_is_the_one_that_the_service_wants(name: str) -> None:
-    wanted = CASES[name]["request"]
-    call = protocol_of(name).call([FRAME])
+    assert_request(protocol_of(name), CASES[name]["request"])
+
+
+def assert_request(protocol: WireProtocol, wanted: dict[str, Any]) -> None:
+    call = protocol.call([FRAME])
     body = b"".join(call.body)
     ((_, content_type),) = call.headers
     assert (call.method, call.path) == ("POST", wanted["path"])
@@ -153,6 +160,22 @@ def test_the_worked_example_of_the_page_is_a_config_that_reads_its_answer() -> N
     assert reading.detections == (Detection("car", 0.93, (10.0, 20.0, 110.0, 100.0)),)
     with pytest.raises(BadAnswerError, match="status 200: overloaded"):
         protocol.read(Answer({}, b'{"state": "overloaded"}'), [FRAME])
+
+
+def test_preset_and_recorded_answer_of_the_worked_example_are_whole() -> None:
+    page = (REPOSITORY / "docs/protocols.md").read_text().partition("### A new preset")[2]
+    config = parse_config(textwrap.dedent(page.partition("```toml\n")[2].partition("   ```")[0]), base_dir=Path("/x"))
+    preset = tomli.loads(page.partition("# Finder,")[2].partition("\n")[2].partition("   ```")[0])
+    assert msgspec.convert(preset, HttpSection) == config.inference.http
+    case = json.loads(page.partition("```json\n")[2].partition("   ```")[0])
+    assert case.keys() == KEYS_OF_A_CASE
+    protocol = open_protocol(config.inference)
+    (reading,) = protocol.read(Answer({}, json.dumps(case["answer"]).encode()), [make_frame(size=tuple(case["size"]))])
+    assert reading.detections == tuple(msgspec.convert(case["detections"], list[Detection]))
+    assert_request(protocol, case["request"])
+    (failure,) = case["failures"]
+    with pytest.raises(BadAnswerError, match=failure["message"]):
+        protocol.read(Answer({}, json.dumps(failure["answer"]).encode()), [FRAME])
 
 
 def test_the_page_lists_every_preset_and_every_expression_of_its_recipes_is_valid() -> None:
