@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.makers import make_frame
 from trio_runner.config.inference import InferenceSection
@@ -140,6 +142,8 @@ def test_a_body_that_is_nested_too_deeply_is_cut() -> None:
         ({"Retry-After": "Thu, 01 Jan 2026 12:00:30 GMT", "Date": "nonsense"}, 30),
         ({"Retry-After": "Thu, 01 Jan 2026 12:00:30 -0000"}, 30),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "Thu, 01 Jan 2026 12:00:30 +" + "9" * 30}, None),
+        ({"Retry-After": "Thu, 01 Jan 2026 12:00:30 GMT", "Date": "Thu, 01 Jan 2026 12:00:30 -" + "9" * 30}, 30),
         ({"Retry-After": "1.5"}, None),
         ({"Retry-After": "-1"}, None),
         ({}, None),
@@ -149,3 +153,19 @@ def test_retry_after_counts_seconds_or_names_a_date(headers: dict[str, str], sec
     error = error_of(503, headers=headers)
     assert error.retry_after == seconds
     assert error.retry_after_seconds == (None if seconds is None else min(seconds, MAX_RETRY_AFTER_SECONDS))
+
+
+DATES = st.builds(
+    "{}, {} {} {} {}:{}:{} {}".format,
+    st.sampled_from(["Thu", ""]),
+    st.integers(-1, 99999),
+    st.sampled_from(["Jan", "Dec", "13", ""]),
+    *[st.integers(-1, 99999)] * 4,
+    st.sampled_from(["GMT", "", "-0000"]) | st.integers().map("{:+05}".format),
+)
+
+
+@given(st.text() | DATES, st.text() | DATES)
+def test_any_retry_after_is_a_number_of_seconds_or_none(value: str, date: str) -> None:
+    error = error_of(503, headers={"Retry-After": value, "Date": date})
+    assert error.retry_after is None or error.retry_after >= 0

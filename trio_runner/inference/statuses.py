@@ -199,6 +199,6 @@ def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, IndexError):  # the parser lets all of them out
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
