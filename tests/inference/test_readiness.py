@@ -60,9 +60,12 @@ async def test_a_cold_start_of_55_s_is_waited_for(autojump_clock: MockClock, err
     assert 30 < len(starting.times) < 70
 
 
-async def test_a_service_that_is_ready_is_asked_once(autojump_clock: MockClock) -> None:
+async def test_a_service_that_is_ready_is_asked_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     starting = Starting(REFUSED, 0)
     assert await starting() == 0
+    assert not caplog.messages
     assert len(starting.times) == 1
 
 
@@ -98,16 +101,20 @@ async def test_a_service_that_refuses_the_grey_picture_is_there(autojump_clock: 
     ],
 )
 async def test_after_the_time_is_up_the_last_reason_is_named(
-    autojump_clock: MockClock, error: InferenceError, code: ErrorCode
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, error: InferenceError, code: ErrorCode
 ) -> None:
     with pytest.raises(InferenceError) as caught:
         await Starting(error, 1000)(seconds=20.0)
     assert caught.value.code is code
-    assert caught.value.message == f"not ready within 20 s (inference.ready_timeout_seconds): {error.message}"
+    why = error.without_remedy
+    assert caught.value.message == f"not ready within 20 s: {why}: raise inference.ready_timeout_seconds"
+    assert caplog.messages == [f"waiting for the inference service, for up to 20 s: {why}"]
 
 
 async def test_a_service_that_never_answers_is_named_too(autojump_clock: MockClock) -> None:
-    with pytest.raises(InferenceError, match=r"not ready within 20 s .*: no answer"):
+    with pytest.raises(
+        InferenceError, match=r"not ready within 20 s: no answer: raise inference\.ready_timeout_seconds"
+    ):
         await wait_until_ready(trio.sleep_forever, only_asks=True, seconds=20.0, on_wait=lambda _: None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
@@ -189,10 +190,15 @@ async def test_requests_that_are_sent_again_are_logged_once_a_minute(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     sending = Sending(InferenceSection(retry_seconds=600.0))
-    await outcome_of(sending, Service(BUSY).exchange)
+    busy = InferenceError(
+        ErrorCode.INFERENCE_UNAVAILABLE, "answered 503", transient=True, status=503, remedy="set a key"
+    )
+    message = await outcome_of(sending, Service(busy).exchange)
+    assert message.startswith("answered 503: set a key (sent ")
     lines = [record.getMessage() for record in caplog.records]
     assert 9 <= len(lines) <= 10
-    assert lines[0] == "answered 503; the request is sent again for up to 600 s (1 so far)"
+    first = r"answered 503; the request is sent again in 0\.[12] s, for up to 600 s \(1 so far\)"
+    assert re.fullmatch(first, lines[0])
     assert "(1 so far)" not in lines[1]
 
 

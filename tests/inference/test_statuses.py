@@ -95,6 +95,15 @@ def test_a_404_names_the_whole_path_and_the_settings_that_it_is_made_of(
     assert error.message == f'http://h:1/gateway/ answered 404 "no model yolo": {hint}'
 
 
+def test_no_key_is_advised_that_is_set() -> None:
+    section = InferenceSection(retry_seconds=60.0, ready_timeout_seconds=60.0)
+    many, starting = (
+        status_error(section, "/", [], status=status, reason="", headers={}, body=b"") for status in (429, 503)
+    )
+    assert many.message.endswith(" or raise inference.retry_seconds")
+    assert starting.message == starting.without_remedy == "embedded answered 503"
+
+
 def test_a_413_of_several_frames_has_their_size_together() -> None:
     assert "3 frames of the request have 6000000 bytes, each 1920×1080 pixels" in error_of(413, frames=3).message
 

@@ -110,7 +110,10 @@ async def test_a_service_that_is_never_ready_is_named(scene: Scene, clip: Path) 
         assert fake.numbers == []
     assert done.code == 75, done.err
     body = await scene.check_death(done, "inference_unavailable", named=fake.url)
-    assert "not ready within 1 s (inference.ready_timeout_seconds)" in body["error"]["message"]
+    message = body["error"]["message"]
+    assert message.startswith("not ready within 1 s: ")
+    assert message.endswith(": raise inference.ready_timeout_seconds")
+    assert done.err.count("waiting for the inference service, for up to 1 s: ") == 1
 
 
 async def test_a_service_that_is_restarted_costs_no_attempt(scene: Scene, clip: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from trio_runner.config.inference import InferenceSection
     from trio_runner.inference.protocol import WireProtocol
+
+logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 2.0
@@ -59,6 +62,8 @@ async def wait_until_ready(
 ) -> None:
     """Call `ask` until the service is ready, with a pause of 0.25 to 2 s after each call.
 
+    The first failure is logged, because nothing else shows that the runner waits.
+
     Args:
         ask: Sends one request, in bounded time; raises InferenceError.
         only_asks: Whether any status of failure means that the service is not ready.
@@ -79,6 +84,10 @@ async def wait_until_ready(
                     if error.status in ABSENT or not error.status or only_asks:
                         raise
                     break
+                if last is None:
+                    logger.warning(
+                        "waiting for the inference service, for up to %g s: %s", seconds, error.without_remedy
+                    )
                 last = error
             else:
                 break
@@ -87,11 +96,11 @@ async def wait_until_ready(
             longest = min(2 * longest, LONGEST_PAUSE_SECONDS)
         on_wait("")
         return
-    late = f"not ready within {seconds:g} s (inference.ready_timeout_seconds)"
+    late, remedy = f"not ready within {seconds:g} s", "raise inference.ready_timeout_seconds"
     if last is None:
-        raise InferenceError(ErrorCode.INFERENCE_UNAVAILABLE, f"{late}: no answer")
+        raise InferenceError(ErrorCode.INFERENCE_UNAVAILABLE, f"{late}: no answer", remedy=remedy)
     code = ErrorCode.INFERENCE_UNAVAILABLE if last.code is ErrorCode.INFERENCE_TIMEOUT else last.code
-    raise InferenceError(code, f"{late}: {last.message}") from last
+    raise InferenceError(code, f"{late}: {last.without_remedy}", remedy=remedy) from last
 
 
 def _is_starting(error: InferenceError) -> bool:

@@ -75,7 +75,7 @@ class Sending:
                     raise self._in_vain(error, tries) from error
                 last = error
             pause = min(max(asked, next(pauses)), deadline - now)
-            self._log(last)
+            self._log(last, pause)
             if last.status == TOO_MANY_REQUESTS or last.retry_after is not None:
                 self._pace.hold(now + pause)
             await trio.sleep(pause)
@@ -91,14 +91,15 @@ class Sending:
                 await trio.sleep_until(self._pace.earliest)
             self._pace.count(trio.current_time())
 
-    def _log(self, error: InferenceError) -> None:
+    def _log(self, error: InferenceError, pause: float) -> None:
         """Log that a request is sent again, at most once a minute: a service may answer 429 all day long."""
         self._sent_again += 1
         if trio.current_time() >= self._next_log:
             self._next_log = trio.current_time() + LOG_SECONDS
             logger.warning(
-                "%s; the request is sent again for up to %g s (%d so far)",
-                error.message,
+                "%s; the request is sent again in %.1f s, for up to %g s (%d so far)",
+                error.without_remedy,
+                pause,
                 self._retry_seconds,
                 self._sent_again,
             )

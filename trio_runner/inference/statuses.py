@@ -62,6 +62,7 @@ class InferenceError(RunnerError):
         transient: bool = False,
         status: int = 0,
         retry_after: float | None = None,
+        remedy: str = "",
     ) -> None:
         """Hold why the request failed.
 
@@ -72,9 +73,11 @@ class InferenceError(RunnerError):
             transient: Whether the same request may succeed a little later.
             status: The HTTP status; 0 where there is none.
             retry_after: The seconds of the answer's Retry-After.
+            remedy: What to change; it is put behind the message.
         """
         hint = None if retry_after is None else min(retry_after, MAX_RETRY_AFTER_SECONDS)
-        super().__init__(code, message, retry_after_seconds=hint)
+        super().__init__(code, f"{message}: {remedy}" if remedy else message, retry_after_seconds=hint)
+        self.without_remedy = message
         self.blame, self.transient, self.status, self.retry_after = blame, transient, status, retry_after
 
     def with_note(self, note: str) -> InferenceError:
@@ -116,15 +119,15 @@ def status_error(
     if complaint := quoted(_complaint(body)):
         answered += f' "{complaint}"'
     unavailable = status in _UNAVAILABLE or status >= _SERVER_ERROR
-    hint = _remedy(config, path.partition("?")[0], frames, status)
     blame = Blame.FRAME if status in _OF_THE_FRAME and frames else Blame.SERVICE
     return InferenceError(
         ErrorCode.INFERENCE_UNAVAILABLE if unavailable else ErrorCode.INFERENCE_REJECTED,
-        f"{answered}: {hint}" if hint else answered,
+        answered,
         blame=Blame.UNCLEAR if status == _SERVER_ERROR and frames else blame,
         transient=status in TRANSIENT,
         status=status,
         retry_after=_retry_after(headers, now or datetime.now(UTC)) if unavailable else None,
+        remedy=_remedy(config, path.partition("?")[0], frames, status),
     )
 
 
@@ -133,6 +136,8 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
     table = f"[inference.{config.protocol}]"
     if status in _REDIRECTS:
         return "redirects are not followed; set inference.url to the target"
+    retry = "raise" if config.retry_seconds else "set"
+    waited = "a service that is starting is waited for with inference.ready_timeout_seconds"
     whole = urlsplit(http_base(config.url)).path + path
     hints = {
         202: "the service answers later, and a later answer is not fetched: have it answer at once (Prefer: wait)",
@@ -140,8 +145,8 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
         403: "check the token in inference.token_file, and inference.header_files",
         404: f"{whole} was asked for: check inference.url, and {_path_settings(config, path)}",
         413: f"{_sizes(frames)}: lower video.max_width or video.jpeg_quality, or raise the proxy's limit",
-        429: "set inference.requests_per_minute to what the service allows, or inference.retry_seconds",
-        503: "a service that is starting is waited for with inference.ready_timeout_seconds",
+        429: f"set inference.requests_per_minute to what the service allows, or {retry} inference.retry_seconds",
+        503: "" if config.ready_timeout_seconds else waited,
     }
     is_unavailable = status >= _SERVER_ERROR or status in _UNAVAILABLE
     return hints.get(status, "" if is_unavailable else f"check inference.url and {table}")
