@@ -197,6 +197,9 @@ def test_the_one_json_value_is_taken_from_the_prose_around_it(content: str) -> N
         ("<think>a car at [1, 2, 3, 4]", "no end"),
         ("<think>[]</think>\n", "nothing follows"),
         ('{"a": [], "b": []}', "expected one list in the object, got 2"),
+        ('{"error": "no image was provided", "detections": []}', "$.error: the service reports a failure"),
+        ('{"success": false, "detections": []}', "$.success: the service reports a failure"),
+        ('{"status": "failed", "detections": []}', "$.status: the service reports a failure"),
         ('{"count": 3}', "expected one list in the object, got 0"),
         ("[7]", "$[0]: expected an object"),
         ('[{"bbox": [1, 2, 3, 4]}]', "$[0]: none of label"),
@@ -269,6 +272,12 @@ def test_an_answer_that_reports_a_failure_is_a_failure(answer: Any, why: str) ->
     assert why in refusal(json.dumps(answer).encode())
 
 
+@pytest.mark.parametrize("reason", [None, "stop", "eos", "end_turn", "STOP", "eos_token", "stop_sequence"])
+def test_an_answer_that_ended_by_itself_is_whole(reason: str | None) -> None:
+    body = {"choices": [{"finish_reason": reason, "message": {"content": "[]"}}]}
+    assert read(json.dumps(body).encode()).detections == ()
+
+
 def test_boxes_within_0_to_1_are_not_taken_for_thousandths() -> None:
     body = saying('[{"label": "car", "bbox_2d": [0.1, 0.2, 0.3, 0.4]}]')
     assert 'inference.openai.box_scale = "0-1"' in refusal(body, dialect="qwen3-vl")
@@ -303,6 +312,11 @@ def test_a_description_is_stored_as_text() -> None:
 def test_json_of_any_form_is_stored_as_it_is() -> None:
     (said,) = read(saying('```json\n{"weather": "rain", "cars": 2}\n```'), answer="raw").detections
     assert (said.label, said.attributes) == ("raw", {"raw": {"weather": "rain", "cars": 2}})
+
+
+@pytest.mark.parametrize(("answer", "content"), [("text", "Two \0 cars."), ("raw", '{"cars": ["\\u0000"]}')])
+def test_a_nul_is_refused_and_not_stored_as_another_character(answer: str, content: str) -> None:
+    assert "holds a NUL character" in refusal(saying(content), answer=answer)
 
 
 # tokens

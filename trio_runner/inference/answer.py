@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from unicodedata import category
 
 import msgspec
@@ -26,6 +27,8 @@ _PERCENT = 100
 _BEYOND_VISIBILITY = 2
 """The highest visibility of a keypoint as COCO writes it: such a number is not taken for a percentage."""
 FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""A NUL in JSON as msgspec writes it; a backslash before the u that is itself escaped is none."""
 _JOINERS = "\u200c\u200d"
 """Format characters without which Persian, Hindi and many emoji cannot be written."""
 
@@ -125,6 +128,13 @@ def _means_failure(key: str, value: Any) -> bool:
         case "status":
             return isinstance(value, str) and value.lower() in FAILED_STATUSES
     return False
+
+
+def storable(value: Any, path: str) -> Any:
+    """The value as it is, for an attribute of a detection; raises BadAnswerError if a text in it holds a NUL."""
+    if _NUL.search(msgspec.json.encode(value)):
+        raise BadAnswerError(f"{path}: holds a NUL character, which PostgreSQL does not store")
+    return value
 
 
 def items(value: Any, path: str) -> list[Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from trio_runner.config.expressions import Expression, ExpressionError
 from trio_runner.config.http_presets import EXPRESSIONS
 from trio_runner.inference import answer
@@ -24,8 +22,6 @@ TABLE: Final = "inference.http"
 MAX_TEXT_CHARACTERS: Final = 20_000
 _SHOWN_EXPRESSION: Final = 80
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z_]\w*(\[\d+\])*(\.[A-Za-z_]\w*(\[\d+\])*)*")
-_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""A NUL in JSON as msgspec writes it; a backslash before the u that is itself escaped is none."""
 
 
 class AnswerMapping:
@@ -41,7 +37,7 @@ class AnswerMapping:
         """What the answer says about the frame, without what has too low a score; raises BadAnswerError."""
         self._refuse_failure(whole)
         if self._keys.raw:
-            return [Found(path="$", label="raw", attributes={"raw": _storable(whole, "$")})]
+            return [Found(path="$", label="raw", attributes={"raw": answer.storable(whole, "$")})]
         found = self._in_list(whole, frame) if "list" in self._at else self._in_arrays(whole)
         least = self._keys.min_score
         return [each for each in found if each.confidence is None or each.confidence >= least]
@@ -194,9 +190,9 @@ class AnswerMapping:
         if value is None:
             return None
         place = self._value_place("text", path)
-        if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS or "\0" in value:
-            raise BadAnswerError(f"{place}: expected a text of at most {MAX_TEXT_CHARACTERS} characters without NUL")
-        return value
+        if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
+            raise BadAnswerError(f"{place}: expected a text of at most {MAX_TEXT_CHARACTERS} characters")
+        return str(answer.storable(value, place))
 
     def _one(self, key: str, item: Any, path: str) -> Any:
         """What an expression selects that need not select anything; `a && b` gives false where it has no b to give."""
@@ -256,9 +252,3 @@ def _run_lengths(value: Any, place: str) -> dict[str, Any]:
 
 def _counts(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= answer.MAX_CLASS_ID
-
-
-def _storable(value: Any, path: str) -> Any:
-    if _NUL.search(msgspec.json.encode(value)):
-        raise BadAnswerError(f"{path}: holds a NUL character, which PostgreSQL does not store")
-    return value

@@ -16,7 +16,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from trio_runner.config.inference import BoxKeys
-from trio_runner.inference.answer import BadAnswerError, confidence, items, json_kind, named, number, parse_json, quoted
+from trio_runner.inference.answer import (
+    BadAnswerError,
+    confidence,
+    items,
+    json_kind,
+    named,
+    number,
+    parse_json,
+    quoted,
+    refuse_failure,
+    storable,
+)
 from trio_runner.inference.boxes import SPANS, Found, reading
 from trio_runner.inference.prose import json_in, without_thinking
 from trio_runner.inference.protocol import Call, Reading
@@ -86,10 +97,12 @@ class Openai:
         try:
             said = without_thinking(text)
             if self.keys.answer == "text":
-                return [Reading((Detection("text", None, None, None, {"text": said}),), tokens=tokens)]
+                return [Reading((Detection("text", None, None, None, {"text": storable(said, "$")}),), tokens=tokens)]
             value = json_in(said)
             if self.keys.answer == "raw":
-                return [Reading((Detection("raw", None, None, None, {"raw": value}),), tokens=tokens)]
+                return [Reading((Detection("raw", None, None, None, {"raw": storable(value, "$")}),), tokens=tokens)]
+            if isinstance(value, dict):
+                refuse_failure(value, list(value))
             found = [self._found(item, path) for item, path in _listed(value, (*LABEL_KEYS, *BOX_KEYS))]
             seen = self._seen(frame)
             self._refuse_scale(found, seen)
@@ -184,7 +197,7 @@ def _text(whole: Any) -> str:
         )
     if message.get("refusal"):
         raise BadAnswerError(f"$.choices[0].message.refusal: the model refused: {_complaint(message['refusal'])}")
-    if reason not in (None, "stop", "eos", "end_turn", "STOP"):
+    if reason not in (None, "stop", "eos", "end_turn", "STOP", "eos_token", "stop_sequence"):
         raise BadAnswerError(f"$.choices[0].finish_reason: {quoted(reason)}: the service gave no whole answer")
     content = message.get("content")
     text = content if isinstance(content, str) else "".join(_parts(content))
