@@ -66,6 +66,8 @@ def test_without_a_frame_in_the_request_none_is_blamed(status: int) -> None:
         (403, ["inference.token_file", "inference.header_files"]),
         (404, ["/predict was asked for", "inference.url", "the path in [inference.predict]"]),
         (413, ["2000000 bytes", "1920×1080 pixels", "video.max_width", "video.jpeg_quality", "proxy's limit"]),
+        (422, ["check inference.predict.field"]),
+        (500, ["[inference.predict]", "video.max_width", "video.jpeg_quality"]),
         (429, ["inference.requests_per_minute", "inference.retry_seconds"]),
         (503, ["inference.ready_timeout_seconds"]),
     ],
@@ -95,6 +97,17 @@ def test_a_404_names_the_whole_path_and_the_settings_that_it_is_made_of(
     assert error.message == f'http://h:1/gateway/ answered 404 "no model yolo": {hint}'
 
 
+def test_a_422_names_the_field_that_is_missing_and_the_key_that_names_it() -> None:
+    body = json.dumps({"detail": [{"type": "missing", "loc": ["body", "file"], "msg": "Field required"}]}).encode()
+    for config, key in (
+        (InferenceSection(protocol="predict"), "check inference.predict.field,"),
+        (InferenceSection(protocol="http"), "check inference.http.image_at,"),
+        (InferenceSection(protocol="openai"), "check inference.url and [inference.openai]"),
+    ):
+        error = status_error(config, "/", [make_frame()], status=422, reason="", headers={}, body=body)
+        assert error.message.startswith(f'embedded answered 422 "body.file: Field required": {key}')
+
+
 def test_no_key_is_advised_that_is_set() -> None:
     section = InferenceSection(retry_seconds=60.0, ready_timeout_seconds=60.0)
     many, starting = (
@@ -114,7 +127,11 @@ def test_a_413_of_several_frames_has_their_size_together() -> None:
         ({"error": "no such model"}, "no such model"),
         ({"error": {"code": 7, "message": "no such model"}}, "no such model"),
         ({"message": "no such model", "status": 4}, "no such model"),
-        ({"detail": [{"loc": ["body"], "msg": "no such model"}]}, "no such model"),
+        ({"detail": [{"loc": ["body", "file"], "msg": "Field required"}]}, "body.file: Field required"),
+        ({"detail": [{"loc": ["body", 0, None], "msg": "Field required"}]}, "body.0: Field required"),
+        ({"detail": [{"loc": [], "msg": "no such model"}]}, "no such model"),
+        ({"detail": [{"loc": "body", "msg": "no such model"}]}, "no such model"),
+        ({"detail": [{"loc": ["body"], "type": "missing"}], "title": "no such model"}, "no such model"),
         ({"error": None, "detail": "no such model"}, "no such model"),
         (["no such model"], "no such model"),
         (b"no such model\r\nTraceback", "no such model"),
@@ -126,16 +143,16 @@ def test_a_413_of_several_frames_has_their_size_together() -> None:
 )
 def test_a_message_quotes_what_the_service_says(body: Any, complaint: str) -> None:
     error = error_of(500, body if isinstance(body, bytes) else json.dumps(body).encode())
-    assert error.message == f'http://h:1 answered 500 Why "{complaint}"'
+    assert error.without_remedy == f'http://h:1 answered 500 Why "{complaint}"'
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[[[]]]", b'{"error": 5}', b"<html>", b"null", b"\n \n"])
 def test_a_body_that_says_nothing_is_not_quoted(body: bytes) -> None:
-    assert error_of(500, body).message == "http://h:1 answered 500 Why"
+    assert error_of(500, body).without_remedy == "http://h:1 answered 500 Why"
 
 
 def test_a_body_that_is_nested_too_deeply_is_cut() -> None:
-    assert error_of(500, b"[" * 60_000).message == 'http://h:1 answered 500 Why "…"'
+    assert error_of(500, b"[" * 60_000).without_remedy == 'http://h:1 answered 500 Why "…"'
 
 
 @pytest.mark.parametrize(

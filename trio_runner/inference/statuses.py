@@ -136,6 +136,11 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
     table = f"[inference.{config.protocol}]"
     if status in _REDIRECTS:
         return "redirects are not followed; set inference.url to the target"
+    field_keys = {
+        "predict": "inference.predict.field, which names the field of the picture",
+        "http": "inference.http.image_at, which names the place of the picture, and inference.http.fields",
+    }
+    settings = f"{table}, video.max_width, video.jpeg_quality"
     retry = "raise" if config.retry_seconds else "set"
     waited = "a service that is starting is waited for with inference.ready_timeout_seconds"
     whole = urlsplit(http_base(config.url)).path + path
@@ -145,7 +150,9 @@ def _remedy(config: InferenceSection, path: str, frames: Sequence[Frame], status
         403: "check the token in inference.token_file, and inference.header_files",
         404: f"{whole} was asked for: check inference.url, and {_path_settings(config, path)}",
         413: f"{_sizes(frames)}: lower video.max_width or video.jpeg_quality, or raise the proxy's limit",
+        422: f"check {field_keys.get(config.protocol, f'inference.url and {table}')}",
         429: f"set inference.requests_per_minute to what the service allows, or {retry} inference.retry_seconds",
+        500: f"if every frame is answered so, check what the request is made by: {settings}" if frames else "",
         503: "" if config.ready_timeout_seconds else waited,
     }
     is_unavailable = status >= _SERVER_ERROR or status in _UNAVAILABLE
@@ -184,11 +191,17 @@ def _complaint(body: bytes) -> str:
 
 
 def _first_text(value: Any) -> str:
-    """The first text under one of the usual keys, at whatever depth; a text is itself."""
+    """The first text under one of the usual keys, at whatever depth, with its place; a text is itself."""
     if isinstance(value, str):
         return value.partition("\n")[0]
     if isinstance(value, dict):
-        value = [value[key] for key in _COMPLAINT_KEYS if key in value]
+        text = _first_text([value[key] for key in _COMPLAINT_KEYS if key in value])
+        # FastAPI names the field that it refuses beside the text, as ["body", "file"].
+        place = value.get("loc")
+        if not text or not isinstance(place, list):
+            return text
+        where = ".".join(str(step) for step in place if isinstance(step, str | int))
+        return f"{where}: {text}" if where else text
     return next(filter(None, map(_first_text, value)), "") if isinstance(value, list) else ""
 
 
