@@ -60,6 +60,37 @@ async def test_a_cold_start_of_55_s_is_waited_for(autojump_clock: MockClock, err
     assert 30 < len(starting.times) < 70
 
 
+@pytest.mark.parametrize("number", [400, 408, 429, 500, 501, 503, 599])
+async def test_a_readiness_url_that_answers_400_or_5xx_is_asked_again(autojump_clock: MockClock, number: int) -> None:
+    """Triton and MLServer answer 400 while they load a model."""
+    assert 55 <= await Starting(status(number), 55)(only_asks=True) <= 55 + LONGEST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("number", [302, 401, 403, 404, 405, 422])
+async def test_a_readiness_url_that_refuses_the_question_is_not_asked_again(
+    autojump_clock: MockClock, number: int
+) -> None:
+    with pytest.raises(InferenceError) as caught:
+        await Starting(status(number), 1000)(only_asks=True)
+    assert caught.value.status == number
+    assert trio.current_time() == 0
+
+
+async def test_a_model_that_is_never_ready_is_quoted_when_the_time_is_up(autojump_clock: MockClock) -> None:
+    unknown = status_error(
+        InferenceSection(protocol="oip"),
+        "/v2/models/m/ready",
+        [],
+        status=400,
+        reason="",
+        headers={},
+        body=b'{"error": "Request for unknown model"}',
+    )
+    with pytest.raises(InferenceError, match=r"not ready within 20 s: .*Request for unknown model.*check") as caught:
+        await Starting(unknown, 1000)(seconds=20.0, only_asks=True)
+    assert caught.value.code is ErrorCode.INFERENCE_UNAVAILABLE
+
+
 async def test_a_service_that_is_ready_is_asked_once(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,11 +116,11 @@ async def test_broken_tls_is_not_waited_for(autojump_clock: MockClock) -> None:
         await Starting(InferenceError(ErrorCode.INFERENCE_TLS, "not trusted"), 10)()
 
 
-@pytest.mark.parametrize("number", [400, 413, 422])
+@pytest.mark.parametrize("number", [400, 413, 415, 422])
 async def test_a_service_that_refuses_the_grey_picture_is_there(autojump_clock: MockClock, number: int) -> None:
     await Starting(status(503), 10, status(number))()
     with pytest.raises(InferenceError):
-        await Starting(status(503), 10, status(number))(only_asks=True)
+        await Starting(status(503), 10, status(number))(only_asks=True, seconds=20.0)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 2.0
+BAD_REQUEST: Final = 400
+SERVER_ERROR: Final = 500
 
 _GREY_SIDE: Final = 64
 _GREY_JPEG: Final = b64decode(
@@ -66,7 +68,8 @@ async def wait_until_ready(
 
     Args:
         ask: Sends one request, in bounded time; raises InferenceError.
-        only_asks: Whether any status of failure means that the service is not ready.
+        only_asks: Whether the request only asks whether the service is ready. Then a 400 and any 5xx mean that it is
+            not: Triton and MLServer answer 400 until the model is loaded.
         seconds: For how long.
         on_wait: Called with what is being waited for, before each further call, and with "" at the end.
 
@@ -80,7 +83,7 @@ async def wait_until_ready(
             try:
                 await ask()
             except InferenceError as error:
-                if not _is_starting(error):
+                if not _is_starting(error, only_asks=only_asks):
                     if error.status in ABSENT or not error.status or only_asks:
                         raise
                     break
@@ -99,9 +102,14 @@ async def wait_until_ready(
     late, remedy = f"not ready within {seconds:g} s", "raise inference.ready_timeout_seconds"
     if last is None:
         raise InferenceError(ErrorCode.INFERENCE_UNAVAILABLE, f"{late}: no answer", remedy=remedy)
-    code = ErrorCode.INFERENCE_UNAVAILABLE if last.code is ErrorCode.INFERENCE_TIMEOUT else last.code
+    if last.status == BAD_REQUEST:
+        remedy += ", or check inference.url and the name of the model"
+    is_there = last.status or last.code is ErrorCode.INFERENCE_TIMEOUT
+    code = ErrorCode.INFERENCE_UNAVAILABLE if is_there else last.code
     raise InferenceError(code, f"{late}: {last.without_remedy}", remedy=remedy) from last
 
 
-def _is_starting(error: InferenceError) -> bool:
+def _is_starting(error: InferenceError, *, only_asks: bool) -> bool:
+    if only_asks and (error.status == BAD_REQUEST or error.status >= SERVER_ERROR):
+        return True
     return error.transient or error.code is ErrorCode.INFERENCE_TIMEOUT
