@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ import trio
 
 from tests.support.harness import PATIENCE_SECONDS, free_port
 from tests.support.makers import make_frame
-from trio_runner.config.inference import InferenceSection, PredictSection
+from trio_runner.config.inference import InferenceSection, OipSection, PredictSection
 from trio_runner.errors import ErrorClass, ErrorCode, RunnerError
 from trio_runner.inference.client import InferenceClient, open_client
 from trio_runner.inference.protocols import open_protocol
@@ -625,3 +626,28 @@ async def test_a_failure_that_may_be_the_frames_own_is_its_result_where_that_is_
 )
 async def test_a_failure_of_the_service_ends_the_attempt_all_the_same(response: bytes) -> None:
     await failure(answers(response), max_failed_frames=1)
+
+
+async def test_the_description_is_asked_for_again_and_counts_for_the_rate() -> None:
+    described = json.dumps(
+        {
+            "name": "m",
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+            "outputs": [{"name": name, "datatype": "FP32", "shape": [-1]} for name in ("boxes", "scores", "labels")],
+        }
+    ).encode()
+    times: list[float] = []
+
+    async def script(stream: trio.SocketStream) -> None:
+        while await read_request(stream):
+            times.append(trio.current_time())
+            await stream.send_all(http(described) if len(times) > 2 else http(b"", "503 Service Unavailable"))
+
+    async with serving(script) as server:
+        config = InferenceSection(
+            url=server.url, protocol="oip", oip=OipSection(model="m"), retry_seconds=20.0, requests_per_second=2.0
+        )
+        async with open_client(config) as client:
+            await client.describe()
+    assert len(times) == 3
+    assert all(later - sooner >= 0.45 for sooner, later in pairwise(times))

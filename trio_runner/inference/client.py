@@ -138,13 +138,15 @@ class InferenceClient:
     async def describe(self) -> None:
         """Compare the config with what the service says about itself, where the protocol has a request for that.
 
+        The request counts for the rate, and is sent again, like that of a frame.
+
         Raises:
             RunnerError: `inference_rejected` if they do not fit; any of the `inference_*` codes.
         """
         protocol = self._protocol
         if not isinstance(protocol, DescribedProtocol) or (call := protocol.description()) is None:
             return
-        answer = await self._in_time(call)
+        answer = await self._sending.persistently(partial(self._in_time, call))
         try:
             self._protocol = protocol.described(answer)
         except BadAnswerError as error:
