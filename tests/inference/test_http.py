@@ -311,6 +311,7 @@ BOX = "$.found[0]: inference.http.box `bbox`:"
             {"found": [], "success": False, "error": "busy"},
             "$.success: the service reports a failure with status 200: busy",
         ),
+        ({"found": [], "code": 500}, "$.code: the service reports a failure with status 200: 500"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_key_expression_and_what_stands_there(answer: Any, message: str) -> None:
@@ -323,7 +324,7 @@ def test_a_wrong_scale_names_the_setting_of_this_table() -> None:
 
 def test_a_configured_failure_is_the_only_one() -> None:
     keys = LIST | {"failure": "status != 'done'", "failure_message": "reason"}
-    assert detections({"status": "done", "error": "none", "found": []}, **keys) == ()
+    assert detections({"status": "done", "error": "none", "code": 500, "found": []}, **keys) == ()
     assert refusal({"status": "busy", "reason": "no GPU"}, **keys) == (
         "$: the service reports a failure with status 200: no GPU"
     )

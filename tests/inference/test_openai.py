@@ -200,6 +200,7 @@ def test_the_one_json_value_is_taken_from_the_prose_around_it(content: str) -> N
         ('{"error": "no image was provided", "detections": []}', "$.error: the service reports a failure"),
         ('{"success": false, "detections": []}', "$.success: the service reports a failure"),
         ('{"status": "failed", "detections": []}', "$.status: the service reports a failure"),
+        ('{"is_error": true, "detections": []}', "$.is_error: the service reports a failure"),
         ('{"count": 3}', "expected one list in the object, got 0"),
         ("[7]", "$[0]: expected an object"),
         ('[{"bbox": [1, 2, 3, 4]}]', "$[0]: none of label"),

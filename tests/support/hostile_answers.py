@@ -101,7 +101,7 @@ NO_JSON = (
     b'callback({"predictions": []});',
     b')]}\',\n{"predictions": []}',
     b'data: {"predictions": []}\n\n',
-    b"\xef\xbb\xbf" + GOOD,
+    b"\xef\xbb\xbf" * 2 + GOOD,
     GOOD.decode().encode("utf-16"),
     GOOD.decode().encode("utf-16-le"),
     GOOD.decode().encode("utf-32"),
@@ -243,6 +243,14 @@ REFUSED = {
     '{"ok": false, "predictions": []}': f"$.ok: {FAILURE}",
     '{"status": "error", "message": "busy", "predictions": []}': f"$.status: {FAILURE}: busy",
     '{"status": "FAILED", "predictions": []}': f"$.status: {FAILURE}",
+    '{"status": 500, "predictions": []}': f"$.status: {FAILURE}: 500",
+    '{"code": 503, "message": "busy", "predictions": []}': f"$.code: {FAILURE}: busy",
+    '{"status": "Timeout", "predictions": []}': f"$.status: {FAILURE}: Timeout",
+    '{"state": "cancelled", "predictions": []}': f"$.state: {FAILURE}: cancelled",
+    '{"state": "error", "predictions": []}': f"$.state: {FAILURE}: error",
+    '{"is_error": true, "predictions": []}': f"$.is_error: {FAILURE}: true",
+    '{"isError": true, "predictions": []}': f"$.isError: {FAILURE}: true",
+    '{"exception": "CUDA out of memory", "predictions": []}': f"$.exception: {FAILURE}: CUDA out of memory",
     '{"detail": "Not authenticated"}': f"$: {FAILURE}: Not authenticated",
     '{"message": "see http://user:secret@host/"}': f"$: {FAILURE}: see http://***@host/",
     '{"error": "a\\u0000b\\u001b[31m\\u202ec\\nd"}': f"$.error: {FAILURE}: a\ufffdb\ufffd[31m\ufffdc d",
@@ -260,6 +268,7 @@ DEEP_BODIES = {
 
 ACCEPTED: dict[str, tuple[bytes, tuple[Detection, ...]]] = {
     "as it should be": (GOOD, (DOG,)),
+    "behind a byte order mark": (b"\xef\xbb\xbf" + GOOD, (DOG,)),
     "nothing seen": (b'{"predictions": []}', ()),
     "all of it spaces": (b" \r\n\t" + GOOD.replace(b" ", b" \n\t\r") + b" \n", (DOG,)),
     "escaped where it need not be": (GOOD.replace(b"predictions", b"\\u0070redictions"), (DOG,)),
@@ -295,6 +304,11 @@ ACCEPTED: dict[str, tuple[bytes, tuple[Detection, ...]]] = {
         b'{"success": true, "ok": true, "status": "ok", "error": null, "errors": [], "predictions": []}',
         (),
     ),
+    "more signs of success": (
+        b'{"status": 200, "code": 10000, "state": "done", "is_error": false, "exception": null, "predictions": []}',
+        (),
+    ),
+    "the code of a product beside detections": (GOOD[:-1] + b', "code": 450, "state": "cancelled"}', (DOG,)),
     "a message beside the list": (b'{"message": "1 object", "predictions": []}', ()),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any, Final
 from unicodedata import category
 
@@ -27,6 +28,7 @@ _PERCENT = 100
 _BEYOND_VISIBILITY = 2
 """The highest visibility of a keypoint as COCO writes it: such a number is not taken for a percentage."""
 FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
+UNFINISHED_STATUSES = FAILED_STATUSES | {"timeout", "cancelled", "canceled"}
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL in JSON as msgspec writes it; a backslash before the u that is itself escaped is none."""
 _JOINERS = "\u200c\u200d"
@@ -38,7 +40,11 @@ class BadAnswerError(ValueError):
 
 
 def parse_json(body: bytes) -> Any:
-    """Strict JSON: no NaN, no number beyond a double, no lone surrogate, no key twice; raises BadAnswerError."""
+    """Strict JSON: no NaN, no number beyond a double, no lone surrogate, no key twice; raises BadAnswerError.
+
+    A byte order mark before it is skipped: RFC 8259 lets a reader do so, and some services write one.
+    """
+    body = body.removeprefix(BOM_UTF8)
     try:
         answer = msgspec.json.decode(body)
         # msgspec keeps the last of two equal keys and says nothing. Each key that it drops takes its colon along, so
@@ -111,12 +117,16 @@ def _article(noun: str) -> str:
 
 def refuse_failure(answer: dict[str, Any], list_keys: Sequence[str]) -> None:
     """Raise BadAnswerError for an answer with status 200 whose body reports a failure, whatever else it holds."""
-    complaint = next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
+    complaint = _complaint(answer)
     sign = next((f"$.{key}" for key, value in answer.items() if _means_failure(key, value)), "")
     if not sign and complaint and answer.keys().isdisjoint(list_keys):
         sign = "$"
     if sign:
         raise BadAnswerError(f"{sign}: the service reports a failure with status 200{complaint}")
+
+
+def _complaint(answer: dict[str, Any]) -> str:
+    return next((f": {quoted(answer[key])}" for key in COMPLAINT_KEYS if answer.get(key)), "")
 
 
 def _means_failure(key: str, value: Any) -> bool:
@@ -127,6 +137,32 @@ def _means_failure(key: str, value: Any) -> bool:
             return bool(value)
         case "status":
             return isinstance(value, str) and value.lower() in FAILED_STATUSES
+    return False
+
+
+def refuse_empty_failure(answer: Any) -> None:
+    """Raise BadAnswerError for an answer with an empty list beside a sign that the picture was not looked at.
+
+    Beside detections the same keys may mean something else, as the code of a product.
+    """
+    if isinstance(answer, dict):
+        for key, value in answer.items():
+            if _means_failure_if_empty(key, value):
+                complaint = _complaint(answer) or f": {quoted(value)}"
+                raise BadAnswerError(f"$.{key}: the service reports a failure with status 200{complaint}")
+
+
+def _means_failure_if_empty(key: str, value: Any) -> bool:
+    match key:
+        case "status" | "state" if isinstance(value, str):
+            return value.lower() in UNFINISHED_STATUSES
+        case "status" | "code":
+            # 10000 is the code of success of some services.
+            return isinstance(value, int) and 400 <= value < 600  # noqa: PLR2004 - the statuses of errors in HTTP
+        case "is_error" | "isError":
+            return value is True
+        case "exception":
+            return bool(value)
     return False
 
 

@@ -38,7 +38,9 @@ class AnswerMapping:
         self._refuse_failure(whole)
         if self._keys.raw:
             return [Found(path="$", label="raw", attributes={"raw": answer.storable(whole, "$")})]
-        found = self._in_list(whole, frame) if "list" in self._at else self._in_arrays(whole)
+        found = list(self._in_list(whole, frame) if "list" in self._at else self._in_arrays(whole))
+        if not found and "failure" not in self._at:
+            answer.refuse_empty_failure(whole)
         least = self._keys.min_score
         return [each for each in found if each.confidence is None or each.confidence >= least]
 

@@ -25,6 +25,7 @@ from trio_runner.inference.answer import (
     number,
     parse_json,
     quoted,
+    refuse_empty_failure,
     refuse_failure,
     storable,
 )
@@ -104,6 +105,8 @@ class Openai:
             if isinstance(value, dict):
                 refuse_failure(value, list(value))
             found = [self._found(item, path) for item, path in _listed(value, (*LABEL_KEYS, *BOX_KEYS))]
+            if not found:
+                refuse_empty_failure(value)
             seen = self._seen(frame)
             self._refuse_scale(found, seen)
             return [reading(found, seen, self.boxes, TABLE, tokens=tokens)]

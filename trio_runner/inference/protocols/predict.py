@@ -23,6 +23,7 @@ from trio_runner.inference.answer import (
     named,
     number,
     parse_json,
+    refuse_empty_failure,
     refuse_failure,
 )
 from trio_runner.inference.boxes import Found, reading
@@ -80,6 +81,8 @@ class Predict:
         key = _only_one(whole, LIST_KEYS, "$")
         listed = items(whole[key], f"$.{key}")
         found = [_found(item, f"$.{key}[{place}]", self.names) for place, item in enumerate(listed)]
+        if not found:
+            refuse_empty_failure(whole)
         return [reading(found, frame, self.keys, TABLE)]
 
     def readiness(self) -> Call | None:
