@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
-from trio_runner.config.inference import InferenceSection
+from trio_runner.config.inference import InferenceSection, OipSection
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.protocol import Answer, Call, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
-from trio_runner.inference.protocols.oip import Oip
+from trio_runner.inference.protocols.oip import MAX_JSON_BYTES, Oip
 from trio_runner.model import Detection, Frame
 
 FRAME = make_frame(size=(640, 480))
@@ -284,6 +284,24 @@ def test_an_output_that_is_missing_names_the_key_and_the_others() -> None:
 )
 def test_an_answer_that_is_cut_wrong_is_refused(header: str, whole: bytes, part: str) -> None:
     assert part in refusal(protocol(), Answer({LENGTH: header} if header else {}, whole))
+
+
+@pytest.mark.parametrize("encoding", ["json", "binary"])
+def test_json_has_a_lower_limit_than_binary_tensors(encoding: str) -> None:
+    blanks = b" " * MAX_JSON_BYTES
+    message = refusal(protocol(encoding=encoding), Answer({}, b"{}" + blanks))
+    assert message.startswith(f"$: {MAX_JSON_BYTES + 2} bytes of JSON, more than {MAX_JSON_BYTES}: ")
+    assert 'encoding = "binary"' in message
+    assert "raise inference.max_response_bytes" in message
+    config = InferenceSection(protocol="oip", max_response_bytes=MAX_JSON_BYTES + 2, oip=OipSection(model="m"))
+    with pytest.raises(BadAnswerError, match="expected a list"):
+        open_protocol(config, ()).read(Answer({}, b"{}" + blanks), [FRAME])
+    size = MAX_JSON_BYTES // 16 + 1
+    scores = ("scores", "FP32", [size], bytes(4 * size))
+    large = triton_answer(
+        ("boxes", "FP32", [size, 4], bytes(16 * size)), scores, ("labels", "UINT8", [size], bytes(size))
+    )
+    assert protocol(score_threshold=0.5).read(large, [FRAME]) == [Reading(())]
 
 
 def test_more_than_a_thousand_detections_are_refused_with_the_key_that_lowers_their_number() -> None:

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 MAX_ANSWER_BYTES: Final = 64 * 2**20
-"""The head of a YOLO with 84 fields for 8,400 candidates is 2.8 MB in FP32, and ten times as much in JSON."""
+"""The head of a YOLO with 84 fields for 8,400 candidates is 2.8 MB in FP32."""
+MAX_JSON_BYTES: Final = 16 * 2**20
+"""So much JSON costs up to 0.5 GB of memory and 4 s, in which every other task of the daemon waits."""
 
 
 def open_protocol(config: InferenceSection, names: Sequence[str]) -> WireProtocol:
@@ -42,7 +44,8 @@ def open_protocol(config: InferenceSection, names: Sequence[str]) -> WireProtoco
 
     A new sequence begins with each attempt: each is a process of its own, and the number is random.
     """
-    return Oip(config.oip, tuple(names), 1 + secrets.randbelow(2**63 - 1))
+    max_json_bytes = config.max_response_bytes or MAX_JSON_BYTES
+    return Oip(config.oip, tuple(names), 1 + secrets.randbelow(2**63 - 1), max_json_bytes=max_json_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Oip:
     model: Model = field(default_factory=Model)
     """What the service says about the model; the defaults until `described`."""
     max_answer_bytes: int = MAX_ANSWER_BYTES
+    max_json_bytes: int = MAX_JSON_BYTES
 
     @property
     def max_frames(self) -> int:
@@ -80,6 +84,10 @@ class Oip:
     def read(self, answer: Answer, frames: Sequence[Frame]) -> Sequence[Reading]:
         """The detections of each frame; raises BadAnswerError with the JSON path of the wrong value."""
         text, binary = _split(answer)
+        if len(text) > self.max_json_bytes:
+            raise BadAnswerError(
+                f"$: {len(text)} bytes of JSON, more than {self.max_json_bytes}: {_remedy_of_size(self.keys)}"
+            )
         whole = parse_json(text)
         if not isinstance(whole, dict):
             raise BadAnswerError(f"$: expected an object, got {type(whole).__name__}")
@@ -165,6 +173,12 @@ class Oip:
     @property
     def _input(self) -> str:
         return self.keys.input or self.model.input
+
+
+def _remedy_of_size(keys: OipSection) -> str:
+    if keys.encoding == "json":
+        return 'set inference.oip.encoding = "binary" if the service speaks that, or raise inference.max_response_bytes'
+    return 'encoding = "binary" asks for binary tensors, but the service sends JSON: raise inference.max_response_bytes'
 
 
 def _split(answer: Answer) -> tuple[bytes, bytes]:
