@@ -216,7 +216,7 @@ async def test_an_exchange_that_breaks_off_shows_what_was_sent(image: Path, caps
     assert out[-1].startswith("inference_unavailable: ")
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "cannot read"), (b"no picture", "")])
+@pytest.mark.parametrize(("content", "why"), [(None, "cannot read"), (b"no picture", "a.png is no whole picture")])
 async def test_a_file_that_is_no_picture_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, why: str
 ) -> None:
@@ -394,8 +394,7 @@ async def test_a_service_that_does_not_answer_is_asked_once(capsys: pytest.Captu
     service = Service(answering(200, {}), url=f"http://127.0.0.1:{free_port()}")
     code, out, _ = await detected(capsys, service)
     assert code == ExitCode.NOTHING
-    assert [line for line in out if line.startswith("  ")] == [out[1]]
-    assert "no connection" in out[1]
+    assert out == [f"inference_unreachable: {service.url}: nothing listens there"]
 
 
 async def test_an_endless_answer_is_read_in_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,4 +406,33 @@ async def test_an_endless_answer_is_read_in_part(capsys: pytest.CaptureFixture[s
 
 def test_an_address_that_is_none_is_refused_as_in_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--detect", "nonsense"]) == ExitCode.CONFIG
-    assert "inference.url" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert err.startswith("trio-runner probe: --detect: inference.url: not a usable address")
+    assert "--set" not in err
+    assert out == ""
+
+
+def test_a_config_and_an_address_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.toml").touch()
+    assert main(["probe", str(tmp_path / "a.toml"), "--detect", "http://h"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "trio-runner probe: either a config or --detect, not both\n"
+
+
+@pytest.mark.parametrize("ending", ["/v1", "/v1/", "/v2"])
+async def test_an_address_that_ends_with_a_version_is_tried_without_it(
+    ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = next(case for case in DESCRIBED if "GET /v1/models" in case.answers and "chat API" in case.what)
+    async with open_service(described(case)) as service:
+        code, out, _ = await probed(capsys, Config(), config_path="", service=service.url + ending)
+    assert code == ExitCode.OK
+    assert out[0] == f"# {service.url}: {case.what}"
+    assert tomli.loads("\n".join(out))["inference"]["url"] == service.url
+
+
+async def test_a_name_that_is_no_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("no picture")
+    code, out, _ = await probed(capsys, configured("http://127.0.0.1:1"), image=str(path))
+    assert code == ExitCode.NOTHING
+    assert out == [f"video_no_frames: --image: {path} is no whole picture in JPEG, PNG, WebP, BMP or TIFF"]

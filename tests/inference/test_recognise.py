@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -9,14 +10,13 @@ import tomli
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.cases.inference.described import DESCRIBED, Described
-from tests.support.harness import REPOSITORY
+from tests.cases.inference.described import DESCRIBED, Described, upload
+from trio_runner.config.errors import ConfigError
 from trio_runner.config.inference import InferenceSection
 from trio_runner.config.load import parse_config
 from trio_runner.inference.recognise import QUESTIONS, guesses, models_in
 from trio_runner.inference.replies import Guess, Reply
 
-PRESETS = REPOSITORY / "trio_runner" / "config" / "presets"
 PROTOCOLS = get_args(get_type_hints(InferenceSection)["protocol"])
 
 
@@ -30,8 +30,40 @@ def test_services_are_recognised_by_their_answers(case: Described) -> None:
     assert best.what == case.what
     assert set(case.lines) <= set(best.lines), best.lines
     inference = tomli.loads(toml(best))["inference"]
-    if inference["protocol"] in PROTOCOLS and ("preset" not in str(inference) or PRESETS.is_dir()):
-        parse_config(toml(best), base_dir=Path("/"), environ={})
+    assert inference["protocol"] in PROTOCOLS
+    replaced, placeholders = re.subn("<[A-Z/]+>", "a", toml(best))
+    parse_config(replaced, base_dir=Path("/"), environ={})
+    if placeholders:
+        with pytest.raises(ConfigError, match=r"<[A-Z/]+>"):
+            parse_config(toml(best), base_dir=Path("/"), environ={})
+
+
+@pytest.mark.parametrize("protocol", ["oip", "openai"])
+def test_a_config_in_which_the_placeholder_of_a_model_is_left_is_refused(protocol: str) -> None:
+    text = f"[inference]\nurl = 'http://h'\nprotocol = '{protocol}'\n[inference.{protocol}]\nmodel = '<MODEL>'\n"
+    with pytest.raises(ConfigError, match=f"line 5: inference.{protocol}.model: .*<MODEL>"):
+        parse_config(text + "boxes = 'b'\n" * (protocol == "oip"), base_dir=Path("/"), environ={})
+
+
+def test_a_service_of_its_own_names_the_protocol_for_answers_of_another_shape() -> None:
+    own = [case for case in DESCRIBED if "of its own" in case.what]
+    assert len(own) == 4
+    for case in own:
+        best, *_ = guesses(case.replies())
+        assert '"http' in toml(best)
+        assert "`trio-runner protocols` lists presets" in toml(best)
+
+
+def test_every_path_that_takes_a_picture_is_listed() -> None:
+    pages = [upload(path, "file", {"type": "string", "format": "binary"}) for path in ("/detect", "/classify", "/pose")]
+    page = pages[0] | {"paths": {path: methods for each in pages for path, methods in each["paths"].items()}}
+    case = Described(name="", source="", answers={"GET /openapi.json": page}, what="", lines=())
+    found = guesses(case.replies())
+    assert [line for guess in found for line in guess.lines if line.startswith("path")] == [
+        'path = "/detect"',
+        'path = "/classify"',
+        'path = "/pose"',
+    ]
 
 
 def test_a_server_of_several_kinds_is_all_of_them() -> None:

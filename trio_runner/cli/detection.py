@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import sys
+from typing import TYPE_CHECKING, Final
 
 from trio_runner.base.redact import redact
 from trio_runner.cli.output import say
 from trio_runner.cli.suggest import command
 from trio_runner.config.credentials import secrets_of
+from trio_runner.config.errors import ConfigError
 from trio_runner.config.load import Config
 from trio_runner.errors import ExitCode, RunnerError
 from trio_runner.inference.detect import ask
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from trio_runner.inference.replies import Reply
 
 
+_VERSION: Final = re.compile(r"/v[12]/?\Z")
+
+
 async def detect(service: str, token_file: str) -> ExitCode:
     """Print the config for the service at this address; 1 with what was asked where it is not recognised.
 
@@ -27,14 +33,25 @@ async def detect(service: str, token_file: str) -> ExitCode:
         token_file: A file with a bearer token; "" for none. The token is sent over http as well.
     """
     token = {"token_file": token_file, "allow_plaintext_token": True} if token_file else {}
-    config = Config().replace(inference={"url": service, **token})
+    try:
+        config = Config().replace(inference={"url": service, **token})
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"trio-runner probe: --detect: {problem.sentence}", file=sys.stderr)
+        return ExitCode.CONFIG
     secrets = await secrets_of(config)
     try:
         replies, missing = await ask(config.inference)
+        found = guesses(replies)
+        shorter = _VERSION.sub("", service)
+        if not found and shorter != service:
+            # Clients of chat APIs want the address with /v1; here the paths of the protocols begin with it.
+            further, _ = await ask(config.replace(inference={"url": shorter}).inference)
+            if found := guesses(further):
+                service = shorter
     except RunnerError as error:
         say(redact(str(error), secrets))
         return ExitCode.NOTHING
-    found = guesses(replies)
     if not found:
         _print_unknown(config, replies, missing, secrets)
         return ExitCode.NOTHING

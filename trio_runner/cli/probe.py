@@ -39,6 +39,7 @@ MAX_IMAGE_BYTES: Final = 64 * 2**20
 SHOWN_LINES: Final = 20
 SHOWN_CHARACTERS: Final = 120
 SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
+_NO_PICTURE: Final = frozenset({ErrorCode.VIDEO_NO_FRAMES, ErrorCode.VIDEO_TRUNCATED, ErrorCode.VIDEO_UNREADABLE})
 DRAWN_QUALITY: Final = 95
 
 
@@ -90,7 +91,7 @@ def _usage_problem(
     config_path: str, image: str, picture: str, service: str, token_file: str, settings: Sequence[str]
 ) -> str:
     if bool(config_path) == bool(service):
-        return "name a config, or an address with --detect"
+        return "either a config or --detect, not both" if service else "name a config, or an address with --detect"
     if service and (image or picture or settings):
         return "--detect sends no picture"
     if token_file and not service:
@@ -141,7 +142,14 @@ async def _first_frame(config: Config, image: str, *, wanted: bool) -> tuple[Fra
         # This protocol takes JPEGs.
         whole = config.replace(video={"max_width": 0, "jpeg_quality": DRAWN_QUALITY}, inference={"protocol": "predict"})
         # A stateful model is told that the frame is its last one, too.
-        frame = replace(await _first_of(config), last=True)
+        try:
+            frame = replace(await _first_of(config), last=True)
+        except RunnerError as error:
+            if not image or error.code not in _NO_PICTURE:
+                raise
+            # The decoder's message names the copy.
+            problem = f"--image: {image} is no whole picture in JPEG, PNG, WebP, BMP or TIFF"
+            raise RunnerError(error.code, problem) from error
         return frame, await _first_of(whole) if wanted else None
 
 

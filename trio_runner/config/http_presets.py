@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,7 @@ import tomli
 
 from trio_runner.config.expressions import is_switched_off
 from trio_runner.config.inference import HttpSection
+from trio_runner.config.kinds import PLACEHOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,6 @@ EXPRESSIONS: Final = tuple(
 )
 """The keys whose values are JMESPath expressions."""
 
-_PLACEHOLDER: Final = re.compile(r"<[A-Z][A-Z0-9_/ -]*>")
 _SUGGESTION: Final = "#: "
 
 
@@ -57,7 +56,7 @@ class Preset:
 
     def as_toml(self) -> str:
         """A config to paste: the keys that the user must set, and the others as comments."""
-        lines = [line if line.startswith("#") or _PLACEHOLDER.search(line) else f"# {line}" for line in self.lines]
+        lines = [line if line.startswith("#") or PLACEHOLDER.search(line) else f"# {line}" for line in self.lines]
         return "\n".join(
             [
                 f"# {self.summary}",
@@ -116,7 +115,7 @@ def placeholders(http: HttpSection) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and name not in http.field_files
     ]
     for name, preset, configured in pairs:
-        found = _PLACEHOLDER.search(preset)
+        found = PLACEHOLDER.search(preset)
         # A printed config may have been pasted as it is.
         if found and (not configured or found[0] in str(configured)):
             yield name, found[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from trio_runner.config.address import socket_path, split_url
 from trio_runner.config.broken import broken, lonely_key_file, no_tls_files
 from trio_runner.config.errors import SECRET_NAME, shown
-from trio_runner.config.kinds import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED, PLACEHOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,6 +180,9 @@ def _headers(inference: InferenceSection) -> Iterator[Problem]:
 def _openai(inference: InferenceSection) -> Iterator[Problem]:
     """One question, a model's limits that can be kept, and no further key that is a secret or has a key of its own."""
     keys, table = inference.openai, "inference.openai"
+    if inference.protocol == "openai" and PLACEHOLDER.search(keys.model):
+        # `probe --detect` prints one where the service lists no model.
+        yield broken(f"{table}.model", f"{keys.model} is a placeholder", "write the name of the model")
     if keys.prompt and keys.prompt_file:
         yield broken(f"{table}.prompt_file", "prompt and prompt_file are both set", "choose one", f"{table}.prompt")
     if keys.min_pixels > keys.max_pixels:

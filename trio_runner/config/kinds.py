@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
+
+PLACEHOLDER: Final = re.compile(r"<[A-Z][A-Z0-9_/ -]*>")
+"""What the user has to replace in a printed config, as <MODEL>."""
 
 EMBEDDED: Final = "embedded"
 """In place of an address: the runner starts a real server of its own."""

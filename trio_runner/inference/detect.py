@@ -10,10 +10,13 @@ import trio
 
 from trio_runner.config.address import http_base, socket_path
 from trio_runner.config.credentials import tls_context
+from trio_runner.config.tls import causes
+from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.credentials import read_headers
 from trio_runner.inference.recognise import QUESTIONS, models_in
 from trio_runner.inference.replies import Reply
 from trio_runner.inference.transport import Body, TrioTransport
+from trio_runner.inference.transport_errors import transport_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -34,7 +37,7 @@ async def ask(config: InferenceSection) -> tuple[dict[str, Reply], dict[str, str
         config: The address, the token and the certificates.
 
     Raises:
-        RunnerError: `credential_unreadable`.
+        RunnerError: `credential_unreadable`; `inference_unreachable` or `inference_tls` where no connection is made.
     """
     tls = await tls_context(config, "inference") if config.url.startswith("https:") else None
     headers = await read_headers(config)
@@ -50,6 +53,8 @@ async def ask(config: InferenceSection) -> tuple[dict[str, Reply], dict[str, str
             except trio.TooSlowError:
                 missing[question] = f"no answer within {QUESTION_SECONDS:g} s"
             except (httpx.ConnectError, UnicodeError) as error:
+                if not replies:
+                    raise _no_connection(config, error) from error
                 missing[question] = f"no connection: {error}"
                 # The others would fail as well.
                 return
@@ -63,6 +68,12 @@ async def ask(config: InferenceSection) -> tuple[dict[str, Reply], dict[str, str
         with trio.move_on_after(1, shield=True):
             await transport.aclose()
     return replies, missing
+
+
+def _no_connection(config: InferenceSection, error: httpx.ConnectError | UnicodeError) -> RunnerError:
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes(error)):
+        return RunnerError(ErrorCode.INFERENCE_UNREACHABLE, f"{config.url}: nothing listens there")
+    return transport_error(config, error)
 
 
 async def _reply(transport: TrioTransport, base: str, question: str, headers: dict[str, str]) -> Reply:

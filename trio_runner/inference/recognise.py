@@ -85,7 +85,7 @@ def _oip(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     if models:
         lines.append(f"model = {quoted(models[0])}" + comment(f"or {', '.join(models[1:])}" if models[1:] else ""))
     else:
-        lines.append('model = "MODEL"' + comment("its name: this server lists none"))
+        lines.append('model = "<MODEL>"' + comment("its name: this server lists none"))
     lines.append(f"encoding = {quoted('binary' if binary else 'json')}")
     if isinstance(metadata, dict):
         lines += _tensors(metadata)
@@ -158,7 +158,7 @@ def _roboflow(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             "Roboflow Inference",
             (
                 *('protocol = "http"', "", "[inference.http]", 'preset = "roboflow"'),
-                'fields = { model_id = "PROJECT/VERSION", "image.type" = "base64" }' + comment("of your model"),
+                'fields = { model_id = "<PROJECT/VERSION>", "image.type" = "base64" }' + comment("of your model"),
                 '# field_files = { api_key = "/etc/keys/roboflow" }  # if the model wants one',
             ),
         )
@@ -168,7 +168,7 @@ def _localai(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     system = good(replies, "GET /system")
     said = system.json if system else None
     if isinstance(said, dict) and isinstance(said.get("backends"), list):
-        model = next(iter(_chat_models(replies)), "")
+        model = next(iter(_chat_models(replies)), "<MODEL>")
         yield Guess(
             "LocalAI, /v1/detection",
             (
@@ -198,7 +198,7 @@ def _openai(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             "timeout_seconds = 60.0" + comment("language models take 10 to 60 s"),
             "",
             "[inference.openai]",
-            f"model = {quoted(model)}" + comment(_others(models)),
+            f"model = {quoted(model or '<MODEL>')}" + comment(_others(models)),
             'classes = ["person"]' + comment("what you look for"),
             f"dialect = {quoted(dialect)}" + comment("a guess by the model's name: probe draws the boxes"),
         ),
@@ -225,7 +225,7 @@ def _tf_serving(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             "TensorFlow Serving",
             (
                 *('protocol = "http"', "", "[inference.http]", 'preset = "tfserving"'),
-                'path = "/v1/models/MODEL:predict"' + comment("the name of your model"),
+                'path = "/v1/models/<MODEL>:predict"' + comment("the name of your model"),
             ),
         )
 
@@ -238,7 +238,7 @@ def _torchserve(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             "TorchServe",
             (
                 *('protocol = "http"', "", "[inference.http]", 'preset = "torchserve"'),
-                'path = "/predictions/MODEL"' + comment("the name of your model"),
+                'path = "/predictions/<MODEL>"' + comment("the name of your model"),
             ),
         )
 

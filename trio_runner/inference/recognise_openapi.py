@@ -10,6 +10,7 @@ from trio_runner.inference.replies import Guess, Reply, as_list, as_text, at, co
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_PRESETS: Final = "`trio-runner protocols` lists presets, docs/protocols.md explains the keys"
 _IMAGE_FIELDS: Final = ("image", "image_base64", "img", "frame", "picture", "photo", "file", "data", "b64")
 
 
@@ -30,7 +31,7 @@ def described_by_openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             yield Guess(
                 f"{what} with a picture as the form's field {field}",
                 (
-                    'protocol = "predict"' + comment('if the answer has another form: "http", see docs/protocols.md'),
+                    'protocol = "predict"' + comment(f'if its answer has another shape: "http"; {_PRESETS}'),
                     *("", "[inference.predict]", f"path = {quoted(path)}", f"field = {quoted(field)}"),
                 ),
             )
@@ -38,7 +39,14 @@ def described_by_openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             yield Guess(
                 f"{what} with a picture as its body",
                 (
-                    *('protocol = "http"', "", "[inference.http]", f"path = {quoted(path)}", 'image = "raw"'),
+                    *(
+                        'protocol = "http"',
+                        "",
+                        "[inference.http]",
+                        f"# {_PRESETS}",
+                        f"path = {quoted(path)}",
+                        'image = "raw"',
+                    ),
                     "raw = true"
                     + comment("until list, label, score and box say where the detections are in its answer"),
                 ),
@@ -47,7 +55,7 @@ def described_by_openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
             yield Guess(
                 f"{what} with a picture in the JSON key {field}",
                 (
-                    *('protocol = "http"', "", "[inference.http]", f"path = {quoted(path)}"),
+                    *('protocol = "http"', "", "[inference.http]", f"# {_PRESETS}", f"path = {quoted(path)}"),
                     'image = "base64"' + comment('a guess: or "data-url"'),
                     f"image_at = {quoted(field)}",
                     "raw = true"

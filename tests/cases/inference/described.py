@@ -114,7 +114,7 @@ DESCRIBED = (
         source="openvinotoolkit/model_server: docs/model_server_rest_api_kfs.md",
         answers={"GET /v2": {"name": "OpenVINO Model Server", "version": "2026.2"}, "POST /v2/repository/index": 404},
         what="OpenVINO Model Server 2026.2, the Open Inference Protocol v2",
-        lines=('model = "MODEL"  # its name: this server lists none',),
+        lines=('model = "<MODEL>"  # its name: this server lists none',),
     ),
     Described(
         name="Roboflow Inference",
@@ -189,14 +189,14 @@ DESCRIBED = (
         source="tensorflow/serving: model_servers/http_rest_api_handler.cc (malformed requests)",
         answers={"GET /v1/models": (404, {"error": "Malformed request: GET /v1/models"})},
         what="TensorFlow Serving",
-        lines=('preset = "tfserving"', 'path = "/v1/models/MODEL:predict"  # the name of your model'),
+        lines=('preset = "tfserving"', 'path = "/v1/models/<MODEL>:predict"  # the name of your model'),
     ),
     Described(
         name="TorchServe",
         source="pytorch/serve: docs/inference_api.md (health check)",
         answers={"GET /ping": {"status": "Healthy"}},
         what="TorchServe",
-        lines=('preset = "torchserve"', 'path = "/predictions/MODEL"  # the name of your model'),
+        lines=('preset = "torchserve"', 'path = "/predictions/<MODEL>"  # the name of your model'),
     ),
     Described(
         name="a FastAPI with an upload",
