@@ -279,26 +279,26 @@ async def test_frames_that_failed_for_their_own_sake_are_stored(autojump_clock: 
 
 @pytest.mark.parametrize("kinds", ["u", "uu", "auua", "aauu", "faaauua"])
 async def test_frames_around_which_nothing_was_answered_end_the_attempt(autojump_clock: MockClock, kinds: str) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.RaisesGroup(RunnerError) as caught:
         await stored_of(kinds)
     assert caught.value.exceptions == (UNANSWERED,)
 
 
 async def test_one_failed_frame_more_than_allowed_ends_the_attempt(autojump_clock: MockClock) -> None:
     for kinds in ("ffff", "fafafafa", "aauafafau"):
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.RaisesGroup(RunnerError) as caught:
             await stored_of(kinds)
         assert str(caught.value.exceptions[0]).endswith(
             " (this would be frame no. 4 that is not inferred; inference.max_failed_frames = 3)"
         )
-    with pytest.raises(ExceptionGroup):
+    with pytest.RaisesGroup(RunnerError):
         await stored_of("af", CONFIG)
 
 
 async def test_failed_frames_of_earlier_attempts_count(autojump_clock: MockClock) -> None:
     assert await stored_of("fa", earlier=2) == [0, 1]
     for earlier, number in ((2, 4), (3, 4), (7, 8)):
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.RaisesGroup(RunnerError) as caught:
             await stored_of("faf", earlier=earlier)
         (error,) = caught.value.exceptions
         assert isinstance(error, RunnerError)
