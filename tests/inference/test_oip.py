@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import struct
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from tests.support.hostile_answers import assert_refusal, assert_sound
 from tests.support.makers import make_frame
 from trio_runner.config.inference import InferenceSection, OipSection
+from trio_runner.config.tensor import TensorSection
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.protocol import Answer, Call, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.protocols.oip import MAX_JSON_BYTES, Oip
+from trio_runner.inference.protocols.oip_model import SENT
 from trio_runner.model import Detection, Frame
 
 FRAME = make_frame(size=(640, 480))
@@ -494,6 +496,10 @@ def test_a_model_that_fits_is_asked_in_its_own_form(keys: dict[str, Any], answer
     assert (asked["name"], asked["shape"]) == ("image", shape)
 
 
+def test_the_supported_datatypes_are_those_of_the_config() -> None:
+    assert get_args(get_type_hints(TensorSection)["datatype"]) == SENT
+
+
 @pytest.mark.parametrize(
     ("keys", "answer", "part"),
     [
@@ -502,6 +508,13 @@ def test_a_model_that_fits_is_asked_in_its_own_form(keys: dict[str, Any], answer
         ({"input": ""}, metadata([1], inputs=[]), "none: set inference.oip.input"),
         ({"boxes": "dets"}, metadata([1]), "no output dets, but boxes, scores, labels: set inference.oip.boxes"),
         ({}, metadata([3, 480, 640], "FP32"), "the model takes FP32: set inference.oip.tensor.datatype"),
+        (
+            {},
+            metadata([3, 480, 640], "FP16"),
+            "takes FP16, which is not supported: give it an input of BYTES, UINT8, FP32",
+        ),
+        ({"tensor": TENSOR}, metadata([1, 3, 480, 640], "FP16"), "the model takes FP16, which is not supported"),
+        ({"tensor": TENSOR}, metadata([1]), "takes BYTES: set inference.oip.tensor.datatype, which is FP32"),
         ({"tensor": TENSOR}, metadata([1, 3, 640, 640], "FP32"), "set layout, width and height"),
         ({"tensor": TENSOR | {"layout": "NHWC"}}, metadata([1, 3, 480, 640], "FP32"), "[1, 480, 640, 3] would be sent"),
         ({"batch": 4}, metadata([1]), "set inference.oip.batch, which is 4, to 1"),

@@ -20,6 +20,8 @@ TABLE: Final = "inference.oip"
 ANY: Final = -1
 """A dimension that may have any length."""
 CHANNELS: Final = 3
+SENT: Final = ("BYTES", "UINT8", "FP32")
+"""The datatypes that `tensor.datatype` may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ def check_model(metadata: Any, keys: OipSection, outputs: Sequence[str]) -> Mode
     if keys.tensor.datatype == datatype:
         return Model(chosen, len(shape), _check_shape(shape, keys, path))
     if not (keys.tensor.datatype == "BYTES" and _decodes(metadata, shape)):
+        if datatype not in SENT:
+            raise BadAnswerError(
+                f"{path}.datatype: the model takes {quoted(datatype)}, which is not supported: give it an input of "
+                f"{', '.join(SENT)}"
+            )
         raise BadAnswerError(
             f"{path}.datatype: the model takes {quoted(datatype)}: set {TABLE}.tensor.datatype, which is "
             f"{keys.tensor.datatype}"
