@@ -21,7 +21,7 @@ from trio_runner.errors import ErrorCode, RunnerError
 from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_prompt
 from trio_runner.inference.prose import MAX_BRACKETS
-from trio_runner.inference.protocol import Answer, Reading
+from trio_runner.inference.protocol import Answer, Call, Reading
 from trio_runner.inference.protocols import open_protocol
 from trio_runner.inference.smart_resize import smart_resize
 from trio_runner.model import Frame
@@ -133,10 +133,10 @@ def test_the_form_of_the_answer_is_asked_for(answer: str, kind: str | None) -> N
     assert prompt({"answer": answer})
 
 
-def test_the_list_of_models_tells_of_readiness() -> None:
+def test_readiness_is_asked_for_beside_the_chat() -> None:
     call = open_protocol(section({"path": "/v1beta/openai/chat/completions"})).readiness()
-    assert call
-    assert (call.method, call.path, call.body) == ("GET", "/v1beta/openai/models", ())
+    models = Call(method="GET", path="/v1beta/openai/models")
+    assert call == Call(method="GET", path="/v1beta/openai/health", otherwise=models)
     assert open_protocol(section({"path": "/chat"})).readiness() is None
 
 

@@ -179,6 +179,42 @@ async def test_the_ready_path_is_asked_in_its_place() -> None:
     assert all(request.startswith(b"GET /health HTTP/1.1\r\n") for request in seen)
 
 
+LLAMA = {"/v1/health": ["503 Service Unavailable", "503 Service Unavailable", "200 OK"], "/v1/models": ["200 OK"]}
+OLLAMA = {"/v1/health": ["404 Not Found"], "/v1/models": ["200 OK"]}
+GUARDED = {"/v1/health": ["403 Forbidden"] * 2, "/v1/models": ["503 Service Unavailable", "200 OK"]}
+
+
+@pytest.mark.parametrize("statuses", [LLAMA, OLLAMA, GUARDED], ids=["llama.cpp", "ollama", "a proxy"])
+async def test_a_model_that_is_loaded_is_waited_for_wherever_the_service_says_so(
+    statuses: dict[str, list[str]],
+) -> None:
+    left = {path: list(each) for path, each in statuses.items()}
+
+    async def script(stream: trio.SocketStream) -> None:
+        while request := await read_request(stream):
+            await stream.send_all(http(b"{}", left[request.split()[1].decode()].pop(0)))
+
+    async with serving(script) as server:
+        config = InferenceSection(url=server.url, ready_timeout_seconds=20.0, protocol="openai")
+        async with open_client(config) as client:
+            await client.wait_until_ready(lambda _: None)
+    assert left["/v1/health"] == []
+    assert left["/v1/models"] == (["200 OK"] if statuses is LLAMA else [])
+
+
+async def test_a_key_that_the_service_refuses_is_refused_by_the_list_of_models_too() -> None:
+    async def script(stream: trio.SocketStream) -> None:
+        while await read_request(stream):
+            await stream.send_all(http(b"{}", "401 Unauthorized"))
+
+    async with serving(script) as server:
+        config = InferenceSection(url=server.url, ready_timeout_seconds=20.0, protocol="openai")
+        async with open_client(config) as client:
+            with pytest.raises(InferenceError, match="401") as caught:
+                await client.wait_until_ready(lambda _: None)
+    assert caught.value.code is ErrorCode.INFERENCE_REJECTED
+
+
 async def test_a_service_that_starts_late_is_waited_for() -> None:
     port = free_port()
     waits: list[str] = []

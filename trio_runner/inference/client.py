@@ -16,7 +16,7 @@ from trio_runner.inference.answer import BadAnswerError
 from trio_runner.inference.credentials import read_headers, read_labels, read_prompt, read_query, with_field_files
 from trio_runner.inference.protocol import Answer, DescribedProtocol, Reading
 from trio_runner.inference.protocols import open_protocol
-from trio_runner.inference.readiness import readiness_call, wait_until_ready
+from trio_runner.inference.readiness import ask_or_otherwise, readiness_call, wait_until_ready
 from trio_runner.inference.recording import Exchange, Recorder
 from trio_runner.inference.retrying import Sending
 from trio_runner.inference.statuses import MAX_COMPLAINT_BYTES, SUCCESSES, Blame, InferenceError, status_error
@@ -129,7 +129,7 @@ class InferenceClient:
         """
         call, only_asks = readiness_call(self._config, self._protocol)
         await wait_until_ready(
-            partial(self._sending.once, partial(self._in_time, call)),
+            partial(self._sending.once, partial(ask_or_otherwise, self._in_time, call)),
             only_asks=only_asks,
             seconds=self._config.ready_timeout_seconds,
             on_wait=on_wait,

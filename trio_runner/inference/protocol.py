@@ -21,6 +21,8 @@ class Call:
     """In several pieces, so that a picture is not copied."""
     method: str = "POST"
     headers: tuple[tuple[str, str], ...] = ()
+    otherwise: Call | None = None
+    """Asked about readiness where the service does not have this path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,23 @@ def readiness_call(config: InferenceSection, protocol: WireProtocol) -> tuple[Ca
     return protocol.call([grey]), False
 
 
+async def ask_or_otherwise(send: Callable[[Call], Awaitable[object]], call: Call) -> None:
+    """Send the request, and `call.otherwise` where the status says that the service does not take the first one.
+
+    A proxy that only lets the paths of the API through may answer 401 or 403 to any other.
+
+    Raises:
+        InferenceError: By `send`.
+    """
+    try:
+        await send(call)
+    except InferenceError as error:
+        is_refused = 300 <= error.status < 500 and not error.transient  # noqa: PLR2004 - redirects and refusals
+        if call.otherwise is None or not is_refused:
+            raise
+        await send(call.otherwise)
+
+
 async def wait_until_ready(
     ask: Callable[[], Awaitable[object]], *, only_asks: bool, seconds: float, on_wait: Callable[[str], None]
 ) -> None:

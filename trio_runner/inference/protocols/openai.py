@@ -114,9 +114,14 @@ class Openai:
             raise BadAnswerError(f"{CONTENT}: {error}; the model wrote {quoted(text)}") from error
 
     def readiness(self) -> Call | None:
-        """`GET /v1/models` beside the path of the chat; it has no answer before the model is loaded."""
+        """`GET /v1/health` beside the path of the chat, and `GET /v1/models` where there is no such path.
+
+        llama.cpp lists its models while it loads them, and answers 503 to any other request. `/health` itself is not
+        asked, because LiteLLM then asks every model that it knows.
+        """
         base, _, _ = self.keys.path.rpartition("/chat/completions")
-        return Call(method="GET", path=f"{base}/models") if base else None
+        models = Call(method="GET", path=f"{base}/models")
+        return Call(method="GET", path=f"{base}/health", otherwise=models) if base else None
 
     def _found(self, item: Any, path: str) -> Found:
         if isinstance(item, str | int) and self.keys.answer == "labels":
