@@ -79,6 +79,7 @@ def test_a_server_of_several_kinds_is_all_of_them() -> None:
         {},
         {"GET /": b"It works!", "GET /ping": b"pong", "GET /healthz": {"status": "ok"}},
         {"GET /v2": {"message": "hello"}, "GET /v1/models": {"models": []}},
+        {"GET /openapi.json": upload("/v1/audio/transcriptions", "file", {"type": "string", "format": "binary"})},
         {"GET /openapi.json": {"paths": {"/items": {"post": {"requestBody": {}}}, "/x": 3}}},
     ],
 )

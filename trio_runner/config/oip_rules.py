@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from trio_runner.config.broken import broken
-from trio_runner.config.kinds import EMBEDDED
+from trio_runner.config.kinds import EMBEDDED, PLACEHOLDER
 from trio_runner.config.tensor import MAX_TENSOR_BYTES, TensorSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trio_runner.config.errors import Problem
-    from trio_runner.config.inference import InferenceSection
+    from trio_runner.config.inference import InferenceSection, OipSection
     from trio_runner.config.sections import PipelineSection, VideoSection
 
 TABLE: Final = "inference.oip"
@@ -28,6 +28,7 @@ def oip_rules(inference: InferenceSection, video: VideoSection, pipeline: Pipeli
     # `embedded.addresses` fills in the name of the only model that the embedded service has.
     if not keys.model and inference.url != EMBEDDED:
         yield broken(f"{TABLE}.model", "missing", "name the model of the service", "inference.protocol")
+    yield from _placeholders(keys)
     if not keys.input and not keys.metadata:
         yield broken(f"{TABLE}.input", "missing, because metadata = false", "name it", f"{TABLE}.metadata")
     if not (keys.boxes or (keys.scores and keys.decode == "boxes")):
@@ -45,6 +46,13 @@ def oip_rules(inference: InferenceSection, video: VideoSection, pipeline: Pipeli
     if keys.sequence:
         yield from _sequence_rules(inference)
     yield from _tensor_rules(inference, video, pipeline)
+
+
+def _placeholders(keys: OipSection) -> Iterator[Problem]:
+    """`probe --detect` prints a placeholder where the name of no output fits."""
+    for name in ("boxes", "scores", "labels"):
+        if PLACEHOLDER.search(output := getattr(keys, name)):
+            yield broken(f"{TABLE}.{name}", f"{output} is a placeholder", "write the name of the output")
 
 
 def _sequence_rules(inference: InferenceSection) -> Iterator[Problem]:

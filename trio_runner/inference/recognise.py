@@ -113,15 +113,16 @@ def _tensors(metadata: dict[str, Any]) -> Iterator[str]:
         yield f"boxes = {quoted(names[0])}"
     elif any("logits" in name for name in names):
         yield 'decode = "detr"' + comment("a guess: it has logits")
-        yield f"boxes = {quoted(_best(names, 'box'))}"
-        yield f"scores = {quoted(_best(names, 'logits'))}"
+        yield _output("boxes", names, "box")
+        yield _output("scores", names, "logits")
+    elif set(names) == {"dets", "labels"}:
+        yield 'decode = "detr"' + comment("a guess: RF-DETR calls its boxes and logits so")
+        yield 'boxes = "dets"'
+        yield 'scores = "labels"'
     elif names:
-        for key, part in (
-            ("boxes", "box"),
-            ("scores", "score"),
-            ("labels", "label" if "label" in str(names) else "class"),
-        ):
-            yield f"{key} = {quoted(_best(names, part))}" + comment("a guess by its name")
+        yield _output("boxes", names, "box")
+        yield _output("scores", names, "score")
+        yield _output("labels", names, "label" if "label" in str(names) else "class")
     if inputs:
         name, datatype, shape = inputs[0]
         yield f"input = {quoted(name)}"
@@ -258,5 +259,9 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(side for side in as_list(at(tensor, "shape")) if isinstance(side, int) and abs(side) < 2**31)
 
 
-def _best(names: list[str], part: str) -> str:
-    return next((name for name in names if part in name.lower()), "")
+def _output(key: str, names: list[str], part: str) -> str:
+    """The line for an output whose name holds `part`; without one, a placeholder and the names to choose from."""
+    if name := next((name for name in names if part in name.lower()), ""):
+        return f"{key} = {quoted(name)}" + comment("a guess by its name")
+    none = "" if key == "boxes" else ', or "" if there is none'
+    return f'{key} = "<OUTPUT>"' + comment(f"one of {', '.join(names[:8])}{none}")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _PRESETS: Final = "`trio-runner protocols` lists presets, docs/protocols.md explains the keys"
 _IMAGE_FIELDS: Final = ("image", "image_base64", "img", "frame", "picture", "photo", "file", "data", "b64")
 
+_SOUND: Final = re.compile("audio|speech|transcri", re.IGNORECASE)
+"""Paths such as vLLM's /v1/audio/transcriptions, whose file is no picture."""
+
 
 def described_by_openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     """Services of one's own, as FastAPI, LitServe and BentoML describe them."""
@@ -23,7 +26,7 @@ def described_by_openapi(replies: Mapping[str, Reply]) -> Iterator[Guess]:
     title = as_text((document.get("info") or {}).get("title")) if isinstance(document.get("info"), dict) else ""
     for path, methods in list(paths_of(page).items()):
         post = methods.get("post") if isinstance(methods, dict) else None
-        if not isinstance(post, dict) or not re.fullmatch(r"/((?![?#{}])[!-~])*", path):
+        if not isinstance(post, dict) or not re.fullmatch(r"/((?![?#{}])[!-~])*", path) or _SOUND.search(path):
             continue
         content = at(_resolved(post.get("requestBody"), document), "content")
         what = f"a service of its own{f' ({title})' if title else ''}, POST {path}"

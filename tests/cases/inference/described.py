@@ -99,6 +99,50 @@ DESCRIBED = (
         ),
     ),
     Described(
+        name="Triton with an exported RF-DETR",
+        source="roboflow/rf-detr: rfdetr/export/main.py (input; dets, labels)",
+        answers={
+            "GET /v2": KSERVE,
+            "POST /v2/repository/index": [{"name": "rfdetr"}],
+            "GET /v2/models/rfdetr": {
+                "name": "rfdetr",
+                "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 3, 560, 560]}],
+                "outputs": [
+                    {"name": "dets", "datatype": "FP32", "shape": [1, 300, 4]},
+                    {"name": "labels", "datatype": "FP32", "shape": [1, 300, 91]},
+                ],
+            },
+        },
+        what="triton 2.51.0, the Open Inference Protocol v2",
+        lines=(
+            'decode = "detr"  # a guess: RF-DETR calls its boxes and logits so',
+            'boxes = "dets"',
+            'scores = "labels"',
+        ),
+    ),
+    Described(
+        name="Triton with outputs whose names say nothing",
+        source="TensorFlow's SavedModels: names of outputs by number",
+        answers={
+            "GET /v2": KSERVE,
+            "POST /v2/repository/index": [{"name": "tf"}],
+            "GET /v2/models/tf": {
+                "name": "tf",
+                "inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}],
+                "outputs": [
+                    {"name": "output_0", "datatype": "FP32", "shape": [-1, 4]},
+                    {"name": "output_1", "datatype": "FP32", "shape": [-1]},
+                ],
+            },
+        },
+        what="triton 2.51.0, the Open Inference Protocol v2",
+        lines=(
+            'boxes = "<OUTPUT>"  # one of output_0, output_1',
+            'scores = "<OUTPUT>"  # one of output_0, output_1, or "" if there is none',
+            'labels = "<OUTPUT>"  # one of output_0, output_1, or "" if there is none',
+        ),
+    ),
+    Described(
         name="MLServer",
         source="MLServer 1.7.1: it has no binary tensors; docs.seldon.ai/mlserver model repository extension",
         answers={
