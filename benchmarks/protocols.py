@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import socket
 import statistics
 import struct
-import threading
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import trio
+from peer import Sizes, open_peer
 
 from trio_runner.config.inference import InferenceSection
 from trio_runner.inference.client import open_client
 from trio_runner.model import Frame
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-Sizes = Any
-"""Shared memory with an integer for each protocol."""
 
 WIDTH, HEIGHT, JPEG_BYTES, BOXES, EACH = 640, 480, 60_000, 5, 20
 BOX = [10.0, 20.0, 110.0, 220.0]
@@ -127,44 +119,6 @@ WAYS: dict[str, tuple[dict[str, Any], bytes, int]] = {
 }
 
 
-def serve(ports: Connection, sizes: Sizes) -> None:
-    """One listener for each protocol, until killed; the size of its last request is noted in `sizes`."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in WAYS]
-    for place, (listener, (_, answer, _)) in enumerate(zip(listeners, WAYS.values(), strict=True)):
-        arguments = (listener, b"HTTP/1.1 200 OK\r\n" + answer, sizes, place)
-        threading.Thread(target=accept, args=arguments, daemon=True).start()
-    ports.send([listener.getsockname()[1] for listener in listeners])
-    threading.Event().wait()
-
-
-def accept(listener: socket.socket, response: bytes, sizes: Sizes, place: int) -> None:
-    """Answer each request of each connection."""
-    while True:
-        connection, _ = listener.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=answer_all, args=(connection, response, sizes, place), daemon=True).start()
-
-
-def answer_all(connection: socket.socket, response: bytes, sizes: Sizes, place: int) -> None:
-    """Read each request by its Content-Length, note its size, and send the response."""
-    buffer = bytearray(2**23)
-    with connection:
-        while True:
-            got = 0
-            whole = None
-            while whole is None or got < whole:
-                count = connection.recv_into(memoryview(buffer)[got:])
-                if not count:
-                    return
-                got += count
-                if whole is None and (end := buffer.find(b"\r\n\r\n", 0, got)) >= 0:
-                    head = bytes(buffer[:end]).lower()
-                    length = head.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
-                    whole = end + 4 + int(length)
-            sizes[place] = got
-            connection.sendall(response)
-
-
 async def measure(ports: list[int], sizes: Sizes, frames: int) -> None:
     """Print a row for each protocol."""
     async with AsyncExitStack() as stack:
@@ -209,14 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1000, help="of each protocol")
     options = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    sizes = multiprocessing.Array("q", len(WAYS))
-    server = multiprocessing.Process(target=serve, args=(theirs, sizes), daemon=True)
-    server.start()
-    try:
-        trio.run(measure, ours.recv(), sizes, options.frames)
-    finally:
-        server.kill()
+    with open_peer([b"HTTP/1.1 200 OK\r\n" + answer for _, answer, _ in WAYS.values()]) as (ports, sizes):
+        trio.run(measure, ports, sizes, options.frames)
 
 
 if __name__ == "__main__":

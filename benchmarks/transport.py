@@ -9,24 +9,18 @@ over loopback these contain a part of the receiver's half of TCP as well.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING
 
 import httpx
 import trio
+from peer import open_peer
 
 from trio_runner.inference.multipart import form
 from trio_runner.inference.transport import Body, TrioTransport
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 SIZES = (30_000, 150_000, 400_000)
 EACH = 25
@@ -41,34 +35,6 @@ RESPONSE = (
 
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 Exchange = Callable[[bytes], Awaitable[bytes]]
-
-
-def serve(port: Connection) -> None:
-    """Answer every request on every connection, until killed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port.send(listener.getsockname()[1])
-        while True:
-            connection, _ = listener.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-
-def answer(connection: socket.socket) -> None:
-    """Read each request by its Content-Length and send the same response."""
-    buffer = bytearray(2**20)
-    with connection:
-        while True:
-            got = 0
-            whole = None
-            while whole is None or got < whole:
-                count = connection.recv_into(memoryview(buffer)[got:])
-                if not count:
-                    return
-                got += count
-                if whole is None and (end := buffer.find(b"\r\n\r\n", 0, got)) >= 0:
-                    head = bytes(buffer[:end]).lower()
-                    whole = end + 4 + int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            connection.sendall(RESPONSE)
 
 
 async def read(response: httpx.Response) -> bytes:
@@ -133,13 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exchanges", type=int, default=2000, help="of each kind and size")
     options = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
-    server.start()
-    try:
-        trio.run(measure, f"http://127.0.0.1:{ours.recv()}/predict", options.exchanges)
-    finally:
-        server.kill()
+    with open_peer([RESPONSE]) as (ports, _):
+        trio.run(measure, f"http://127.0.0.1:{ports[0]}/predict", options.exchanges)
 
 
 if __name__ == "__main__":
